@@ -1,0 +1,1 @@
+"""Visual inspection that learns a new product every week and forgets none."""

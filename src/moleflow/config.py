@@ -1,0 +1,115 @@
+"""Every option of the method, each default written once.
+
+A part is left out by passing None in its place and changed by passing another object:
+`FlowConfig(dia=None)`, `FlowConfig(lora=Lora(rank=64))`. All of it travels as plain JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from .errors import ConfigError
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Learned scale and shift per channel after normalisation, bounded so that they stay a correction."""
+
+    scale_limit: float = 2.0  # gamma in [1/limit, limit]
+    shift_limit: float = 2.0  # beta in [-limit, limit]
+
+
+@dataclass(frozen=True)
+class Mixer:
+    """Learned spatial 3x3 mixing of each channel, invertible by construction."""
+
+    gate_limit: float = 0.5  # how much of a patch its neighbourhood may replace at most
+
+
+@dataclass(frozen=True)
+class Context:
+    """Neighbourhood seen by the scale nets: a depthwise kernel x kernel convolution times a learned gate."""
+
+    kernel: int = 5
+    gate: float = 0.1  # starting value
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank change of every linear map of the base: (alpha / rank) B A."""
+
+    rank: int = 16
+    alpha: float = 16.0
+
+
+@dataclass(frozen=True)
+class Dia:
+    """Deep invertible adapter: affine coupling blocks a product owns alone."""
+
+    blocks: int = 2
+    hidden: int = 128
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Shape of the density: what is shared (couplings, mixer) and what a product owns."""
+
+    normalisation: Literal["layer", "none"] = "layer"
+    statistics: bool = True  # start from the product's own mean and spread per channel
+    position: float = 1.0  # amplitude of the 2-D sinusoidal encoding; 0 leaves it out
+    whitening: Whitening | None = field(default_factory=Whitening)
+    mixer: Mixer | None = field(default_factory=Mixer)
+    couplings: int = 2
+    hidden: int = 128
+    clamp: float = 1.9
+    context: Context | None = field(default_factory=Context)
+    lora: Lora | None = field(default_factory=Lora)
+    dia: Dia | None = field(default_factory=Dia)
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a flow learns from cached features."""
+
+    steps: int = 400
+    base_steps: int = 400
+    patches: int = 2048  # per step
+    window: int = 16  # side of the patch windows a step looks at
+    learning_rate: float = 1e-3
+    tail_weight: float = 0.7  # lambda: share of the loss given to the hardest patches
+    tail_share: float = 0.05  # rho: which share of the patches is the tail
+    log_det_weight: float = 1e-4
+    noise: float = 0.6  # standard deviation added to normalised features
+    clip: float = 5.0  # largest gradient norm of a step
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A config as plain JSON-able dicts."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[C], values: dict[str, Any]) -> C:
+    """The config `kind` from the dicts of `to_dict`; an unknown key is a `ConfigError`."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{kind.__name__}: expected a table of options, got {values!r}")
+    hints = typing.get_type_hints(kind)
+    names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - names)
+    if unknown:
+        raise ConfigError(f"{kind.__name__}: unknown option {unknown[0]!r}; known are {', '.join(sorted(names))}")
+    return kind(**{name: _value(hints[name], value) for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any) -> Any:
+    """Builds nested configs where the annotation says so; leaves plain values as they are."""
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+            return from_dict(kind, value)  # type: ignore[arg-type]
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Images and data sets: decoding, layouts, and the built-in procedural products."""

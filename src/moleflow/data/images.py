@@ -1,0 +1,349 @@
+"""Files, arrays and tensors become one kind of image: (H, W, 3) uint8, RGB, upright.
+
+Nothing global is touched: neither Pillow's limits nor the interpreter's warning filters, so decoding is
+safe on many threads and leaves a host program's settings alone.
+"""
+
+import glob
+import os
+import re
+import stat
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+# Imported for what they register: the decoders of the kinds below, and no others.
+from PIL import (
+    BmpImagePlugin,  # noqa: F401
+    GifImagePlugin,  # noqa: F401
+    Image,
+    JpegImagePlugin,  # noqa: F401
+    MpoImagePlugin,  # noqa: F401
+    PngImagePlugin,  # noqa: F401
+    PpmImagePlugin,  # noqa: F401
+    TiffImagePlugin,  # noqa: F401
+    WebPImagePlugin,  # noqa: F401
+)
+
+from moleflow.errors import ImageError
+
+MAX_PIXELS = 178_000_000
+"""Largest width times height that is decoded; a little below the size at which Pillow's decoders give up."""
+
+EXTENSIONS = frozenset(
+    {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"}
+    | {".tiff", ".webp"}
+)
+"""Endings (lower case) that mark a file in a folder as an image; the content decides how it is read."""
+
+_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
+_ORIENTATION = 0x0112
+_ROUNDING = 1e-6  # a float image may leave [0, 1] by the rounding of its own arithmetic, no further
+
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+# Finding files
+
+
+def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
+    """List the image files that `source` names.
+
+    `source` is a folder (its direct children with a known extension, in any case), a glob pattern (`**`
+    descends), a single file (taken whatever its extension), or a sequence of those. Within a folder or a
+    pattern the order is natural (`img2` before `img10`) and hidden files are left out; a sequence keeps its
+    own order and its repetitions. Raises `ImageError` if anything named holds no image.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return _expand(source)
+    if not isinstance(source, Iterable):
+        raise ImageError(
+            f"expected a folder, a file, a pattern or a list of them, got {type(source).__name__}"
+        )
+    found = [path for item in source for path in _expand(item)]
+    if not found:
+        raise ImageError("no images: the list of files is empty")
+    return found
+
+
+def _expand(item: Any) -> list[Path]:
+    if not isinstance(item, (str, os.PathLike)) or not str(item):
+        raise ImageError(f"expected the path of a folder or an image, got {item!r}")
+    path = Path(item)
+    try:
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return _glob(str(item))
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: cannot be looked at: {_reason(error)}") from error
+    return _children(path) if stat.S_ISDIR(mode) else [path]
+
+
+def _children(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            # A broken link stays in the list, so that reading it fails by name instead of going unnoticed.
+            named = [(Path(entry.path), entry.is_dir()) for entry in entries]
+    except OSError as error:
+        raise ImageError(f"{folder}: cannot be listed: {_reason(error)}") from error
+    images = _select(path for path, is_folder in named if not is_folder)
+    if not images:
+        folders = sum(is_folder for _, is_folder in named)
+        holds = f"it holds {len(named) - folders} other files and {folders} folders"
+        raise ImageError(f"{folder}: no images directly inside ({holds}; looked for {_known_extensions()})")
+    return images
+
+
+def _glob(pattern: str) -> list[Path]:
+    if not glob.has_magic(pattern):
+        raise ImageError(f"{pattern}: no such file or folder")
+    matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
+    images = _select(path for path in matches if not path.is_dir())
+    if not images:
+        matched = f"{len(matches)} matches, none of them an image" if matches else "nothing matches"
+        raise ImageError(f"{pattern}: {matched} (looked for {_known_extensions()})")
+    return images
+
+
+def _select(paths: Iterable[Path]) -> list[Path]:
+    images = (path for path in paths if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
+    return sorted(images, key=_natural_key)
+
+
+def _natural_key(path: Path) -> tuple[list[list[tuple[int, int, str]]], str]:
+    def split(part: str) -> list[tuple[int, int, str]]:
+        pieces = re.split(r"([0-9]+)", part.casefold())
+        return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces if piece]
+
+    return [split(part) for part in path.parts], str(path)
+
+
+def _known_extensions() -> str:
+    return " ".join(sorted(EXTENSIONS))
+
+
+# Reading files
+
+
+def read_image(path: str | Path, *, at_least: int | None = None) -> np.ndarray:
+    """Decode one file to (H, W, 3) uint8, RGB, with its EXIF orientation applied.
+
+    Grey, 1-bit, palette and CMYK images become RGB; of several frames the first is taken. 16-bit grey maps
+    0..65535 to 0..255 and float grey 0..1 to 0..255, the same for every image: never stretched by the image's
+    own extremes. Transparent pixels are laid over black, so that colours hidden under full transparency,
+    which nobody sees, do not count.
+
+    `at_least` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter side keeps that
+    many pixels: for callers that only make the image smaller afterwards. Other kinds are decoded in full.
+
+    Raises `ImageError`, with the path, for anything that is not a whole image of at most `MAX_PIXELS` pixels;
+    the size is judged by the header, before decoding.
+    """
+    path = Path(path)
+    _require_file(path)
+    try:
+        with open(path, "rb") as file, _identify(file, path) as image:
+            _check_size(image, path)
+            if at_least is not None:
+                image.draft(None, (max(1, at_least), max(1, at_least)))
+            return _decode(image, path)
+    except OSError as error:
+        raise ImageError(f"{path}: cannot be read: {_reason(error)}") from error
+
+
+def _require_file(path: Path) -> None:
+    """Refuse what must not be opened: opening a named pipe, for one, would wait for ever."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise ImageError(f"{path}: no such file") from error
+    except (OSError, ValueError) as error:
+        raise ImageError(f"{path}: cannot be read: {_reason(error)}") from error
+    if stat.S_ISDIR(status.st_mode):
+        raise ImageError(f"{path}: expected an image file, this is a folder")
+    if not stat.S_ISREG(status.st_mode):
+        raise ImageError(f"{path}: expected an image file, this is not a regular file")
+    if status.st_size == 0:
+        raise ImageError(f"{path}: expected an image file, this one is empty (0 bytes)")
+
+
+def _identify(file: IO[bytes], path: Path) -> Image.Image:
+    """Read the header only.
+
+    `Image.open` would compare the size with a process-wide limit and warn or fail by the host's settings,
+    and would try every kind Pillow knows; the registered decoders are asked directly instead.
+    """
+    prefix = file.read(16)
+    for name in _FORMATS:
+        factory, accept = Image.OPEN[name]
+        if accept is None or accept(prefix.ljust(16, b"\0")) is True:
+            file.seek(0)
+            try:
+                return factory(file, str(path))
+            except Exception as error:  # hostile bytes make decoders raise nearly anything
+                raise ImageError(f"{path}: damaged {name} header: {_reason(error)}") from error
+    kinds = ", ".join(_FORMATS)
+    raise ImageError(
+        f"{path}: not an image of a known kind (expected {kinds}; it begins with {prefix[:8]!r})"
+    )
+
+
+def _check_size(image: Image.Image, where: object) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"{where}: {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
+
+
+def _decode(image: Image.Image, where: object) -> np.ndarray:
+    try:
+        image.load()
+        pixels = _to_rgb(image, where)
+    except ImageError:
+        raise
+    except MemoryError as error:
+        width, height = image.size
+        raise ImageError(f"{where}: not enough memory for {width} x {height} pixels") from error
+    except Exception as error:  # hostile bytes make decoders raise nearly anything
+        raise ImageError(f"{where}: damaged, truncated or of an unknown kind: {_reason(error)}") from error
+    turn = _UPRIGHT.get(_orientation(image))
+    return pixels if turn is None else np.ascontiguousarray(turn(pixels))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 (upright) where there is none.
+
+    Asked after loading, because Pillow already turns TIFF images upright while it loads them.
+    """
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except (
+        Exception
+    ):  # a garbled EXIF block says nothing about the pixels; viewers show such images as they are
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _to_rgb(image: Image.Image, where: object) -> np.ndarray:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _grey_to_rgb(_from_16_bit(np.asarray(image), where))
+    if image.mode == "F":
+        return _grey_to_rgb(_from_float(np.asarray(image), where))
+    if image.has_transparency_data:
+        return _over_black(np.asarray(image.convert("RGBA")))
+    return np.array(image.convert("RGB"))
+
+
+# Arrays and tensors
+
+
+def as_image(value: Any, *, where: str = "image", at_least: int | None = None) -> np.ndarray:
+    """Turn a path, a PIL image, an array or a tensor into (H, W, 3) uint8.
+
+    Arrays are (H, W) or (H, W, C), torch tensors (H, W) or (C, H, W), with C = 1 (grey), 3 (RGB) or 4 (RGBA,
+    laid over black); uint8, uint16 (0..65535), bool, or float in [0, 1]. The result may share memory with a
+    uint8 array. `where` names the image in errors; `at_least` is passed to `read_image`.
+
+    Raises `ImageError` that says what was expected and what came.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return read_image(Path(value), at_least=at_least)
+    if isinstance(value, Image.Image):
+        _check_size(value, where)
+        return _decode(value, where)
+    if isinstance(value, np.ndarray):
+        return _from_array(value, where)
+    # A tensor can only have come if torch is imported, so this module need not import it.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(value, torch.Tensor):
+        return _from_tensor(value, where, torch)
+    raise ImageError(
+        f"{where}: expected a path, a PIL image, an array or a tensor, got {type(value).__name__}"
+    )
+
+
+def _from_tensor(value: Any, where: str, torch: Any) -> np.ndarray:
+    if value.ndim not in (2, 3) or (value.ndim == 3 and value.shape[0] not in (1, 3, 4)):
+        raise ImageError(f"{where}: expected a tensor of (H, W) or (1|3|4, H, W), got {tuple(value.shape)}")
+    value = value.detach().cpu()
+    if value.dtype == torch.bfloat16:  # numpy has no such type
+        value = value.float()
+    array = value.numpy()
+    return _from_array(array if array.ndim == 2 else array.transpose(1, 2, 0), where)
+
+
+def _from_array(array: np.ndarray, where: str) -> np.ndarray:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
+        raise ImageError(f"{where}: expected an array of (H, W) or (H, W, 1|3|4), got {array.shape}")
+    if array.size == 0:
+        raise ImageError(f"{where}: expected at least one pixel, got an array of {array.shape}")
+    pixels = _to_uint8(array, where)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return _grey_to_rgb(pixels.reshape(pixels.shape[:2]))
+    if pixels.shape[2] == 4:
+        return _over_black(pixels)
+    return np.ascontiguousarray(pixels)
+
+
+def _to_uint8(array: np.ndarray, where: object) -> np.ndarray:
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == np.bool_:
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return _from_16_bit(array, where)
+    if np.issubdtype(array.dtype, np.floating):
+        return _from_float(array, where)
+    raise ImageError(f"{where}: expected uint8, uint16, bool or float values, got {array.dtype}")
+
+
+def _from_16_bit(array: np.ndarray, where: object) -> np.ndarray:
+    low, high = int(array.min()), int(array.max())
+    if low < 0 or high > 65535:
+        raise ImageError(f"{where}: expected 16-bit values in 0..65535, got {low}..{high}")
+    return ((array.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
+
+
+def _from_float(array: np.ndarray, where: object) -> np.ndarray:
+    low, high = float(array.min()), float(array.max())  # NaN anywhere makes both NaN
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ImageError(f"{where}: expected float values in [0, 1], got NaN or infinity")
+    if low < -_ROUNDING or high > 1 + _ROUNDING:
+        raise ImageError(f"{where}: expected float values in [0, 1], got {low:.6g}..{high:.6g}")
+    scaled = array.astype(np.float32) * 255
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+def _grey_to_rgb(grey: np.ndarray) -> np.ndarray:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _over_black(rgba: np.ndarray) -> np.ndarray:
+    rgb, alpha = rgba[:, :, :3], rgba[:, :, 3:]
+    if alpha.min() == 255:
+        return np.ascontiguousarray(rgb)
+    return ((rgb.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
+
+
+def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Scale (H, W, 3) uint8 to `size` = (h, w): antialiased, nothing cropped, the aspect ratio may change."""
+    height, width = size
+    if image.shape[:2] == (height, width):
+        return image
+    scaled = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    return np.array(scaled)
+
+
+def _reason(error: BaseException) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.strip().rstrip(".") or type(error).__name__

@@ -1,0 +1,53 @@
+"""Every error this package raises on purpose.
+
+MoleFlowError
+ |- ConfigError      an option has an impossible value, or a key nobody knows
+ |- ImageError       an image cannot be read or used
+ |- DatasetError     a folder does not hold what its layout promises
+ |- BackboneError    weights are missing, of another kind, or another model's
+ |- TaskError        a product's name is unusable, taken or unknown
+ |- TrainingError    learning did not stay finite
+ |- CalibrationError good images do not suffice for what was asked
+ `- LineError        a saved line cannot be read or written
+     `- LineBusyError   another process holds it
+"""
+
+
+class MoleFlowError(Exception):
+    """Base of all errors raised on purpose; its text says what was expected and what came."""
+
+
+class ConfigError(MoleFlowError):
+    """An option has an impossible value, or a key nobody knows."""
+
+
+class ImageError(MoleFlowError):
+    """An image cannot be read or used; the text carries its path or position."""
+
+
+class DatasetError(MoleFlowError):
+    """A folder does not hold what its layout promises."""
+
+
+class BackboneError(MoleFlowError):
+    """Backbone weights are missing, of another kind, or another model's."""
+
+
+class TaskError(MoleFlowError):
+    """A product's name is unusable, already taken, or unknown to this line."""
+
+
+class TrainingError(MoleFlowError):
+    """Learning did not stay finite; the line is as it was before."""
+
+
+class CalibrationError(MoleFlowError):
+    """The good images do not suffice for the calibration that was asked for."""
+
+
+class LineError(MoleFlowError):
+    """A saved line cannot be read or written; what was on disk is untouched."""
+
+
+class LineBusyError(LineError):
+    """Another process is writing to this line and did not finish in time."""

@@ -1,0 +1,1 @@
+"""The frozen backbone: images in, patch features out."""

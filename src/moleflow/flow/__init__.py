@@ -1,0 +1,1 @@
+"""The normalizing flow: a shared base and one expert per product."""

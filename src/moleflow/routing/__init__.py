@@ -1,0 +1,1 @@
+"""Which product is in the picture, or none that was taught."""

@@ -1,0 +1,184 @@
+"""Learning on cached features: the base with the first product, an expert for every product.
+
+A plain loop. A step that is not finite is never skipped: learning goes back to its last sound state
+with half the learning rate, and after a few such retreats it stops with a named error.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor, nn
+
+from .config import FlowConfig, TrainingConfig
+from .errors import TrainingError
+from .flow.expert import Base, Expert
+
+Progress = Callable[[float], None]  # called with the share done, 0..1
+
+TAILB = True
+RETREATS = 4
+CHECK_EVERY = 25  # steps between sound states kept to retreat to
+
+
+def learn_base(
+    features: Tensor, flow: FlowConfig, training: TrainingConfig, *, seed: int, progress: Progress | None = None
+) -> Base:
+    """The shared base, learned with the first product and frozen.
+
+    Args:
+        features: raw patch features (N, h, w, D) of the first product's good images.
+        flow: shape of the density.
+        training: how to learn.
+        seed: fixes initial weights, sampling and noise.
+        progress: told the share done.
+
+    Raises:
+        TrainingError: learning did not stay finite.
+    """
+    with _seeded(seed):
+        base = Base((features.shape[1], features.shape[2]), features.shape[3], flow).to(features.device)
+        companion = Expert(base).to(features.device)
+    companion.adapters = nn.ModuleList()  # while W itself learns, a low-rank change of it is redundant
+    if flow.couplings or flow.mixer:
+        companion.start(base, base.prepare(features))
+        owned = [*base.parameters(), *companion.parameters()]
+        _fit(base, companion, owned, features, training, steps=training.base_steps, seed=seed, progress=progress)
+    return base.requires_grad_(False).eval()
+
+
+def learn_expert(
+    base: Base, features: Tensor, training: TrainingConfig, *, seed: int, progress: Progress | None = None
+) -> Expert:
+    """One product's expert on a frozen base; depends on nothing but the base, these images and the seed.
+
+    Arguments and errors as for `learn_base`.
+    """
+    with _seeded(seed):
+        expert = Expert(base).to(features.device)
+    expert.start(base, base.prepare(features))
+    owned = list(expert.parameters())
+    if owned:
+        _fit(base, expert, owned, features, training, steps=training.steps, seed=seed, progress=progress)
+    return round_to_half(expert.requires_grad_(False).eval())
+
+
+def round_to_half(module: nn.Module) -> nn.Module:
+    """Rounds weights to what 16 bits hold, so that a saved expert is small and yet the very same one."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        tensor.data.copy_(tensor.data.half().float())
+    return module
+
+
+def loss_of(log_prob: Tensor, log_det: Tensor, training: TrainingConfig) -> Tensor:
+    """(1 - lambda) mean + lambda tail + lambda_det mean log-det squared, in nats per patch.
+
+    The tail is the mean of each image's hardest patches, in mean form, averaged over the images.
+    Per-channel scaling of the log-determinant keeps the last weight meaningful for any D.
+    """
+    nll = -log_prob.flatten(0 if TAILB else 1)
+    k = max(1, int(training.tail_share * nll.shape[-1]))
+    tail = nll.topk(k, dim=-1).values.mean()
+    plain = (1 - training.tail_weight) * nll.mean() + training.tail_weight * tail
+    return plain + training.log_det_weight * log_det.square().mean()
+
+
+def _fit(
+    base: Base,
+    expert: Expert,
+    owned: list[nn.Parameter],
+    features: Tensor,
+    training: TrainingConfig,
+    *,
+    steps: int,
+    seed: int,
+    progress: Progress | None,
+) -> None:
+    generator = torch.Generator(device="cpu").manual_seed(seed)
+    rate, retreats = training.learning_rate, 0
+    optimiser, schedule = _optimiser(owned, rate, steps)
+    sound = [p.detach().clone() for p in owned]
+    for step in range(steps):
+        loss = _step_loss(base, expert, features, training, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(owned, training.clip)
+        if torch.isfinite(loss) and torch.isfinite(norm):
+            optimiser.step()
+            if step % CHECK_EVERY == 0:
+                sound = [p.detach().clone() for p in owned]
+        else:
+            retreats, rate = retreats + 1, rate / 2
+            if retreats > RETREATS:
+                raise TrainingError(
+                    f"learning did not stay finite: step {step} of {steps} gave loss {float(loss)} after "
+                    f"{RETREATS} retreats to half the learning rate; are the images of one product?"
+                )
+            _restore(owned, sound)
+            optimiser, schedule = _optimiser(owned, rate, steps, done=step)
+        schedule.step()
+        if progress:
+            progress((step + 1) / steps)
+
+
+def _step_loss(
+    base: Base, expert: Expert, features: Tensor, training: TrainingConfig, generator: torch.Generator
+) -> Tensor:
+    windows, position = sample_windows(features, base.position, training, generator)
+    x = base.prepare(windows)
+    noise = torch.randn(x.shape, generator=generator).to(x.device)
+    z, log_det = base.latent(expert, x + training.noise * noise, position=position)
+    return loss_of(log_det - 0.5 * z.square().sum(-1), log_det, training)
+
+
+def sample_windows(
+    features: Tensor, position: Tensor, training: TrainingConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Square windows of random images with the position encoding of where they were cut.
+
+    Windows rather than loose patches, because mixer and context look at neighbours; several small
+    ones rather than one image, because a step should see several images.
+    """
+    count, height, width, _ = features.shape
+    side_h, side_w = min(training.window, height), min(training.window, width)
+    batch = max(1, training.patches // (side_h * side_w))
+    image = torch.randint(count, (batch,), generator=generator).tolist()
+    top = torch.randint(height - side_h + 1, (batch,), generator=generator).tolist()
+    left = torch.randint(width - side_w + 1, (batch,), generator=generator).tolist()
+    rows = torch.tensor(top)[:, None, None] + torch.arange(side_h)[:, None]
+    columns = torch.tensor(left)[:, None, None] + torch.arange(side_w)
+    return features[torch.tensor(image)[:, None, None], rows, columns], position[rows, columns]
+
+
+def _optimiser(
+    owned: list[nn.Parameter], rate: float, steps: int, done: int = 0
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    optimiser = torch.optim.Adam(owned, lr=rate)
+    warm = max(1, min(20, steps // 10))
+
+    def shape(step: int) -> float:
+        at = step + done
+        return min(1.0, (at + 1) / warm) * max(0.05, 0.5 * (1 + torch.cos(torch.tensor(torch.pi * at / steps)).item()))
+
+    return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, shape)
+
+
+def _restore(owned: Iterable[nn.Parameter], sound: Iterable[Tensor]) -> None:
+    for parameter, value in zip(owned, sound, strict=True):
+        parameter.data.copy_(value)
+
+
+class _seeded:
+    """Seeds torch's global generator for constructing modules, and puts it back after."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __enter__(self) -> None:
+        self.state = copy.copy(torch.get_rng_state())
+        torch.manual_seed(self.seed)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.state)

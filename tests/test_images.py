@@ -1,0 +1,480 @@
+"""Whatever comes as an image leaves as (H, W, 3) uint8, or as an error that says why not."""
+
+import contextlib
+import io
+import os
+import struct
+import threading
+import warnings
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageFile, ImageOps
+
+from moleflow.data import images
+from moleflow.data.images import EXTENSIONS, MAX_PIXELS, as_image, find_images, read_image, resize
+from moleflow.errors import ImageError
+
+RNG = np.random.default_rng(0)
+RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+GREY = RGB[:, :, 0].copy()
+RAMP16 = np.linspace(0, 65535, 48).round().astype(np.uint16).reshape(6, 8)
+
+
+def save(folder, name, image, **options):
+    path = Path(folder) / name
+    (Image.fromarray(image) if isinstance(image, np.ndarray) else image).save(path, **options)
+    return path
+
+
+def same(path, expected):
+    result = read_image(path)
+    assert result.dtype == np.uint8
+    assert result.flags.writeable
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result, expected)
+
+
+def three(grey):
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+# Finding
+
+
+def touch(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+def test_a_folder_gives_its_images_in_natural_order(tmp_path):
+    touch(
+        tmp_path,
+        "img10.png",
+        "img2.PNG",
+        "Img1.jpeg",
+        "b.TIFF",
+        ".hidden.png",
+        "._img2.png",
+        "notes.txt",
+        "x.png.bak",
+    )
+    touch(tmp_path, "deeper/c.png", "folder.png/d.png")
+    assert [path.name for path in find_images(tmp_path)] == ["b.TIFF", "Img1.jpeg", "img2.PNG", "img10.png"]
+    assert find_images(str(tmp_path)) == find_images(tmp_path)
+
+
+def test_patterns(tmp_path):
+    touch(tmp_path, "a/2.png", "a/10.png", "b/1.png", "b/1.txt", "b/.x.png", "top.png")
+    relative = lambda found: [str(path.relative_to(tmp_path)) for path in found]  # noqa: E731
+    assert relative(find_images(f"{tmp_path}/*/*")) == ["a/2.png", "a/10.png", "b/1.png"]
+    assert relative(find_images(tmp_path / "**" / "*.png")) == ["a/2.png", "a/10.png", "b/1.png", "top.png"]
+
+
+def test_a_name_with_magic_characters_is_first_of_all_a_name(tmp_path):
+    touch(tmp_path, "set [1]/a.png", "b[1].png")
+    assert len(find_images(tmp_path / "set [1]")) == 1
+    assert find_images(tmp_path / "b[1].png") == [tmp_path / "b[1].png"]
+
+
+def test_lists_keep_their_order_and_single_files_any_extension(tmp_path):
+    touch(tmp_path, "b.png", "a.png", "raw.dat", "sub/1.png")
+    wanted = [
+        tmp_path / "raw.dat",
+        tmp_path / "sub",
+        tmp_path / "b.png",
+        tmp_path / "b.png",
+        f"{tmp_path}/a*.png",
+    ]
+    found = find_images(wanted)
+    assert [path.name for path in found] == ["raw.dat", "1.png", "b.png", "b.png", "a.png"]
+    assert find_images(tuple(map(str, wanted))) == found
+
+
+def test_finding_nothing_says_what_was_looked_for(tmp_path):
+    touch(tmp_path, "sub/1.png", "notes.txt")
+    with pytest.raises(ImageError, match=r"no images directly inside.*1 other files and 1 folders.*\.png"):
+        find_images(tmp_path)
+    with pytest.raises(ImageError, match="nothing matches"):
+        find_images(tmp_path / "*.png")
+    with pytest.raises(ImageError, match="1 matches, none of them an image"):
+        find_images(tmp_path / "*.txt")
+    with pytest.raises(ImageError, match=r"gone\.png: no such file or folder"):
+        find_images([tmp_path / "sub", tmp_path / "gone.png"])
+    with pytest.raises(ImageError, match="list of files is empty"):
+        find_images([])
+
+
+@pytest.mark.parametrize("source", ["", None, 3, [None], [""], "a\0b", [["x"]], b"x"])
+def test_what_is_no_path_is_refused(source):
+    with pytest.raises(ImageError):
+        find_images(source)
+
+
+def test_a_broken_link_is_not_passed_over(tmp_path):
+    touch(tmp_path, "a.png")
+    try:
+        (tmp_path / "b.png").symlink_to(tmp_path / "gone")
+    except OSError:
+        pytest.skip("no links here")
+    assert len(find_images(tmp_path)) == 2
+    with pytest.raises(ImageError, match=r"b\.png: no such file"):
+        read_image(tmp_path / "b.png")
+
+
+# Kinds of files
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.bmp", "a.tif", "a.ppm", "b.tiff", "a.dat.png"])
+def test_lossless_kinds(tmp_path, name):
+    same(save(tmp_path, name, RGB), RGB)
+    same(save(tmp_path, "grey-" + name, GREY), three(GREY))
+
+
+def test_lossy_kinds_agree_with_pillow(tmp_path):
+    for name in ("a.jpg", "a.webp", "a.gif"):
+        path = save(tmp_path, name, RGB)
+        same(path, np.asarray(Image.open(path).convert("RGB")))
+
+
+def test_every_extension_has_a_decoder():
+    registered = Image.registered_extensions()
+    assert {registered.get(extension) for extension in EXTENSIONS} <= {*images._FORMATS, "MPO"}
+
+
+def test_content_decides_not_the_name(tmp_path):
+    save(tmp_path, "a.png", RGB).rename(tmp_path / "a.jpg")
+    same(tmp_path / "a.jpg", RGB)
+
+
+def test_one_bit_palette_and_cmyk(tmp_path):
+    bits = GREY > 127
+    same(save(tmp_path, "bits.png", Image.fromarray(bits)), three(bits.astype(np.uint8) * 255))
+    palette = Image.fromarray(RGB).quantize(16)
+    same(save(tmp_path, "p.png", palette), np.asarray(palette.convert("RGB")))
+    cmyk = Image.fromarray(RGB).convert("CMYK")
+    same(save(tmp_path, "cmyk.tif", cmyk), RGB)
+    path = save(tmp_path, "cmyk.jpg", cmyk)
+    same(path, np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+def test_16_bit_grey_is_never_stretched(tmp_path, name):
+    same(save(tmp_path, name, RAMP16), three(np.rint(RAMP16 / 257).astype(np.uint8)))
+    dark = (RAMP16 // 16).astype(np.uint16)
+    assert read_image(save(tmp_path, "dark-" + name, dark)).max() == 16
+
+
+def test_32_bit_integer_and_float_grey(tmp_path):
+    same(save(tmp_path, "i.tif", Image.fromarray(RAMP16.astype(np.int32))), three(np.rint(RAMP16 / 257)))
+    unit = np.linspace(0, 1, 48, dtype=np.float32).reshape(6, 8)
+    same(save(tmp_path, "f.tif", Image.fromarray(unit)), three(np.rint(unit * 255)))
+    with pytest.raises(ImageError, match=r"big\.tif: expected 16-bit values.*70000"):
+        read_image(save(tmp_path, "big.tif", Image.fromarray(np.full((2, 2), 70000, np.int32))))
+    with pytest.raises(ImageError, match=r"far\.tif: expected float values in \[0, 1\].*200"):
+        read_image(save(tmp_path, "far.tif", Image.fromarray(np.full((2, 2), 200, np.float32))))
+
+
+def test_transparency_is_laid_over_black(tmp_path):
+    rgba = np.dstack([RGB, np.full(RGB.shape[:2], 255, np.uint8)])
+    same(save(tmp_path, "opaque.png", rgba), RGB)
+    rgba[0, 0, 3], rgba[0, 1] = 0, (200, 100, 50, 128)
+    expected = RGB.copy()
+    expected[0, 0], expected[0, 1] = 0, (100, 50, 25)
+    same(save(tmp_path, "rgba.png", rgba), expected)
+    la = Image.fromarray(np.dstack([GREY, rgba[:, :, 3]]), mode=None)
+    same(save(tmp_path, "la.png", la), as_image(la))
+    assert not as_image(la)[0, 0].any()
+
+
+def test_transparent_colours_of_palettes_and_chunks(tmp_path):
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 0), 1)
+    for transparency in (0, b"\x00\xff"):
+        same(save(tmp_path, "p.png", palette, transparency=transparency), [[[0, 0, 0], [40, 50, 60]]])
+    two = np.uint8([[[10, 20, 30], [40, 50, 60]]])
+    same(save(tmp_path, "rgb.png", two, transparency=(10, 20, 30)), [[[0, 0, 0], [40, 50, 60]]])
+
+
+def test_the_first_frame_is_taken(tmp_path):
+    frames = [Image.fromarray(RGB), Image.fromarray(255 - RGB)]
+    same(save(tmp_path, "a.tif", frames[0], save_all=True, append_images=frames[1:]), RGB)
+    same(save(tmp_path, "a.png", frames[0], save_all=True, append_images=frames[1:]), RGB)
+    path = save(tmp_path, "a.gif", frames[0], save_all=True, append_images=frames[1:])
+    same(path, np.asarray(Image.open(path).convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.jpg"])
+def test_exif_orientation_is_applied_once(tmp_path, name, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = save(tmp_path, name, RGB, exif=exif)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    same(path, expected)
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(as_image(image), expected)
+        np.testing.assert_array_equal(as_image(image), expected)
+
+
+def test_impossible_orientations_and_garbled_exif_leave_the_image_as_it_is(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 77
+    same(save(tmp_path, "a.png", RGB, exif=exif), RGB)
+    same(save(tmp_path, "b.png", RGB, exif=b"Exif\x00\x00MM\x00*\xff\xff"), RGB)
+
+
+def test_one_pixel(tmp_path):
+    same(save(tmp_path, "one.png", RGB[:1, :1]), RGB[:1, :1])
+
+
+def test_a_large_jpeg_can_be_decoded_smaller(tmp_path):
+    smooth = np.asarray(Image.fromarray(RGB).resize((1600, 800), Image.Resampling.BICUBIC))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path, "a.jpg", smooth, quality=95, exif=exif)
+    assert read_image(path).shape == (1600, 800, 3)
+    assert read_image(path, at_least=200).shape == (400, 200, 3)
+    assert read_image(path, at_least=201).shape == (800, 400, 3)
+    assert read_image(path, at_least=5000).shape == (1600, 800, 3)
+    assert as_image(path, at_least=0).shape == (200, 100, 3)
+    full, fast = (resize(read_image(path, at_least=n), (200, 100)) for n in (None, 200))
+    assert np.abs(full.astype(int) - fast).mean() < 2
+    assert read_image(save(tmp_path, "a.png", RGB), at_least=1).shape == RGB.shape
+
+
+# Files that are no images
+
+
+def png_header(width, height):
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b""))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tif", "a.bmp", "a.webp", "a.gif", "a.ppm"])
+def test_truncated_files_never_pass(tmp_path, name):
+    noise = RNG.integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    data = save(tmp_path, name, noise).read_bytes()
+    for size in (1, 5, 12, 30, len(data) // 2, int(len(data) * 0.9)):
+        path = tmp_path / f"cut-{size}-{name}"
+        path.write_bytes(data[:size])
+        with pytest.raises(ImageError, match=f"{path.name}: "):
+            read_image(path)
+
+
+def test_garbled_files_never_raise_anything_else(tmp_path):
+    path = tmp_path / "garbled"
+    for name in ("a.png", "a.jpg", "a.tif", "a.bmp", "a.webp", "a.gif", "a.ppm"):
+        data = save(
+            tmp_path, name, RGB, **({"compression": "tiff_lzw"} if name == "a.tif" else {})
+        ).read_bytes()
+        for _ in range(60):
+            garbled = bytearray(data)
+            for at in RNG.integers(0, len(data), 4):
+                garbled[at] = RNG.integers(0, 256)
+            path.write_bytes(garbled)
+            with warnings.catch_warnings(), contextlib.suppress(ImageError):
+                warnings.simplefilter("ignore")
+                assert read_image(path).dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"hello, I am text", "known kind.*hello"),
+        (b"P", "known kind"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n", "known kind"),
+        (b"<svg xmlns=''/>", "known kind"),
+        (b"BMW is a make of cars", "damaged BMP header"),
+        (b"\xff\xd8\xff\xe0", "JPEG"),
+    ],
+)
+def test_other_files(tmp_path, content, message):
+    (tmp_path / "x.png").write_bytes(content)
+    with pytest.raises(ImageError, match=rf"x\.png: .*{message}"):
+        read_image(tmp_path / "x.png")
+
+
+def test_missing_files_folders_and_odd_paths(tmp_path):
+    (tmp_path / "x.png").mkdir()
+    with pytest.raises(ImageError, match=r"x\.png: .*folder"):
+        read_image(tmp_path / "x.png")
+    with pytest.raises(ImageError, match=r"gone\.png: no such file"):
+        read_image(str(tmp_path / "gone.png"))
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image("a\0b.png")
+    with pytest.raises(ImageError, match="cannot be read"):
+        read_image("a" * 5000)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_named_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="regular file"):
+        read_image(tmp_path / "x.png")
+
+
+def test_permission_denied(tmp_path, monkeypatch):
+    path = save(tmp_path, "a.png", RGB)
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(images, "open", refuse, raising=False)
+    with pytest.raises(ImageError, match=r"a\.png: cannot be read: Permission denied"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (MAX_PIXELS + 1, 1)])
+def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, size):
+    (tmp_path / "bomb.png").write_bytes(png_header(*size))
+    with pytest.raises(ImageError, match=r"bomb\.png: .*pixels, more than the limit of 178,000,000"):
+        read_image(tmp_path / "bomb.png")
+
+
+@pytest.mark.parametrize("host_limit", [None, 1, 89_478_485])
+def test_the_hosts_limits_and_warning_filters_play_no_part(tmp_path, monkeypatch, host_limit):
+    path = save(tmp_path, "a.png", RGB)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", host_limit)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same(path, RGB)
+    assert host_limit == Image.MAX_IMAGE_PIXELS
+    assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_108_megapixels(tmp_path):
+    path = save(tmp_path, "a.png", Image.new("1", (12_000, 9_000), 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        image = read_image(path)
+    assert image.shape == (9_000, 12_000, 3)
+    assert image[::1000, ::1000].min() == 255
+
+
+def test_many_threads(tmp_path):
+    paths = [save(tmp_path, f"{i}.png", np.roll(RGB, i, axis=0)) for i in range(8)]
+    filters = list(warnings.filters)
+    with ThreadPoolExecutor(8) as pool:
+        results = list(pool.map(read_image, paths * 10))
+    for i, result in enumerate(results):
+        np.testing.assert_array_equal(result, np.roll(RGB, i % 8, axis=0))
+    assert list(warnings.filters) == filters
+    assert threading.active_count() < 50
+
+
+# Arrays, tensors, PIL images
+
+UNIT = RGB / 255.0
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (RGB, RGB),
+        (GREY, three(GREY)),
+        (GREY[:, :, None], three(GREY)),
+        (RGB[::-1, ::2], RGB[::-1, ::2]),
+        (RGB.astype(np.uint16) * 257, RGB),
+        (GREY > 100, three((GREY > 100).astype(np.uint8) * 255)),
+        (UNIT, RGB),
+        (UNIT.astype(np.float32), RGB),
+        ((GREY / 255).astype(np.float16), three(GREY)),
+        (np.dstack([UNIT, np.ones(GREY.shape)]), RGB),
+        (np.dstack([RGB, np.zeros_like(GREY)]), np.zeros_like(RGB)),
+        (np.full((1, 1), 1 + 1e-9), np.full((1, 1, 3), 255)),
+        (torch.from_numpy(RGB).permute(2, 0, 1), RGB),
+        (torch.from_numpy(UNIT).permute(2, 0, 1).requires_grad_(), RGB),
+        (torch.from_numpy(GREY), three(GREY)),
+        (torch.from_numpy(GREY)[None], three(GREY)),
+        (torch.ones(3, 2, 2, dtype=torch.bfloat16), np.full((2, 2, 3), 255)),
+        (torch.from_numpy(GREY > 9), three((GREY > 9).astype(np.uint8) * 255)),
+        (Image.fromarray(RGB), RGB),
+        (Image.fromarray(GREY), three(GREY)),
+        (Image.fromarray(RAMP16), three(np.rint(RAMP16 / 257))),
+    ],
+)
+def test_values(value, expected):
+    result = as_image(value)
+    assert result.dtype == np.uint8
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result, expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.full((2, 2), np.nan), "NaN"),
+        (np.full((2, 2), np.inf), "infinity"),
+        (np.array([[0.0, np.nan]]), "NaN"),
+        (np.full((2, 2), 1.01), r"\[0, 1\], got 1\.01"),
+        (np.full((2, 2), -0.1), r"got -0\.1"),
+        (RGB.astype(np.float32), r"\[0, 1\]"),
+        (RGB.astype(np.int64), "uint8, uint16, bool or float values, got int64"),
+        (RGB.astype(np.complex64), "complex64"),
+        (np.full((2, 2), None), "object"),
+        (np.zeros((3, 8, 9), np.uint8), r"\(H, W, 1\|3\|4\), got \(3, 8, 9\)"),
+        (np.zeros((1, 8, 8, 3), np.uint8), r"got \(1, 8, 8, 3\)"),
+        (np.zeros(3, np.uint8), r"got \(3,\)"),
+        (np.zeros((0, 4, 3), np.uint8), "at least one pixel"),
+        (torch.zeros(8, 9, 3), r"\(1\|3\|4, H, W\), got \(8, 9, 3\)"),
+        (torch.zeros(1, 3, 8, 8), r"got \(1, 3, 8, 8\)"),
+        (torch.full((3, 2, 2), 2.0), r"got 2\.\.2"),
+        (torch.zeros(2, 2, dtype=torch.int64), "int64"),
+        (None, "got NoneType"),
+        ([[0, 1], [1, 0]], "got list"),
+        (b"bytes", "got bytes"),
+    ],
+)
+def test_values_that_are_no_image(value, message):
+    with pytest.raises(ImageError, match=f"image 7: .*{message}"):
+        as_image(value, where="image 7")
+
+
+def test_paths_and_open_pil_images(tmp_path):
+    path = save(tmp_path, "a.png", RGB)
+    np.testing.assert_array_equal(as_image(path), RGB)
+    np.testing.assert_array_equal(as_image(str(path)), RGB)
+    broken = Image.open(io.BytesIO(path.read_bytes()[:-30]))
+    with pytest.raises(ImageError, match="image 3: damaged"):
+        as_image(broken, where="image 3")
+
+
+# Resizing
+
+
+def test_resize_is_antialiased_and_keeps_constants():
+    checker = np.indices((64, 64)).sum(0) % 2 * 255
+    small = resize(three(checker.astype(np.uint8)), (8, 16))
+    assert small.shape == (8, 16, 3)
+    assert np.abs(small.astype(int) - 127).max() <= 2
+    assert (resize(np.full((5, 7, 3), 93, np.uint8), (11, 3)) == 93).all()
+    assert resize(RGB[:1, :1], (4, 5)).shape == (4, 5, 3)
+    np.testing.assert_array_equal(resize(RGB, (6, 8)), RGB)
+    assert resize(RGB[:, ::-1], (3, 4)).flags.writeable
+
+
+def test_resize_keeps_positions():
+    image = np.zeros((900, 900, 3), np.uint8)
+    image[600:, :300] = 255
+    small = resize(image, (30, 30))
+    assert small[21:, :9].min() == 255
+    assert small[:19].max() == 0
+    assert small[:, 11:].max() == 0
