@@ -74,19 +74,65 @@ class FlowConfig:
 
 
 @dataclass(frozen=True)
+class Cells:
+    """Companion density: one Gaussian per cell of a coarse grid, on features as they are."""
+
+    side: int = 8  # cells per side
+    rank: int = 24  # directions kept of each covariance
+    mean_side: int = 16  # resolution of the mean
+    ridge: float = 0.3  # noise variance as a share of the average variance per channel
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How a flow learns from cached features."""
 
-    steps: int = 400
+    steps: int = 500
     base_steps: int = 400
     patches: int = 2048  # per step
-    window: int = 16  # side of the patch windows a step looks at
+    window: int = 4  # side of the patch windows a step looks at
     learning_rate: float = 1e-3
     tail_weight: float = 0.7  # lambda: share of the loss given to the hardest patches
     tail_share: float = 0.05  # rho: which share of the patches is the tail
     log_det_weight: float = 1e-4
-    noise: float = 0.6  # standard deviation added to normalised features
+    noise: float = 0.3  # standard deviation added to normalised features
     clip: float = 5.0  # largest gradient norm of a step
+
+
+@dataclass(frozen=True)
+class ScoringConfig:
+    """From patch scores to a map, a score and a verdict."""
+
+    cells: Cells | None = field(default_factory=Cells)
+    flow_weight: float = 0.5  # of the flow against the cells; 0 leaves the flow out of the map
+    position_calibration: bool = True
+    smoothing: float = 0.5  # Gaussian sigma in patches, of map and score alike
+    top_share: float = 0.005  # share of the patches whose mean is the image's score
+    top_least: int = 3
+    holdout: float = 0.15  # share of the good images kept for calibration
+    holdout_least: int = 15
+    cross_fit_below: int = 40  # with fewer images every image calibrates in turn
+    folds: int = 3
+
+
+@dataclass(frozen=True)
+class RouterConfig:
+    """How a product is recognised."""
+
+    metric: Literal["shared", "product"] = "shared"  # "product" is the deck's own covariance per product
+    rank: int = 48  # directions kept of a product's descriptor covariance
+    false_rejection_rate: float = 0.01
+    least_distance: float = 2.0  # nothing nearer than this many typical distances is ever unknown
+
+
+@dataclass(frozen=True)
+class LineConfig:
+    """All options of a line; stored with it and fixed from its first product on."""
+
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    router: RouterConfig = field(default_factory=RouterConfig)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from .flow.expert import Base, Expert
 
 Progress = Callable[[float], None]  # called with the share done, 0..1
 
-TAILB = True
 RETREATS = 4
 CHECK_EVERY = 25  # steps between sound states kept to retreat to
 
@@ -75,10 +74,10 @@ def round_to_half(module: nn.Module) -> nn.Module:
 def loss_of(log_prob: Tensor, log_det: Tensor, training: TrainingConfig) -> Tensor:
     """(1 - lambda) mean + lambda tail + lambda_det mean log-det squared, in nats per patch.
 
-    The tail is the mean of each image's hardest patches, in mean form, averaged over the images.
-    Per-channel scaling of the log-determinant keeps the last weight meaningful for any D.
+    The tail is the mean over the hardest patches of the step, in mean form. A step sees small windows of
+    many images, so the tail is taken over all of them: a window alone has too few patches to have one.
     """
-    nll = -log_prob.flatten(0 if TAILB else 1)
+    nll = -log_prob.flatten()
     k = max(1, int(training.tail_share * nll.shape[-1]))
     tail = nll.topk(k, dim=-1).values.mean()
     plain = (1 - training.tail_weight) * nll.mean() + training.tail_weight * tail

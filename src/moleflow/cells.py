@@ -1,0 +1,96 @@
+"""A Gaussian for every cell of a coarse grid: where a patch lies decides what is normal there.
+
+The flow sees normalised patches and shares what it knows over the whole image; this companion sees the
+patches as they are, with their magnitude, and knows each place by itself. Their calibrated sum is the
+anomaly map (measured against each alone in docs/results.md).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .config import Cells
+
+
+class CellGaussians(nn.Module):
+    """Mean per place and covariance per cell of a patch grid (PaDiM, Defard 2021, made small).
+
+    The mean is kept on a `mean_side` x `mean_side` grid and interpolated; a cell's covariance keeps its
+    `rank` strongest directions, and everything else counts as noise of variance rho, so that
+
+        squared_mahalanobis(x) = (|x - mean|^2 - |A (x - mean)|^2) / rho
+
+    with the rows of A the directions u_i * sqrt(lambda_i / (lambda_i + rho)) (Woodbury).
+
+    Args:
+        grid: patch grid (h, w).
+        channels: D.
+        config: sizes and the ridge.
+    """
+
+    mean: Tensor
+    directions: Tensor
+    noise: Tensor
+
+    def __init__(self, grid: tuple[int, int], channels: int, config: Cells) -> None:
+        super().__init__()
+        self.grid, self.config = grid, config
+        self.sides = tuple(min(config.side, length) for length in grid)
+        self.rank = min(config.rank, channels)
+        mean_sides = [min(config.mean_side, length) for length in grid]
+        self.register_buffer("mean", torch.zeros(*mean_sides, channels))
+        self.register_buffer("directions", torch.zeros(self.sides[0] * self.sides[1], self.rank, channels))
+        self.register_buffer("noise", torch.ones(()))
+
+    @torch.no_grad()
+    def fit(self, features: Tensor) -> None:
+        """Learns from raw patch features (N, h, w, D) of good images, in closed form."""
+        self.mean.copy_(F.adaptive_avg_pool2d(_mean_image(features), self.mean.shape[:2])[0].permute(1, 2, 0))
+        centre = self._mean_grid()
+        spectra = [self._spectrum(features, centre, cell) for cell in self._cells()]
+        rho = self.config.ridge * max(float(np.mean([trace for _, _, trace in spectra])), 1e-12)
+        self.noise.fill_(rho)
+        for i, (values, vectors, _) in enumerate(spectra):
+            weight = torch.sqrt(values / (values + rho))
+            self.directions[i].copy_((vectors * weight).T)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Mahalanobis distance of every patch, (B, h, w), for raw features (B, h, w, D)."""
+        x = features.float() - self._mean_grid()
+        outside = x.square().sum(-1)
+        for i, (rows, columns) in enumerate(self._cells()):
+            inside = x[:, rows, columns] @ self.directions[i].T
+            outside[:, rows, columns] -= inside.square().sum(-1)
+        return (outside.clamp_min(0) / self.noise).sqrt()
+
+    def _mean_grid(self) -> Tensor:
+        grid = self.mean.permute(2, 0, 1)[None]
+        return F.interpolate(grid, size=self.grid, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+
+    def _cells(self) -> list[tuple[slice, slice]]:
+        rows, columns = (_edges(length, side) for length, side in zip(self.grid, self.sides, strict=True))
+        return [(row, column) for row in rows for column in columns]
+
+    def _spectrum(
+        self, features: Tensor, centre: Tensor, cell: tuple[slice, slice]
+    ) -> tuple[Tensor, Tensor, float]:
+        """Strongest eigenvalues and -vectors of a cell's covariance, and its mean variance per channel."""
+        rows, columns = cell
+        x = (features[:, rows, columns].float() - centre[rows, columns]).flatten(0, 2)
+        covariance = (x.T @ x / len(x)).double().cpu()
+        values, vectors = torch.linalg.eigh(covariance)
+        values, vectors = values[-self.rank :].clamp_min(0), vectors[:, -self.rank :]
+        return values.float(), vectors.float(), float(covariance.diagonal().mean())
+
+
+def _edges(length: int, parts: int) -> list[slice]:
+    bounds = [round(i * length / parts) for i in range(parts + 1)]
+    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+
+def _mean_image(features: Tensor) -> Tensor:
+    total = sum(chunk.float().sum(0) for chunk in features.split(64))
+    return (total / len(features)).permute(2, 0, 1)[None]  # type: ignore[union-attr,operator]
