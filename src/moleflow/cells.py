@@ -56,6 +56,9 @@ class CellGaussians(nn.Module):
         for i, (values, vectors, _) in enumerate(spectra):
             weight = torch.sqrt(values / (values + rho))
             self.directions[i].copy_((vectors * weight).T)
+        # What 16 bits hold, so that saved cells are small and yet the very same ones.
+        for tensor in (self.mean, self.directions):
+            tensor.copy_(tensor.half().float())
 
     def forward(self, features: Tensor) -> Tensor:
         """Mahalanobis distance of every patch, (B, h, w), for raw features (B, h, w, D)."""

@@ -148,7 +148,9 @@ def from_dict(kind: type[C], values: dict[str, Any]) -> C:
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - names)
     if unknown:
-        raise ConfigError(f"{kind.__name__}: unknown option {unknown[0]!r}; known are {', '.join(sorted(names))}")
+        raise ConfigError(
+            f"{kind.__name__}: unknown option {unknown[0]!r}; known are {', '.join(sorted(names))}"
+        )
     return kind(**{name: _value(hints[name], value) for name, value in values.items()})
 
 

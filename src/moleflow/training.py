@@ -23,7 +23,12 @@ CHECK_EVERY = 25  # steps between sound states kept to retreat to
 
 
 def learn_base(
-    features: Tensor, flow: FlowConfig, training: TrainingConfig, *, seed: int, progress: Progress | None = None
+    features: Tensor,
+    flow: FlowConfig,
+    training: TrainingConfig,
+    *,
+    seed: int,
+    progress: Progress | None = None,
 ) -> Base:
     """The shared base, learned with the first product and frozen.
 
@@ -44,7 +49,16 @@ def learn_base(
     if flow.couplings or flow.mixer:
         companion.start(base, base.prepare(features))
         owned = [*base.parameters(), *companion.parameters()]
-        _fit(base, companion, owned, features, training, steps=training.base_steps, seed=seed, progress=progress)
+        _fit(
+            base,
+            companion,
+            owned,
+            features,
+            training,
+            steps=training.base_steps,
+            seed=seed,
+            progress=progress,
+        )
     return base.requires_grad_(False).eval()
 
 
@@ -159,7 +173,9 @@ def _optimiser(
 
     def shape(step: int) -> float:
         at = step + done
-        return min(1.0, (at + 1) / warm) * max(0.05, 0.5 * (1 + torch.cos(torch.tensor(torch.pi * at / steps)).item()))
+        return min(1.0, (at + 1) / warm) * max(
+            0.05, 0.5 * (1 + torch.cos(torch.tensor(torch.pi * at / steps)).item())
+        )
 
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, shape)
 

@@ -1,0 +1,246 @@
+"""Everything the line knows about one product, and how it is learned from good images alone.
+
+A product is immutable once learned: what it says about an image depends on the image, the frozen base
+and itself, never on which other products the line knows.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cells import CellGaussians
+from .config import LineConfig
+from .flow.expert import Base, Expert
+from .routing.gaussian import DescriptorStatistics, describe
+from .scoring import PositionCalibration, ScoreCalibration, image_scores, smooth, upper_limit
+from .training import learn_expert
+
+Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
+
+
+@dataclass(frozen=True, eq=False)
+class Densities:
+    """The two densities of a product over the same features; higher scores are stranger."""
+
+    expert: Expert
+    cells: CellGaussians | None
+
+    def scores(self, base: Base, features: Tensor) -> list[Tensor]:
+        """Patch scores (B, h, w) of each density for raw features (B, h, w, D)."""
+        scores = [-base.log_prob(self.expert, base.prepare(features))]
+        return scores if self.cells is None else [*scores, self.cells(features)]
+
+
+@dataclass(frozen=True, eq=False)
+class Product:
+    """One product: densities, their calibration, and what the router needs to recognise it.
+
+    Attributes:
+        densities: flow expert and cell Gaussians.
+        positions: calibration of each density's patch scores over the image.
+        descriptors: the router's statistics.
+        calibration: good images' scores.
+        strangeness: median calibrated patch score of each good image that calibrated.
+        images: how many good images were learned from, calibration included.
+        seconds: by stage.
+    """
+
+    config: LineConfig
+    densities: Densities
+    positions: tuple[PositionCalibration, ...]
+    descriptors: DescriptorStatistics
+    calibration: ScoreCalibration
+    strangeness: tuple[float, ...]
+    images: int
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def inspect(self, base: Base, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Standardised maps (B, h, w), image scores (B,) and strangeness (B,) of raw features (B, h, w, D)."""
+        calibrated = self._calibrated(self.densities.scores(base, features))
+        maps = smooth(calibrated, self.config.scoring.smoothing)
+        return (
+            self.calibration.standardise(maps),
+            self.calibration.standardise(image_scores(maps, self.config.scoring)),
+            calibrated.flatten(1).median(1).values,
+        )
+
+    def strangeness_limit(self) -> float:
+        """Twice as far above typical as one good image in a hundred would come: most of a known product's
+        picture, defective or not, stays below."""
+        values = list(self.strangeness)
+        limit = upper_limit(values, self.config.router.false_rejection_rate)
+        return float(np.mean(values)) + 2 * (limit - float(np.mean(values)))
+
+    def parameters(self) -> int:
+        """Trained numbers the product owns."""
+        return sum(p.numel() for p in self.densities.expert.parameters())
+
+    def _calibrated(self, scores: list[Tensor]) -> Tensor:
+        return combine(scores, self.positions, self.config.scoring.flow_weight)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a saved line keeps of the product; expert and cells fit 16 bits by construction."""
+        parts = {f"flow.{k}": v.half() for k, v in self.densities.expert.state_dict().items()}
+        if self.densities.cells is not None:
+            state = self.densities.cells.state_dict()
+            parts |= {f"cells.{k}": v if k == "noise" else v.half() for k, v in state.items()}
+        for i, position in enumerate(self.positions):
+            parts[f"position.{i}.level"] = torch.tensor([position.level])
+            parts[f"position.{i}.spread"] = position.spread.half()
+        parts |= {f"router.{k}": v for k, v in self.descriptors.tensors().items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
+
+    def info(self) -> dict[str, Any]:
+        """The rest, as plain JSON."""
+        return {
+            "images": self.images,
+            "calibration": self.calibration.to_dict(),
+            "strangeness": list(self.strangeness),
+            "seconds": self.seconds,
+            "parameters": self.parameters(),
+        }
+
+    @classmethod
+    def from_saved(
+        cls, base: Base, config: LineConfig, tensors: dict[str, Tensor], info: dict[str, Any]
+    ) -> Product:
+        """The inverse of `tensors` and `info`, to the bit. Raises KeyError or RuntimeError on a misfit."""
+        device = base.position.device
+        expert = Expert(base)
+        expert.load_state_dict({k: v.float() for k, v in _part(tensors, "flow.").items()})
+        cells = None
+        if config.scoring.cells is not None:
+            cells = CellGaussians(_grid(base), base.channels, config.scoring.cells)
+            cells.load_state_dict({k: v.float() for k, v in _part(tensors, "cells.").items()})
+            cells = cells.to(device)
+        positions = tuple(
+            PositionCalibration(
+                float(tensors[f"position.{i}.level"][0]),
+                tensors[f"position.{i}.spread"].float().clamp_min(1e-4),
+            )
+            for i in range(1 if cells is None else 2)
+        )
+        return cls(
+            config=config,
+            densities=Densities(expert.requires_grad_(False).eval().to(device), cells),
+            positions=positions,
+            descriptors=DescriptorStatistics.from_tensors(_part(tensors, "router.")),
+            calibration=ScoreCalibration.from_dict(info["calibration"]),
+            strangeness=tuple(info["strangeness"]),
+            images=info["images"],
+            seconds=info["seconds"],
+        )
+
+
+def combine(scores: list[Tensor], positions: tuple[PositionCalibration, ...], flow_weight: float) -> Tensor:
+    """Weighted mean of the calibrated densities' patch scores, (B, h, w)."""
+    flow, *rest = (calibrate(score) for calibrate, score in zip(positions, scores, strict=True))
+    if not rest:
+        return flow
+    return (flow_weight * flow + rest[0]) / (flow_weight + 1)
+
+
+def learn_product(
+    base: Base, features: Tensor, config: LineConfig, *, seed: int, progress: Progress
+) -> Product:
+    """Learns a product on a frozen base from raw features (N, h, w, D) of its good images.
+
+    With enough images a share of them is held out to calibrate. With few, every image calibrates in
+    turn (cross-fitting): for each fold the densities are learned from the others, and the scores of
+    all left-out images together calibrate the densities learned from all.
+    """
+    started = time.perf_counter()
+    learn, folds, kind = split(len(features), config, seed)
+    rounds = len(folds) + 1 if kind == "cross-fitted" else 1
+    done = [0]
+
+    def part(share: float) -> None:
+        progress("learning", (done[0] + share) / rounds)
+
+    held: list[list[Tensor]] = []
+    if kind == "cross-fitted":
+        for fold in folds:
+            others = [i for i in learn if i not in set(fold)]
+            held.append(_scores(_densities(base, features[others], config, seed, part), base, features[fold]))
+            done[0] += 1
+    densities = _densities(base, features[learn], config, seed, part)
+    learned = time.perf_counter()
+    progress("calibration", 0.0)
+    if kind != "cross-fitted":
+        held.append(_scores(densities, base, features[folds[0]]))
+    scores = [torch.cat(parts) for parts in zip(*held, strict=True)]
+    product = _calibrate(config, densities, scores, features, (learn, folds, kind))
+    progress("calibration", 1.0)
+    seconds = {"learning": learned - started, "calibration": time.perf_counter() - learned}
+    return replace(product, seconds=seconds)
+
+
+def split(count: int, config: LineConfig, seed: int) -> tuple[list[int], list[list[int]], str]:
+    """Images to learn from, the groups that calibrate, and how: see `learn_product`."""
+    scoring = config.scoring
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    if count == 1:
+        return order, [order], "in-sample"
+    if count < scoring.cross_fit_below:
+        folds = min(scoring.folds, count)
+        return sorted(order), [sorted(order[i::folds]) for i in range(folds)], "cross-fitted"
+    held = min(max(scoring.holdout_least, round(scoring.holdout * count)), count // 2)
+    return sorted(order[held:]), [sorted(order[:held])], "held-out"
+
+
+def _densities(
+    base: Base, features: Tensor, config: LineConfig, seed: int, progress: Callable[[float], None]
+) -> Densities:
+    expert = learn_expert(base, features, config.training, seed=seed, progress=progress)
+    cells = None
+    if config.scoring.cells is not None:
+        cells = CellGaussians(_grid(base), base.channels, config.scoring.cells).to(features.device)
+        cells.fit(features)
+    return Densities(expert, cells)
+
+
+@torch.no_grad()
+def _scores(densities: Densities, base: Base, features: Tensor) -> list[Tensor]:
+    parts = [densities.scores(base, image) for image in features.split(1)]
+    return [torch.cat(column) for column in zip(*parts, strict=True)]
+
+
+@torch.no_grad()
+def _calibrate(
+    config: LineConfig,
+    densities: Densities,
+    scores: list[Tensor],
+    features: Tensor,
+    parts: tuple[list[int], list[list[int]], str],
+) -> Product:
+    learn, folds, kind = parts
+    positions = tuple(PositionCalibration.fit(score, config.scoring) for score in scores)
+    calibrated = combine(scores, positions, config.scoring.flow_weight)
+    raw = image_scores(smooth(calibrated, config.scoring.smoothing), config.scoring)
+    held = [i for fold in folds for i in fold]
+    return Product(
+        config=config,
+        densities=densities,
+        positions=positions,
+        descriptors=DescriptorStatistics.fit(
+            describe(features[learn]), describe(features[held]), rank=config.router.rank
+        ),
+        calibration=ScoreCalibration(kind, tuple(sorted(raw.double().tolist()))),
+        strangeness=tuple(calibrated.flatten(1).median(1).values.double().tolist()),
+        images=len(features),
+    )
+
+
+def _grid(base: Base) -> tuple[int, int]:
+    return base.position.shape[0], base.position.shape[1]
+
+
+def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

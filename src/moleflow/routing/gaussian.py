@@ -1,0 +1,101 @@
+"""What the router remembers of a product: mean and covariance of its image descriptors, kept small."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+LEAST_SPREAD = 0.02
+"""Smallest believable standard deviation of a descriptor, as a share of its size: a few near-identical
+images must not make a metric that calls every other image foreign."""
+
+WITNESSES = 32
+"""Descriptors of calibration images kept per product, to measure what later products change."""
+
+
+def describe(features: Tensor) -> Tensor:
+    """Image descriptor (B, D) float64: spatial mean of raw patch features (B, h, w, D)."""
+    return features.double().mean((1, 2)).cpu()
+
+
+@dataclass(frozen=True, eq=False)
+class DescriptorStatistics:
+    """Mean and shrunk covariance of one product's descriptors.
+
+    The covariance is factor.T @ factor + noise * I: the strongest directions of a Ledoit-Wolf estimate
+    and, for the rest, their average. It belongs to the product alone and never changes; metrics shared
+    by several products are sums of these, in any order of learning.
+
+    Attributes:
+        mean: (D,).
+        factor: (r, D).
+        noise: variance in every direction outside the factor.
+        witnesses: (n, D) descriptors of good images that only calibrate.
+    """
+
+    mean: Tensor
+    factor: Tensor
+    noise: float
+    witnesses: Tensor
+
+    @classmethod
+    def fit(cls, descriptors: Tensor, witnesses: Tensor, *, rank: int) -> DescriptorStatistics:
+        """From descriptors (N, D) learned from and (n, D) that calibrate; stored as 16/32-bit numbers."""
+        mean = descriptors.mean(0)
+        covariance = ledoit_wolf(descriptors - mean)
+        values, vectors = torch.linalg.eigh(covariance)
+        rank = min(rank, len(descriptors) - 1, len(mean) - 1)
+        floor = (LEAST_SPREAD**2) * float(mean.square().mean())
+        rest = values[: len(values) - rank]
+        noise = max(float(rest.mean()), floor, 1e-12)
+        top = (values[len(values) - rank :] - noise).clamp_min(0)
+        factor = (vectors[:, len(values) - rank :] * top.sqrt()).T
+        return cls(
+            mean.float().double(),
+            factor.half().double(),
+            float(torch.tensor(noise).float()),
+            witnesses[:WITNESSES].float().double(),
+        )
+
+    def covariance(self) -> Tensor:
+        """(D, D) float64."""
+        return self.factor.T @ self.factor + self.noise * torch.eye(len(self.mean), dtype=torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a saved line keeps."""
+        return {
+            "mean": self.mean.float(),
+            "factor": self.factor.half(),
+            "noise": torch.tensor([self.noise]),
+            "witnesses": self.witnesses.float(),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> DescriptorStatistics:
+        """The inverse of `tensors`, to the bit."""
+        return cls(
+            tensors["mean"].double(),
+            tensors["factor"].double(),
+            float(tensors["noise"][0]),
+            tensors["witnesses"].double(),
+        )
+
+
+def ledoit_wolf(centred: Tensor) -> Tensor:
+    """Covariance (D, D) of centred rows (N, D), shrunk towards a multiple of the identity.
+
+    The weight is Ledoit and Wolf's (2004) estimate; a single row gives zeros.
+    """
+    count, channels = centred.shape
+    sample = centred.T @ centred / count
+    level = sample.diagonal().mean()
+    target = level * torch.eye(channels, dtype=centred.dtype)
+    spread = (sample - target).square().sum()
+    if float(spread) <= 0:
+        return target
+    norms = centred.square().sum(1)
+    error = (norms.square().sum() / count - sample.square().sum()) / count
+    weight = float((error / spread).clamp(0, 1))
+    return (1 - weight) * sample + weight * target

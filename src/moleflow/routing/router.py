@@ -1,0 +1,117 @@
+"""Which product an image shows: the nearest mean in a metric that fits all products at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import RouterConfig
+from ..scoring import upper_limit
+from .gaussian import DescriptorStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class Decision:
+    """For one image: the nearest product and the distances to all, in each product's typical distance."""
+
+    task: str
+    distance: float
+    margin: float
+    distances: dict[str, float]
+
+
+class Router:
+    """Mahalanobis distance to every product's mean; the nearest is meant.
+
+    The shared metric is the inverse of the average within-product covariance (linear discriminant
+    analysis, Fisher 1936). Products enter the average with equal weight and in the order of their
+    names, so the metric is the same to the bit whatever the order of learning. With
+    `metric="product"` every product is judged by its own covariance and its log-determinant, the
+    form of the original method, for comparison.
+
+    Args:
+        products: statistics by name; at least one.
+        config: which metric.
+    """
+
+    def __init__(self, products: Mapping[str, DescriptorStatistics], config: RouterConfig) -> None:
+        self.config = config
+        self.names = sorted(products)
+        self._whiten, self._log_dets = _metrics([products[name] for name in self.names], config)
+        self._means = torch.stack(
+            [_apply(w, products[name].mean) for w, name in zip(self._whiten, self.names, strict=True)]
+        )
+        own = {name: self._own_distances(name, products[name]) for name in self.names}
+        self.typical = {name: max(float(d.median()), 1e-6) for name, d in own.items()}
+        self.limits = {name: self._limit(d / self.typical[name]) for name, d in own.items()}
+
+    def decide(self, descriptors: Tensor) -> list[Decision]:
+        """One decision per row of descriptors (B, D)."""
+        distances = self.distances(descriptors)
+        order = self._cost(distances).argsort(dim=1, stable=True)
+        return [self._decision(row, rank.tolist()) for row, rank in zip(distances, order, strict=True)]
+
+    def distances(self, descriptors: Tensor) -> Tensor:
+        """Mahalanobis distance per channel, (B, T), columns in the order of `names`."""
+        if self.config.metric == "shared":
+            rows = _apply(self._whiten[0], descriptors)
+            gaps = (rows[:, None] - self._means).square().sum(-1)
+        else:
+            whitened = torch.stack([_apply(w, descriptors) for w in self._whiten], dim=1)
+            gaps = (whitened - self._means).square().sum(-1)
+        return (gaps / descriptors.shape[1]).sqrt()
+
+    def _cost(self, distances: Tensor) -> Tensor:
+        if self.config.metric == "shared":
+            return distances
+        return distances.square() + self._log_dets
+
+    def _decision(self, distances: Tensor, order: list[int]) -> Decision:
+        scaled = {name: float(distances[i]) / self.typical[name] for i, name in enumerate(self.names)}
+        best = order[0]
+        margin = float("inf")
+        if len(order) > 1:
+            margin = float(distances[order[1]]) / max(float(distances[best]), 1e-12)
+        name = self.names[best]
+        return Decision(name, scaled[name], margin, scaled)
+
+    def _own_distances(self, name: str, product: DescriptorStatistics) -> Tensor:
+        """Distances of the product's calibration images from its own mean."""
+        return self.distances(product.witnesses)[:, self.names.index(name)]
+
+    def _limit(self, scaled: Tensor) -> float:
+        """Distance, in typical ones, that a good image exceeds at the accepted rate of false rejections."""
+        logs = scaled.clamp_min(1e-6).log().tolist()
+        limit = upper_limit(logs, self.config.false_rejection_rate)
+        return max(self.config.least_distance, math.exp(min(limit, 50.0)))
+
+
+def _metrics(products: list[DescriptorStatistics], config: RouterConfig) -> tuple[list[Tensor], Tensor]:
+    """A whitening matrix (D, D) for every product and log|covariance| / D."""
+    if config.metric == "shared":
+        covariances = [_mean(products)]
+    else:
+        covariances = [product.covariance() for product in products]
+    factors = [torch.linalg.cholesky(c) for c in covariances]
+    eye = torch.eye(factors[0].shape[0], dtype=torch.float64)
+    whiten = [torch.linalg.solve_triangular(f, eye, upper=False) for f in factors]
+    log_dets = torch.stack([2 * f.diagonal().log().mean() for f in factors])
+    if config.metric == "shared":
+        whiten = whiten * len(products)
+    return whiten, log_dets
+
+
+def _mean(products: list[DescriptorStatistics]) -> Tensor:
+    # One after the other: stacking two hundred of them would take gigabytes with a wide backbone.
+    total = torch.zeros_like(products[0].covariance())
+    for product in products:
+        total += product.covariance()
+    return total / len(products)
+
+
+def _apply(whiten: Tensor, rows: Tensor) -> Tensor:
+    return rows @ whiten.T

@@ -1,0 +1,608 @@
+"""Properties of every invertible map and of the whole density, against autograd and brute force."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import itertools
+import math
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import moleflow.flow
+from moleflow.config import Context, Dia, FlowConfig, Lora, Mixer, Whitening
+from moleflow.flow.bijections import Affine, Bijection, soft_clamp
+from moleflow.flow.coupling import AffineCoupling, CouplingAdapter, MoleCoupling
+from moleflow.flow.expert import Base, Expert
+from moleflow.flow.lora import LowRank, SharedLinear
+from moleflow.flow.mixer import ContextMixer
+from moleflow.flow.whitening import BoundedAffine, layer_norm, sinusoidal_position
+
+GRID = (3, 4)
+LORA = Lora(rank=3, alpha=2.0)
+SMALL = FlowConfig(
+    hidden=7, couplings=3, context=Context(kernel=3, gate=0.5), lora=LORA, dia=Dia(blocks=3, hidden=6)
+)
+
+
+def randomised(module: nn.Module, seed: int = 0, spread: float = 0.5) -> nn.Module:
+    """The module in float64 with every weight random, fixed statistics included."""
+    generator = torch.Generator().manual_seed(seed)
+    module = module.double()
+    fixed = [b for name, b in module.named_buffers() if name != "position"]
+    for tensor in (*module.parameters(), *fixed):
+        tensor.data.copy_(spread * torch.randn(tensor.shape, generator=generator, dtype=torch.float64))
+    return module
+
+
+def grids(batch: int, channels: int, seed: int = 1, grid: tuple[int, int] = GRID) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *grid, channels, generator=generator, dtype=torch.float64)
+
+
+def image_jacobian(function: Callable[[Tensor], Tensor], image: Tensor) -> Tensor:
+    """The square Jacobian (hwD, hwD) of a map of one image (h, w, D)."""
+    size = image.numel()
+    jacobian = torch.autograd.functional.jacobian(lambda x: function(x[None])[0], image, vectorize=True)
+    return jacobian.reshape(size, size)
+
+
+# -- every Bijection ---------------------------------------------------------------------------------
+
+
+class Row(NamedTuple):
+    """One row of the table: a class, and how to build it, with what a product passes in, from D."""
+
+    kind: type[Bijection]
+    build: Callable[[int], tuple[Bijection, nn.Module | None]]
+    local: bool = True  # a patch's own log-determinant is that of its own block of the Jacobian
+
+
+def mole(parity: int, *, context: Context | None, adapted: bool = True) -> Row:
+    def build(channels: int) -> tuple[Bijection, nn.Module | None]:
+        coupling = MoleCoupling(channels, parity, hidden=7, clamp=1.9, context=context)
+        return coupling, CouplingAdapter(coupling, LORA) if adapted else None
+
+    return Row(MoleCoupling, build)
+
+
+TABLE = {
+    "affine": Row(Affine, lambda d: (Affine(d), None)),
+    "whitening": Row(BoundedAffine, lambda d: (BoundedAffine(d, Whitening()), None)),
+    "mixer": Row(ContextMixer, lambda d: (ContextMixer(d, Mixer()), None), local=False),
+    "mole-0": mole(0, context=Context(kernel=3, gate=0.5)),
+    "mole-1": mole(1, context=Context(kernel=5, gate=0.5)),
+    "mole-bare-0": mole(0, context=Context(kernel=3, gate=0.5), adapted=False),
+    "mole-bare-1": mole(1, context=Context(kernel=3, gate=0.5), adapted=False),
+    "mole-alone-0": mole(0, context=None),
+    "mole-alone-1": mole(1, context=None),
+    "dia-0": Row(AffineCoupling, lambda d: (AffineCoupling(d, 0, hidden=7, clamp=1.9), None)),
+    "dia-1": Row(AffineCoupling, lambda d: (AffineCoupling(d, 1, hidden=7, clamp=1.9), None)),
+}
+every_bijection = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
+odd_and_even = pytest.mark.parametrize("channels", [5, 6])
+
+
+def built(row: Row, channels: int) -> tuple[Bijection, nn.Module | None]:
+    bijection, adapter = row.build(channels)
+    return randomised(bijection, 2), randomised(adapter, 3) if adapter is not None else None
+
+
+def subclasses(kind: type) -> Iterator[type]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from subclasses(child)
+
+
+def test_the_table_holds_every_bijection():
+    for module in pkgutil.iter_modules(moleflow.flow.__path__):
+        importlib.import_module(f"moleflow.flow.{module.name}")
+    concrete = {kind for kind in subclasses(Bijection) if not inspect.isabstract(kind)}
+    missing = concrete - {row.kind for row in TABLE.values()}
+    assert concrete
+    assert not missing, f"no row for {missing}"
+
+
+@every_bijection
+@odd_and_even
+def test_no_row_is_trivially_the_identity(row, channels):
+    bijection, adapter = built(row, channels)
+    x = grids(2, channels)
+    y, log_det = bijection(x, adapter)
+    changed = (y != x).double().mean()
+    assert changed >= (channels // 2) / channels
+    assert (log_det.abs() > 1e-3).all()
+
+
+@every_bijection
+@odd_and_even
+def test_value_and_log_det_have_their_shapes(row, channels):
+    bijection, adapter = built(row, channels)
+    x = grids(3, channels)
+    for direction in (bijection, bijection.inverse):
+        y, log_det = direction(x, adapter)
+        assert y.shape == x.shape
+        assert log_det.shape == x.shape[:-1]
+        assert y.dtype == log_det.dtype == torch.float64
+
+
+@every_bijection
+@odd_and_even
+def test_inverse_undoes_forward_and_negates_its_log_det(row, channels):
+    bijection, adapter = built(row, channels)
+    x = grids(3, channels)
+    y, log_det = bijection(x, adapter)
+    back, inverse_log_det = bijection.inverse(y, adapter)
+    torch.testing.assert_close(back, x, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(inverse_log_det, -log_det, rtol=1e-10, atol=1e-10)
+
+
+@every_bijection
+@odd_and_even
+def test_forward_undoes_inverse(row, channels):
+    bijection, adapter = built(row, channels)
+    y = grids(3, channels)
+    torch.testing.assert_close(bijection(bijection.inverse(y, adapter)[0], adapter)[0], y)
+
+
+@every_bijection
+@odd_and_even
+def test_log_det_of_an_image_is_that_of_its_jacobian(row, channels):
+    bijection, adapter = built(row, channels)
+    x = grids(2, channels)
+    _, log_det = bijection(x, adapter)
+    for image, total in zip(x, log_det.sum((1, 2)), strict=True):
+        expected = torch.linalg.slogdet(image_jacobian(lambda v: bijection(v, adapter)[0], image))
+        assert expected.sign == 1
+        torch.testing.assert_close(total, expected.logabsdet, rtol=1e-9, atol=1e-9)
+
+
+@every_bijection
+def test_log_det_of_the_inverse_is_that_of_its_jacobian(row):
+    bijection, adapter = built(row, 5)
+    y = grids(1, 5)
+    _, log_det = bijection.inverse(y, adapter)
+    expected = torch.linalg.slogdet(image_jacobian(lambda v: bijection.inverse(v, adapter)[0], y[0]))
+    torch.testing.assert_close(log_det.sum(), expected.logabsdet, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "row", [r for r in TABLE.values() if r.local], ids=[n for n, r in TABLE.items() if r.local]
+)
+def test_log_det_of_a_patch_is_that_of_its_own_block(row):
+    bijection, adapter = built(row, 5)
+    x = grids(1, 5)
+    _, log_det = bijection(x, adapter)
+    jacobian = image_jacobian(lambda v: bijection(v, adapter)[0], x[0])
+    for patch, own in enumerate(log_det.flatten()):
+        block = jacobian[5 * patch : 5 * patch + 5, 5 * patch : 5 * patch + 5]
+        torch.testing.assert_close(torch.linalg.slogdet(block).logabsdet, own)
+
+
+@every_bijection
+def test_an_image_does_not_depend_on_the_others_in_the_batch(row):
+    bijection, adapter = built(row, 6)
+    x = grids(3, 6)
+    for direction in (bijection, bijection.inverse):
+        together = direction(x, adapter)
+        others = direction(torch.cat([x[:1], 10 * grids(4, 6, seed=9)]), adapter)
+        alone = direction(x[:1], adapter)
+        for whole, beside, single in zip(together, others, alone, strict=True):
+            torch.testing.assert_close(whole[:1], single, rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(beside[:1], single, rtol=1e-12, atol=1e-12)
+
+
+@every_bijection
+def test_maps_leave_their_input_alone(row):
+    bijection, adapter = built(row, 6)
+    x = grids(2, 6)
+    before = x.clone()
+    bijection(x, adapter)
+    bijection.inverse(x, adapter)
+    assert torch.equal(x, before)
+
+
+@every_bijection
+@odd_and_even
+def test_as_constructed_every_map_is_exactly_the_identity(row, channels):
+    bijection, adapter = row.build(channels)
+    x = grids(2, channels).float()
+    for direction in (bijection, bijection.inverse):
+        y, log_det = direction(x, adapter)
+        assert torch.equal(log_det, torch.zeros(x.shape[:-1]))
+        if isinstance(bijection, ContextMixer) and direction == bijection.inverse:
+            torch.testing.assert_close(y, x, rtol=1e-5, atol=1e-6)  # there and back through the cosines
+        else:
+            assert torch.equal(y, x)
+
+
+# -- couplings and LoRA ------------------------------------------------------------------------------
+
+
+def off_diagonal(jacobian: Tensor, channels: int) -> Tensor:
+    """The blocks (patch of y, patch of x) of two different patches, flattened."""
+    patches = len(jacobian) // channels
+    blocks = jacobian.reshape(patches, channels, patches, channels).permute(0, 2, 1, 3)
+    return blocks[~torch.eye(patches, dtype=torch.bool)]
+
+
+@pytest.mark.parametrize("parity", [0, 1])
+def test_translation_sees_the_patch_alone_and_scale_its_neighbours(parity):
+    bijection, adapter = built(mole(parity, context=Context(kernel=3, gate=0.5)), 6)
+    x = grids(1, 6)[0]
+    only_translation, both = x.clone(), x.clone()
+    only_translation[..., 1 - parity :: 2] = 0  # active half zero: y2 is t and nothing else
+    both[..., 1 - parity :: 2] = 1
+    jacobians = [image_jacobian(lambda v: bijection(v, adapter)[0], v) for v in (only_translation, both)]
+    assert torch.equal(off_diagonal(jacobians[0], 6), torch.zeros_like(off_diagonal(jacobians[0], 6)))
+    assert off_diagonal(jacobians[1], 6).abs().max() > 1e-2
+    within = torch.stack([jacobians[0][6 * p : 6 * p + 6, 6 * p : 6 * p + 6] for p in range(12)])
+    assert within[:, 1 - parity :: 2, parity::2].abs().max() > 1e-2  # and t does see its own patch
+
+
+def test_context_reaches_as_far_as_its_kernel():
+    bijection, adapter = built(mole(0, context=Context(kernel=5, gate=0.5)), 4)
+    x = grids(1, 4, grid=(1, 8))
+    moved = x.clone()
+    moved[0, 0, 2, 0::2] += 1.0  # passive channels
+    changed = (bijection(x, adapter)[1] != bijection(moved, adapter)[1])[0, 0]
+    assert changed.tolist() == [True] * 5 + [False] * 3
+
+
+def test_coupling_leaves_the_passive_half_and_bounds_the_scale():
+    bijection, adapter = built(mole(1, context=Context(kernel=3)), 5)
+    x = 1000 * grids(2, 5)
+    y, log_det = bijection(x, adapter)
+    assert torch.equal(y[..., 1::2], x[..., 1::2])
+    assert log_det.abs().max() <= 3 * 1.9
+    assert log_det.abs().max() > 1.9
+
+
+def test_coupling_refuses_what_is_not_its_adapter():
+    coupling = MoleCoupling(6, 0, hidden=4, clamp=1.9, context=None)
+    with pytest.raises(TypeError, match="expected a CouplingAdapter, got Linear"):
+        coupling(grids(1, 6).float(), nn.Linear(2, 2))
+
+
+def test_soft_clamp_is_the_identity_near_zero_and_never_beyond_its_limit():
+    s = torch.linspace(-1e-4, 1e-4, 9, dtype=torch.float64)
+    torch.testing.assert_close(soft_clamp(s, 1.9), s, rtol=1e-8, atol=0)
+    far = torch.tensor([-1e9, -5.0, 5.0, 1e9], dtype=torch.float64)
+    assert soft_clamp(far, 1.9).abs().max() <= 1.9
+    assert (soft_clamp(far, 1.9).sign() == far.sign()).all()
+
+
+def test_lora_is_the_explicit_low_rank_change():
+    linear, adapter = randomised(SharedLinear(5, 4), 1), randomised(LowRank(5, 4, LORA), 2)
+    x = grids(2, 5)
+    scale = LORA.alpha / LORA.rank
+    for row, got in zip(x.reshape(-1, 5), linear(x, adapter).reshape(-1, 4), strict=True):
+        low_rank = scale * (adapter.B @ (adapter.A @ row))
+        expected = linear.weight @ row + linear.bias + low_rank + adapter.bias
+        torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(linear(x), F.linear(x, linear.weight, linear.bias))
+
+
+def test_lora_as_constructed_changes_nothing_although_A_is_random():
+    linear, adapter = SharedLinear(5, 4), LowRank(5, 4, LORA)
+    x = grids(2, 5).float()
+    assert adapter.A.abs().min() > 0
+    assert torch.equal(linear(x, adapter), linear(x))
+
+
+def test_default_lora_has_scale_one_so_a_change_of_B_arrives_whole():
+    linear, adapter = SharedLinear(32, 4), LowRank(32, 4, Lora())
+    x = torch.randn(6, 32, generator=torch.Generator().manual_seed(0))
+    before = linear(x, adapter)
+    adapter.B.data += 0.5
+    arrived = linear(x, adapter) - before
+    torch.testing.assert_close(arrived, x @ adapter.A.T @ adapter.B.T, rtol=1e-4, atol=1e-5)
+    assert arrived.abs().mean() > 0.5
+
+
+def test_a_frozen_base_gets_no_gradient_and_every_lora_weight_does():
+    coupling, adapter = built(mole(0, context=Context(kernel=3, gate=0.5)), 6)
+    coupling.requires_grad_(False)
+    y, log_det = coupling(grids(2, 6), adapter)
+    (y.square().sum() + log_det.sum()).backward()
+    assert all(p.grad is None for p in coupling.parameters())
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in adapter.parameters())
+
+
+# -- the mixer ---------------------------------------------------------------------------------------
+
+MIXER_GRIDS = [(1, 1), (1, 5), (4, 1), (2, 2), (3, 4)]
+
+
+def dense_mixer(mixer: ContextMixer, grid: tuple[int, int], channel: int) -> Tensor:
+    """(hw, hw) matrix of one channel, written out neighbour by neighbour; the border repeats itself."""
+    height, width = grid
+    gate = mixer.limit / (1 + math.exp(-float(mixer.gate)))
+    across, down, diagonal = (gate * math.tanh(float(s)) / 12 for s in mixer.sides[:, channel])
+    weights = {(0, 0): 1 - 2 * across - 2 * down - 4 * diagonal}
+    weights |= {(0, -1): across, (0, 1): across, (-1, 0): down, (1, 0): down}
+    weights |= dict.fromkeys(itertools.product((-1, 1), (-1, 1)), diagonal)
+    matrix = torch.zeros(height * width, height * width, dtype=torch.float64)
+    for (row, column), ((d_row, d_column), weight) in itertools.product(
+        itertools.product(range(height), range(width)), weights.items()
+    ):
+        from_row = min(max(row + d_row, 0), height - 1)
+        from_column = min(max(column + d_column, 0), width - 1)
+        matrix[row * width + column, from_row * width + from_column] += weight
+    return matrix
+
+
+@pytest.mark.parametrize("grid", MIXER_GRIDS)
+def test_mixer_is_its_dense_matrix_in_value_log_det_and_inverse(grid):
+    mixer = randomised(ContextMixer(3, Mixer()), spread=2.0)
+    x = grids(2, 3, grid=grid)
+    y, log_det = mixer(x)
+    back, _ = mixer.inverse(x)
+    total = 0.0
+    for channel in range(3):
+        matrix = dense_mixer(mixer, grid, channel)
+        flat = x[..., channel].flatten(1).T
+        torch.testing.assert_close(y[..., channel].flatten(1).T, matrix @ flat)
+        torch.testing.assert_close(back[..., channel].flatten(1).T, torch.linalg.solve(matrix, flat))
+        total += torch.linalg.slogdet(matrix).logabsdet
+    torch.testing.assert_close(log_det.sum((1, 2)), total.expand(2), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("limit", [0.5, 1.0])
+@pytest.mark.parametrize("signs", list(itertools.product((-50.0, 50.0), repeat=3)), ids=str)
+def test_mixer_eigenvalues_stay_positive_at_the_extremes(limit, signs):
+    mixer = ContextMixer(2, Mixer(gate_limit=limit)).double()
+    mixer.gate.data.fill_(50.0)
+    mixer.sides.data.copy_(torch.tensor(signs)[:, None].expand(3, 2))
+    dense = torch.linalg.eigvalsh(dense_mixer(mixer, (4, 5), 0))
+    assert dense.min() > 0
+    claimed = mixer._eigenvalues(4, 5)[..., 0].flatten().sort().values
+    torch.testing.assert_close(claimed, dense)
+    x = grids(1, 2, grid=(4, 5))
+    torch.testing.assert_close(mixer.inverse(mixer(x)[0])[0], x)
+
+
+def test_mixer_with_its_gate_shut_is_the_identity_whatever_the_kernel():
+    mixer = randomised(ContextMixer(3, Mixer()), spread=2.0)
+    mixer.gate.data.fill_(-800.0)
+    x = grids(2, 3)
+    y, log_det = mixer(x)
+    assert torch.equal(y, x)
+    assert torch.equal(log_det, torch.zeros(2, *GRID, dtype=torch.float64))
+
+
+def test_mixer_keeps_a_constant_image():
+    mixer = randomised(ContextMixer(3, Mixer()), spread=2.0)
+    x = grids(1, 3)[:, :1, :1].expand(1, *GRID, 3)
+    torch.testing.assert_close(mixer(x)[0], x)
+
+
+# -- whitening, statistics, position -----------------------------------------------------------------
+
+
+def test_whitening_is_bounded_however_large_its_weights():
+    whitening = BoundedAffine(4, Whitening(scale_limit=2.0, shift_limit=3.0)).double()
+    whitening.a.data = torch.tensor([-1e6, 1e6, -1e6, 1e6], dtype=torch.float64)
+    whitening.b.data = torch.tensor([-1e6, -1e6, 1e6, 1e6], dtype=torch.float64)
+    zero, one = torch.zeros(1, 1, 1, 4).double(), torch.ones(1, 1, 1, 4).double()
+    shift = whitening(zero)[0]
+    torch.testing.assert_close(shift.flatten(), torch.tensor([-3.0, -3.0, 3.0, 3.0]).double())
+    torch.testing.assert_close(
+        (whitening(one)[0] - shift).flatten(), torch.tensor([0.5, 2.0, 0.5, 2.0]).double()
+    )
+
+
+def test_statistics_give_mean_zero_and_spread_one():
+    x = 3 + grids(20, 5) * torch.tensor([0.5, 1.0, 2.0, 3.0, 4.0])
+    affine = Affine(5).double()
+    affine.fit(x)
+    y = affine(x)[0].reshape(-1, 5)
+    torch.testing.assert_close(y.mean(0), torch.zeros(5).double(), rtol=0, atol=1e-9)
+    torch.testing.assert_close(y.std(0, unbiased=False), torch.ones(5).double())
+
+
+def test_statistics_do_not_blow_up_a_channel_that_never_moves():
+    x = grids(20, 5)
+    x[..., 2] = 7.0
+    affine = Affine(5).double()
+    affine.fit(x)
+    gain = affine.log_scale.exp()
+    assert gain[2] <= 10.5 * gain.median()
+    torch.testing.assert_close(affine(x)[0][..., 2], torch.zeros(20, *GRID).double())
+
+
+def test_statistics_of_constant_features_are_finite():
+    affine = Affine(5)
+    affine.fit(torch.full((3, *GRID, 5), 2.0))
+    y, log_det = affine(torch.full((3, *GRID, 5), 2.0))
+    assert torch.isfinite(y).all()
+    assert torch.isfinite(log_det).all()
+
+
+@odd_and_even
+def test_position_tells_column_in_one_half_and_row_in_the_other(channels):
+    position = sinusoidal_position(3, 4, channels)
+    half = channels // 2
+    assert position.shape == (3, 4, channels)
+    assert torch.equal(position[..., :half], position[:1, :, :half].expand(3, 4, half))
+    assert torch.equal(position[..., half:], position[:, :1, half:].expand(3, 4, channels - half))
+    assert len(position.reshape(12, channels).unique(dim=0)) == 12
+    torch.testing.assert_close(position[0, :, 0], torch.arange(4.0).sin())
+
+
+def test_layer_norm_removes_gain_and_offset_of_a_patch():
+    x = grids(2, 6)
+    y = layer_norm(x)
+    torch.testing.assert_close(y.mean(-1), torch.zeros(2, *GRID).double(), rtol=0, atol=1e-12)
+    torch.testing.assert_close(layer_norm(50 * x + 3), layer_norm(100 * x), rtol=1e-4, atol=1e-4)
+
+
+# -- base and expert: the whole chain ----------------------------------------------------------------
+
+
+def random_flow(config: FlowConfig, channels: int, grid: tuple[int, int] = GRID) -> tuple[Base, Expert]:
+    base = Base(grid, channels, config)
+    return randomised(base, 4, 0.4), randomised(Expert(base), 5, 0.4)
+
+
+@odd_and_even
+def test_the_whole_chain_has_the_log_det_of_its_jacobian(channels):
+    base, expert = random_flow(SMALL, channels)
+    assert len(list(base.chain(expert))) == 2 + 1 + 3 + 3
+    x = grids(2, channels)
+    _, log_det = base.latent(expert, x)
+    assert log_det.shape == (2, *GRID)
+    for image, total in zip(x, log_det.sum((1, 2)), strict=True):
+        expected = torch.linalg.slogdet(image_jacobian(lambda v: base.latent(expert, v)[0], image))
+        torch.testing.assert_close(total, expected.logabsdet, rtol=1e-9, atol=1e-9)
+
+
+@odd_and_even
+def test_the_whole_chain_is_undone_by_its_inverse(channels):
+    base, expert = random_flow(SMALL, channels)
+    x = grids(2, channels)
+    z, log_det = base.latent(expert, x)
+    back, inverse_log_det = base.inverse(expert, z)
+    torch.testing.assert_close(back, x, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(inverse_log_det, -log_det)
+    assert (z - x - base.position).abs().max() > 0.1
+
+
+def test_log_prob_is_the_standard_normal_of_the_latent_plus_log_det():
+    base, expert = random_flow(SMALL, 5)
+    x = grids(2, 5)
+    z, log_det = base.latent(expert, x)
+    normal = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(-1)
+    torch.testing.assert_close(base.log_prob(expert, x), normal + log_det)
+
+
+def test_density_integrates_to_one():
+    config = replace(SMALL, hidden=4, dia=Dia(blocks=2, hidden=4))
+    base, expert = random_flow(config, 2, grid=(1, 1))
+    side = torch.linspace(-20, 20, 601, dtype=torch.float64)
+    points = torch.cartesian_prod(side, side).reshape(-1, 1, 1, 2)
+    with torch.no_grad():
+        density = base.log_prob(expert, points).exp()
+    mass = density.sum() * (side[1] - side[0]) ** 2
+    assert abs(float(mass) - 1) < 1e-3
+
+
+def test_a_new_expert_is_the_identity_around_the_base():
+    base = Base(GRID, 6, SMALL)
+    randomised(base, 4, 0.4)
+    x = grids(2, 6)
+    z, log_det = base.latent(Expert(base).double(), x)
+    bare, bare_log_det = base.mixer(x + base.position)
+    for coupling in base.couplings:
+        bare, step = coupling(bare)
+        bare_log_det = bare_log_det + step
+    assert torch.equal(z, bare)
+    torch.testing.assert_close(log_det, bare_log_det, rtol=1e-12, atol=1e-12)
+    assert (z - x - base.position).abs().max() > 0.1  # the base itself does something
+
+
+def test_start_gives_prepared_features_mean_zero_and_spread_one():
+    base = Base(GRID, 6, SMALL).double()
+    expert = Expert(base).double()
+    x = 5 + 2 * grids(30, 6)
+    expert.start(base, x)
+    z, _ = base.latent(expert, x)  # everything else is still the identity
+    torch.testing.assert_close(z.mean((0, 1, 2)), torch.zeros(6).double(), rtol=0, atol=1e-6)
+    torch.testing.assert_close(z.std((0, 1, 2), unbiased=False), torch.ones(6).double(), rtol=1e-6, atol=0)
+
+
+def test_experts_passed_in_turn_leave_no_trace():
+    base, first = random_flow(SMALL, 5)
+    second = randomised(Expert(base), 11, 0.4)
+    x = grids(2, 5)
+    before = base.log_prob(first, x)
+    weights = {name: value.clone() for name, value in base.state_dict().items()}
+    other = base.log_prob(second, x)
+    assert (other - before).abs().min() > 1e-6
+    assert torch.equal(base.log_prob(first, x), before)
+    assert all(torch.equal(value, weights[name]) for name, value in base.state_dict().items())
+
+
+def test_every_weight_of_base_and_expert_reaches_the_density():
+    base, expert = random_flow(SMALL, 6)
+    base.log_prob(expert, grids(3, 6)).sum().backward()
+    owned = {f"base.{n}": p for n, p in base.named_parameters()}
+    owned |= {f"expert.{n}": p for n, p in expert.named_parameters()}
+    idle = [n for n, p in owned.items() if p.grad is None or p.grad.abs().max() == 0]
+    assert not idle
+
+
+def test_a_window_with_its_own_position_agrees_with_the_whole_grid_where_nothing_looks_sideways():
+    base, expert = random_flow(replace(SMALL, mixer=None, context=None), 5)
+    x = grids(2, 5)
+    whole = base.log_prob(expert, x)
+    window = base.log_prob(expert, x[:, 1:, 2:], position=base.position[None, 1:, 2:])
+    torch.testing.assert_close(window, whole[:, 1:, 2:])
+
+
+# -- ablations ---------------------------------------------------------------------------------------
+
+ABLATIONS = {
+    "whitening": ({"whitening": None}, "whitening."),
+    "statistics": ({"statistics": False}, "statistics."),
+    "mixer": ({"mixer": None}, "mixer."),
+    "context": ({"context": None}, "context."),
+    "lora": ({"lora": None}, "adapters."),
+    "dia": ({"dia": None}, "dia."),
+    "couplings": ({"couplings": 0}, "couplings."),
+    "couplings-lora": ({"couplings": 0}, "adapters."),
+    "position": ({"position": 0.0}, None),
+    "normalisation": ({"normalisation": "none"}, None),
+}
+
+
+def weight_names(config: FlowConfig) -> set[str]:
+    base = Base(GRID, 5, config)
+    return {*base.state_dict(), *Expert(base).state_dict()}
+
+
+@pytest.mark.parametrize(("changes", "part"), ABLATIONS.values(), ids=ABLATIONS.keys())
+def test_every_part_can_be_left_out(changes, part):
+    config = replace(SMALL, **changes)
+    base, expert = random_flow(config, 5)
+    x = base.prepare(grids(2, 5)).double()
+    log_prob = base.log_prob(expert, x)
+    assert log_prob.shape == (2, *GRID)
+    assert torch.isfinite(log_prob).all()
+    torch.testing.assert_close(base.inverse(expert, base.latent(expert, x)[0])[0], x)
+    if part is not None:
+        assert any(part in name for name in weight_names(SMALL))
+        assert not any(part in name for name in weight_names(config))
+
+
+def test_with_everything_left_out_the_density_is_the_standard_normal():
+    nothing = {"statistics": False, "position": 0.0, "couplings": 0}
+    nothing |= dict.fromkeys(("whitening", "mixer", "context", "lora", "dia"))
+    base = Base(GRID, 5, FlowConfig(**nothing))
+    expert = Expert(base)
+    assert not list(expert.parameters()) and not list(base.parameters())
+    x = grids(2, 5).float()
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(-1)
+    torch.testing.assert_close(base.log_prob(expert, x), expected)
+
+
+def test_position_zero_makes_the_density_blind_to_place():
+    x = grids(1, 5)[:, :1, :1].expand(1, *GRID, 5).contiguous()
+    for amplitude, places in ((1.0, 12), (0.0, 1)):
+        config = replace(SMALL, position=amplitude, mixer=None, context=None)
+        base, expert = random_flow(config, 5)
+        assert len(base.log_prob(expert, x).round(decimals=8).unique()) == places
+
+
+def test_normalisation_is_layer_or_none():
+    x = 3 * grids(2, 5).float() + 1
+    assert torch.equal(Base(GRID, 5, FlowConfig(normalisation="none")).prepare(x), x)
+    assert torch.equal(Base(GRID, 5, FlowConfig(normalisation="layer")).prepare(x), layer_norm(x))
+    assert Base(GRID, 5, FlowConfig()).prepare(x.half()).dtype == torch.float32
