@@ -324,8 +324,8 @@ MIXER_GRIDS = [(1, 1), (1, 5), (4, 1), (2, 2), (3, 4)]
 def dense_mixer(mixer: ContextMixer, grid: tuple[int, int], channel: int) -> Tensor:
     """(hw, hw) matrix of one channel, written out neighbour by neighbour; the border repeats itself."""
     height, width = grid
-    gate = mixer.limit / (1 + math.exp(-float(mixer.gate)))
-    across, down, diagonal = (gate * math.tanh(float(s)) / 12 for s in mixer.sides[:, channel])
+    gate = mixer.limit / (1 + math.exp(-mixer.gate.item()))
+    across, down, diagonal = (gate * math.tanh(s) / 12 for s in mixer.sides[:, channel].tolist())
     weights = {(0, 0): 1 - 2 * across - 2 * down - 4 * diagonal}
     weights |= {(0, -1): across, (0, 1): across, (-1, 0): down, (1, 0): down}
     weights |= dict.fromkeys(itertools.product((-1, 1), (-1, 1)), diagonal)
@@ -587,7 +587,7 @@ def test_with_everything_left_out_the_density_is_the_standard_normal():
     nothing |= dict.fromkeys(("whitening", "mixer", "context", "lora", "dia"))
     base = Base(GRID, 5, FlowConfig(**nothing))
     expert = Expert(base)
-    assert not list(expert.parameters()) and not list(base.parameters())
+    assert not [*expert.parameters(), *base.parameters()]
     x = grids(2, 5).float()
     expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(-1)
     torch.testing.assert_close(base.log_prob(expert, x), expected)

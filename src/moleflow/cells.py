@@ -48,7 +48,11 @@ class CellGaussians(nn.Module):
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
         """Learns from raw patch features (N, h, w, D) of good images, in closed form."""
-        self.mean.copy_(F.adaptive_avg_pool2d(_mean_image(features), self.mean.shape[:2])[0].permute(1, 2, 0))
+        self.mean.copy_(
+            F.adaptive_avg_pool2d(_mean_image(features), (self.mean.shape[0], self.mean.shape[1]))[0].permute(
+                1, 2, 0
+            )
+        )
         centre = self._mean_grid()
         spectra = [self._spectrum(features, centre, cell) for cell in self._cells()]
         rho = self.config.ridge * max(float(np.mean([trace for _, _, trace in spectra])), 1e-12)
@@ -95,5 +99,7 @@ def _edges(length: int, parts: int) -> list[slice]:
 
 
 def _mean_image(features: Tensor) -> Tensor:
-    total = sum(chunk.float().sum(0) for chunk in features.split(64))
-    return (total / len(features)).permute(2, 0, 1)[None]  # type: ignore[union-attr,operator]
+    total = torch.zeros(features.shape[1:], device=features.device)
+    for chunk in features.split(64):
+        total += chunk.float().sum(0)
+    return (total / len(features)).permute(2, 0, 1)[None]

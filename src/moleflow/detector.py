@@ -242,7 +242,7 @@ class Detector:
                 distance=decision.distance,
                 distance_limit=line.router.limits[name],
                 strangeness=float(strangeness[0]),
-                strangeness_limit=product.strangeness_limit(),
+                strangeness_limit=product.strangeness_limit,
                 margin=decision.margin,
                 distances=decision.distances,
             )
@@ -498,8 +498,9 @@ def _sources(images: Any) -> list[tuple[Path | int, Any]]:
             items = list(images)
         except TypeError:
             items = [images]
-    if items and all(isinstance(item, str | Path) for item in items):
-        return [(path, path) for path in find_images(items)]
+    paths = [item for item in items if isinstance(item, str | Path)]
+    if items and len(paths) == len(items):
+        return [(path, path) for path in find_images(paths)]
     if not items:
         raise ImageError("expected at least one image, got none")
     return list(enumerate(items))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,7 @@ class Product:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def inspect(self, base: Base, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Standardised maps (B, h, w), image scores (B,) and strangeness (B,) of raw features (B, h, w, D)."""
+        """Standardised maps (B, h, w), image scores (B,) and strangeness (B,) of features (B, h, w, D)."""
         calibrated = self._calibrated(self.densities.scores(base, features))
         maps = smooth(calibrated, self.config.scoring.smoothing)
         return (
@@ -71,9 +72,10 @@ class Product:
             calibrated.flatten(1).median(1).values,
         )
 
+    @cached_property
     def strangeness_limit(self) -> float:
-        """Twice as far above typical as one good image in a hundred would come: most of a known product's
-        picture, defective or not, stays below."""
+        """Twice as far above typical as the rare good image comes: a defect covers part of a picture, and
+        the median patch of a known product stays below this."""
         values = list(self.strangeness)
         limit = upper_limit(values, self.config.router.false_rejection_rate)
         return float(np.mean(values)) + 2 * (limit - float(np.mean(values)))

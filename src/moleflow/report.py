@@ -202,15 +202,13 @@ def mask_uri(mask: NDArray[np.bool_], *, side: int = 256) -> str:
     return _uri(_shrunk(drawn, side, Image.Resampling.BOX).convert("1"), "png", optimize=True)
 
 
-def heat_overlay(
-    image: Pixels, anomaly_map: NDArray[np.floating], *, threshold: float, low: float | None = None
-) -> Pixels:
-    """The greyed photograph (H, W, 3) under its heat: none at `low`, outlined at `threshold`, full at twice that.
+def heat_overlay(image: Pixels, anomaly_map: NDArray[np.floating], *, threshold: float) -> Pixels:
+    """The greyed photograph (H, W, 3) under the heat of its map (H, W).
 
-    `low` defaults to half the threshold.
+    Heat starts at half the threshold and is full at twice the threshold; what exceeds the threshold is
+    outlined.
     """
-    start = threshold / 2 if low is None else low
-    reach = max(2 * (threshold - start), 1e-9)
+    start, reach = threshold - abs(threshold) / 2, max(1.5 * abs(threshold), 1e-6)
     heat = np.clip((anomaly_map - start) / reach, 0, 1).astype(np.float32)
     grey = image.astype(np.float32).mean(axis=2, keepdims=True).repeat(3, axis=2)
     # A weak heat is thin as well as dark, so that the part itself stays visible beneath.
@@ -257,7 +255,8 @@ _STYLE = """
 :root { color-scheme: light dark; --ink: #1c2430; --soft: #5b6675; --paper: #ffffff; --panel: #f4f6f9;
   --line: #d9dfe7; --good: #1f7a4d; --bad: #b4371f; --note: #fff6dd; --note-line: #d8ad3c; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e4e8ee; --soft: #9aa6b5; --paper: #14181e;
-  --panel: #1d232b; --line: #343d49; --good: #5fc795; --bad: #f08a70; --note: #2e2813; --note-line: #a88832; } }
+  --panel: #1d232b; --line: #343d49; --good: #5fc795; --bad: #f08a70; --note: #2e2813;
+  --note-line: #a88832; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
@@ -269,13 +268,16 @@ section { margin-top: 52px; }
 p { max-width: 78ch; margin: 0 0 14px; }
 .notice { background: var(--note); border-left: 4px solid var(--note-line); padding: 12px 16px;
   border-radius: 4px; margin: 18px 0 26px; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin: 0; }
-.figures > div { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 14px 16px; }
+.figures { display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin: 0; }
+.figures > div { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
+  padding: 14px 16px; }
 .figures dt { color: var(--soft); font-size: 14px; }
 .figures dd { margin: 0; color: var(--soft); font-size: 13.5px; line-height: 1.4; }
 .figures dt + dd { color: var(--ink); font-size: 27px; font-weight: 650; line-height: 1.4;
   font-variant-numeric: tabular-nums; }
-.columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 8px 36px; }
+.columns { display: grid;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 8px 36px; }
 .columns > div { min-width: 0; }
 .wide { overflow-x: auto; margin: 14px 0 22px; }
 table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
@@ -285,7 +287,8 @@ th:first-child { text-align: left; }
 th { font-weight: 600; }
 thead th { color: var(--soft); font-size: 13.5px; vertical-align: bottom; }
 td.text { text-align: left; overflow-wrap: anywhere; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 540px), 1fr)); gap: 16px; }
+.gallery { display: grid;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 540px), 1fr)); gap: 16px; }
 article { background: var(--panel); border: 1px solid var(--line); border-left: 4px solid var(--line);
   border-radius: 8px; padding: 12px; min-width: 0; }
 article.good { border-left-color: var(--good); }

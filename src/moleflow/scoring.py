@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,9 +82,9 @@ def image_scores(maps: Tensor, config: ScoringConfig) -> Tensor:
 class ScoreCalibration:
     """What good images of one product score, and what follows for an image that was not seen.
 
-    A p-value is the chance that one more good image scores at least this high when good scores are
-    log-normal above their floor: Student's t predictive distribution for n good scores, exact in n, so
-    a dozen images give a wider, honest threshold than a hundred (Geisser 1993, section 3).
+    A p-value is the chance that one more good image scores at least this high when stretched good scores
+    (`_log_shift`, which tames their long upper tail) are normal: Student's t predictive distribution,
+    exact in n, so a dozen images give a wider, honest threshold than a hundred (Geisser 1993).
 
     Attributes:
         kind: "held-out", "cross-fitted", or "in-sample" where a single image leaves no other way.
@@ -93,12 +94,12 @@ class ScoreCalibration:
     kind: str
     scores: tuple[float, ...]
 
-    @property
+    @cached_property
     def level(self) -> float:
         """Typical raw score of a good image."""
         return float(np.median(self.scores))
 
-    @property
+    @cached_property
     def spread(self) -> float:
         """Standard deviation of raw good scores; a tenth of the level's size where there is one image."""
         if len(self.scores) < 2:
@@ -111,16 +112,17 @@ class ScoreCalibration:
 
     def p_value(self, score: float) -> float:
         """Chance that one more good image scores at least `score`, in the unit of `pred_score`."""
-        centre, width, freedom = self._predictive()
+        centre, width, freedom = self._predictive
         return float(stats.t.sf((_log_shift(score) - centre) / width, freedom))
 
     def threshold(self, false_alarm_rate: float) -> float:
         """Score that a good image exceeds with this probability."""
         if not 0 < false_alarm_rate < 1:
             raise CalibrationError(f"a false-alarm rate lies between 0 and 1, got {false_alarm_rate}")
-        centre, width, freedom = self._predictive()
+        centre, width, freedom = self._predictive
         return _unshift(float(stats.t.isf(false_alarm_rate, freedom)) * width + centre)
 
+    @cached_property
     def _predictive(self) -> tuple[float, float, float]:
         logs = np.array([_log_shift((s - self.level) / self.spread) for s in self.scores])
         count = len(logs)
@@ -139,11 +141,11 @@ class ScoreCalibration:
         return cls(values["kind"], tuple(float(s) for s in values["scores"]))
 
 
-SHIFT = 4.0  # spreads below the typical score where the logarithm begins; below it, linear
+SHIFT = 4.0  # spreads above the typical score over which the stretch turns from linear to logarithmic
 
 
 def _log_shift(score: float) -> float:
-    """asinh-like stretch: linear near the typical score, logarithmic far above it, monotone everywhere."""
+    """Monotone stretch: linear below the typical score, logarithmic above it."""
     return math.log1p(score / SHIFT) if score > 0 else score / SHIFT
 
 

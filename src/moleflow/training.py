@@ -6,8 +6,8 @@ with half the learning rate, and after a few such retreats it stops with a named
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +42,7 @@ def learn_base(
     Raises:
         TrainingError: learning did not stay finite.
     """
-    with _seeded(seed):
+    with seeded(seed):
         base = Base((features.shape[1], features.shape[2]), features.shape[3], flow).to(features.device)
         companion = Expert(base).to(features.device)
     companion.adapters = nn.ModuleList()  # while W itself learns, a low-rank change of it is redundant
@@ -69,20 +69,20 @@ def learn_expert(
 
     Arguments and errors as for `learn_base`.
     """
-    with _seeded(seed):
+    with seeded(seed):
         expert = Expert(base).to(features.device)
     expert.start(base, base.prepare(features))
     owned = list(expert.parameters())
     if owned:
         _fit(base, expert, owned, features, training, steps=training.steps, seed=seed, progress=progress)
-    return round_to_half(expert.requires_grad_(False).eval())
+    round_to_half(expert)
+    return expert.requires_grad_(False).eval()
 
 
-def round_to_half(module: nn.Module) -> nn.Module:
+def round_to_half(module: nn.Module) -> None:
     """Rounds weights to what 16 bits hold, so that a saved expert is small and yet the very same one."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.data.copy_(tensor.data.half().float())
-    return module
 
 
 def loss_of(log_prob: Tensor, log_det: Tensor, training: TrainingConfig) -> Tensor:
@@ -185,15 +185,12 @@ def _restore(owned: Iterable[nn.Parameter], sound: Iterable[Tensor]) -> None:
         parameter.data.copy_(value)
 
 
-class _seeded:
-    """Seeds torch's global generator for constructing modules, and puts it back after."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def __enter__(self) -> None:
-        self.state = copy.copy(torch.get_rng_state())
-        torch.manual_seed(self.seed)
-
-    def __exit__(self, *_: object) -> None:
-        torch.set_rng_state(self.state)
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds torch's global generator while modules are constructed, and puts it back after."""
+    state = torch.get_rng_state()
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_rng_state(state)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from ..config import FlowConfig
+from ..config import Dia, FlowConfig
 from .bijections import Affine, Bijection
 from .coupling import AffineCoupling, CouplingAdapter, MoleCoupling
 from .mixer import ContextMixer
@@ -92,6 +92,7 @@ class Expert(nn.Module):
     def __init__(self, base: Base) -> None:
         super().__init__()
         config, channels = base.config, base.channels
+        dia = config.dia or Dia(blocks=0)
         self.statistics = Affine(channels) if config.statistics else None
         self.whitening = BoundedAffine(channels, config.whitening) if config.whitening else None
         self.adapters = nn.ModuleList(
@@ -99,8 +100,7 @@ class Expert(nn.Module):
             for coupling in (base.couplings if config.lora else ())
         )
         self.dia = nn.ModuleList(
-            AffineCoupling(channels, i % 2, hidden=config.dia.hidden, clamp=config.clamp)
-            for i in range(config.dia.blocks if config.dia else 0)
+            AffineCoupling(channels, i % 2, hidden=dia.hidden, clamp=config.clamp) for i in range(dia.blocks)
         )
 
     def start(self, base: Base, x: Tensor) -> None:

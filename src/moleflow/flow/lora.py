@@ -32,7 +32,7 @@ class SharedLinear(nn.Linear):
     in * out * rank once, where two thin products would cost every patch.
     """
 
-    def forward(self, x: Tensor, adapter: LowRank | None = None) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, adapter: LowRank | None = None) -> Tensor:
         """Rows x (…, in) to (…, out)."""
         if adapter is None:
             return F.linear(x, self.weight, self.bias)

@@ -71,7 +71,10 @@ class Router:
         return distances.square() + self._log_dets
 
     def _decision(self, distances: Tensor, order: list[int]) -> Decision:
-        scaled = {name: float(distances[i]) / self.typical[name] for i, name in enumerate(self.names)}
+        scaled = {
+            name: distance / self.typical[name]
+            for name, distance in zip(self.names, distances.tolist(), strict=True)
+        }
         best = order[0]
         margin = float("inf")
         if len(order) > 1:

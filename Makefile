@@ -1,0 +1,31 @@
+# Two commands: `make demo` runs the main job, `make test` passes the tests; each sets itself up in .venv.
+
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+READY := $(VENV)/.ready
+
+.PHONY: demo test test-slow lint clean
+
+demo: $(READY)
+	$(VENV)/bin/moleflow demo --out moleflow-demo
+
+test: $(READY)
+	$(RUN) pytest
+
+test-slow: $(READY)
+	$(RUN) pytest -m slow
+
+lint: $(READY)
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+	$(RUN) mypy
+
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) pip install --quiet --upgrade pip
+	$(RUN) pip install --quiet -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) moleflow-demo

@@ -1,0 +1,353 @@
+"""Learning: nothing else moves, the seed decides everything, and what is not finite is never skipped."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moleflow import training
+from moleflow.config import Context, Dia, FlowConfig, Lora, TrainingConfig
+from moleflow.errors import TrainingError
+from moleflow.flow.expert import Base, Expert
+from moleflow.training import learn_base, learn_expert, loss_of, sample_windows
+
+FLOW = FlowConfig(
+    hidden=16, context=Context(kernel=3), lora=Lora(rank=4, alpha=4.0), dia=Dia(blocks=2, hidden=16)
+)
+QUICK = TrainingConfig(steps=12, base_steps=12, patches=96, window=3)
+LONGER = TrainingConfig(steps=120, base_steps=120, patches=256, window=3, learning_rate=3e-3)
+GRID, CHANNELS = (5, 6), 8
+
+
+def product(which: int, images: int = 12, *, seed: int = 0) -> Tensor:
+    """Features (N, h, w, D) of one made-up product: its own correlations, bends and places."""
+    character = torch.Generator().manual_seed(100 + which)
+    mixing = torch.randn(CHANNELS, CHANNELS, generator=character) / 2
+    places = torch.randn(*GRID, CHANNELS, generator=character)
+    chance = torch.Generator().manual_seed(seed)
+    raw = torch.randn(images, *GRID, CHANNELS, generator=chance)
+    raw[..., ::2] = raw[..., ::2].abs()
+    return raw @ mixing + places
+
+
+def weights(module: nn.Module) -> dict[str, bytes]:
+    return {name: value.numpy().tobytes() for name, value in module.state_dict().items()}
+
+
+def held_out_loss(base: Base, expert: Expert, features: Tensor, config: TrainingConfig) -> float:
+    """The very loss that is learned, on whole images with the same kind of noise."""
+    x = base.prepare(features)
+    x = x + config.noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
+    with torch.no_grad():
+        _, log_det = base.latent(expert, x)
+        return float(loss_of(base.log_prob(expert, x), log_det, config))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    """Tensors this small only wait for each other on several threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def base(_one_thread: None) -> Base:
+    return learn_base(product(0), FLOW, QUICK, seed=3)
+
+
+# -- nothing else moves ------------------------------------------------------------------------------
+
+
+def test_base_is_bit_identical_after_learning_experts(base):
+    before, position = weights(base), base.position.clone()
+    expert = learn_expert(base, product(1), LONGER, seed=1)
+    assert weights(base) == before
+    assert torch.equal(base.position, position)
+    assert any(value.abs().max() > 1e-3 for name, value in expert.named_parameters() if name.endswith(".B"))
+
+
+def test_base_and_expert_come_back_frozen_and_in_eval_mode(base):
+    expert = learn_expert(base, product(1), QUICK, seed=1)
+    for module in (base, expert):
+        assert not module.training
+        assert list(module.parameters())
+        assert not any(p.requires_grad for p in module.parameters())
+
+
+def test_learning_an_expert_does_not_depend_on_earlier_experts(base):
+    alone = learn_expert(base, product(2), QUICK, seed=2)
+    learn_expert(base, product(1), QUICK, seed=1)
+    assert weights(learn_expert(base, product(2), QUICK, seed=2)) == weights(alone)
+
+
+def test_learning_leaves_features_and_global_random_state_alone():
+    features = product(0)
+    before = features.clone()
+    torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
+    fresh = learn_base(features, FLOW, QUICK, seed=3)
+    learn_expert(fresh, features, QUICK, seed=3)
+    assert torch.equal(torch.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+    assert torch.equal(features, before)
+
+
+def test_a_failure_leaves_the_global_random_state_alone_too(base):
+    state = torch.get_rng_state()
+    with pytest.raises(TrainingError):
+        learn_expert(base, product(1) * math.nan, QUICK, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# -- the seed ----------------------------------------------------------------------------------------
+
+
+def test_the_same_seed_gives_the_same_bytes(base):
+    assert weights(learn_base(product(0), FLOW, QUICK, seed=3)) == weights(base)
+    torch.manual_seed(991)  # the caller's own state plays no part
+    torch.rand(5)
+    experts = [learn_expert(base, product(1), QUICK, seed=5) for _ in range(2)]
+    assert weights(experts[0]) == weights(experts[1])
+
+
+def test_another_seed_gives_other_weights(base):
+    other = weights(learn_base(product(0), FLOW, QUICK, seed=4))
+    assert all(other[name] != value for name, value in weights(base).items() if name.endswith("first.weight"))
+    first, second = (weights(learn_expert(base, product(1), QUICK, seed=seed)) for seed in (5, 6))
+    learned = [name for name in first if not name.startswith("statistics.")]
+    assert all(first[name] != second[name] for name in learned)
+    assert all(first[name] == second[name] for name in first if name not in learned)
+
+
+# -- it learns ---------------------------------------------------------------------------------------
+
+
+def test_learning_a_base_lowers_the_held_out_loss():
+    features, unseen = product(0), product(0, seed=50)
+    losses = []
+    for steps in (1, 120):
+        learned = learn_base(features, FLOW, replace(LONGER, base_steps=steps), seed=3)
+        bare = Expert(learned)
+        bare.start(learned, learned.prepare(features))
+        losses.append(held_out_loss(learned, bare, unseen, LONGER))
+    assert losses[1] < losses[0] - 0.2
+
+
+def test_learning_an_expert_lowers_the_held_out_loss(base):
+    features, unseen = product(1), product(1, seed=50)
+    start = Expert(base)
+    start.start(base, base.prepare(features))
+    learned = learn_expert(base, features, LONGER, seed=1)
+    assert held_out_loss(base, learned, unseen, LONGER) < held_out_loss(base, start, unseen, LONGER) - 0.2
+
+
+def test_an_expert_prefers_its_own_product(base):
+    experts = [learn_expert(base, product(which), LONGER, seed=1) for which in (1, 2)]
+    for own, expert in enumerate(experts):
+        loss = [held_out_loss(base, expert, product(which, seed=50), LONGER) for which in (1, 2)]
+        assert loss[own] < loss[1 - own] - 1
+
+
+def test_the_statistics_are_the_products_own(base):
+    features = product(1)
+    expert = learn_expert(base, features, QUICK, seed=1)
+    z, _ = expert.statistics(base.prepare(features) + base.position)
+    torch.testing.assert_close(z.mean((0, 1, 2)), torch.zeros(CHANNELS), rtol=0, atol=5e-3)
+    torch.testing.assert_close(z.std((0, 1, 2)), torch.ones(CHANNELS), rtol=0, atol=5e-3)
+
+
+def test_one_image_is_enough():
+    features = product(0, images=1)
+    lone = learn_base(features, FLOW, QUICK, seed=3)
+    expert = learn_expert(lone, features, QUICK, seed=3)
+    assert torch.isfinite(lone.log_prob(expert, lone.prepare(product(0, seed=50)))).all()
+
+
+def test_half_precision_features_learn_too(base):
+    expert = learn_expert(base, product(1).half(), QUICK, seed=1)
+    assert torch.isfinite(base.log_prob(expert, base.prepare(product(1).half()))).all()
+
+
+@pytest.mark.parametrize("missing", ["whitening", "mixer", "context", "lora", "dia"])
+def test_learning_works_without_any_one_part(missing):
+    flow = replace(FLOW, **{missing: None})
+    fresh = learn_base(product(0), flow, QUICK, seed=3)
+    expert = learn_expert(fresh, product(1), QUICK, seed=3)
+    assert torch.isfinite(fresh.log_prob(expert, fresh.prepare(product(1)))).all()
+
+
+def test_learning_works_without_anything_to_learn():
+    flow = FlowConfig(couplings=0, **dict.fromkeys(("whitening", "mixer", "context", "lora", "dia")))
+    fresh = learn_base(product(0), flow, QUICK, seed=3)
+    expert = learn_expert(fresh, product(0), QUICK, seed=3)
+    assert not list(expert.parameters())
+    assert torch.isfinite(fresh.log_prob(expert, fresh.prepare(product(0)))).all()
+
+
+def test_every_weight_of_an_expert_is_what_sixteen_bits_hold(base):
+    for name, value in learn_expert(base, product(1), QUICK, seed=1).state_dict().items():
+        assert torch.isfinite(value.half()).all(), name
+        assert torch.equal(value.half().float(), value), name
+    assert any(not torch.equal(v.half().float(), v) for v in base.state_dict().values())
+
+
+def test_progress_rises_to_one(base):
+    told: list[float] = []
+    learn_expert(base, product(1), QUICK, seed=1, progress=told.append)
+    assert told == sorted(told)
+    assert len(told) == QUICK.steps
+    assert told[-1] == 1.0
+
+
+# -- what is not finite ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_features_that_are_not_finite_are_an_error(base, bad):
+    features = product(1)
+    features[3, 2, 2, 1] = bad
+    with pytest.raises(TrainingError):
+        learn_base(features, FLOW, QUICK, seed=3)
+    with pytest.raises(TrainingError):
+        learn_expert(base, features, QUICK, seed=3)
+
+
+def test_features_too_large_for_the_density_are_an_error(base):
+    flow = replace(FLOW, normalisation="none", statistics=False)
+    with pytest.raises(TrainingError, match="did not stay finite"):
+        learn_base(product(0) * 1e25, flow, QUICK, seed=3)
+    fresh = learn_base(product(0), flow, QUICK, seed=3)
+    with pytest.raises(TrainingError, match="did not stay finite"):
+        learn_expert(fresh, product(0) * 1e25, QUICK, seed=3)
+
+
+class Spoiled:
+    """Stands in for a step's loss: spoils the chosen calls and writes down what the weights were."""
+
+    def __init__(self, monkeypatch, bad: set[int]) -> None:
+        self.genuine, self.bad, self.seen = training._step_loss, bad, []
+        monkeypatch.setattr(training, "_step_loss", self)
+
+    def __call__(self, base: Base, expert: Expert, *rest: object) -> Tensor:
+        self.seen.append(weights(expert))
+        loss = self.genuine(base, expert, *rest)
+        return loss * math.nan if len(self.seen) - 1 in self.bad else loss
+
+
+def test_a_bad_step_goes_back_to_the_last_sound_state_with_half_the_rate(base, monkeypatch):
+    spoiled = Spoiled(monkeypatch, {30})
+    rates = []
+    genuine = training._optimiser
+    monkeypatch.setattr(
+        training,
+        "_optimiser",
+        lambda owned, rate, *rest, **more: rates.append(rate) or genuine(owned, rate, *rest, **more),
+    )
+    expert = learn_expert(base, product(1), replace(QUICK, steps=40), seed=1)
+    sound = training.CHECK_EVERY + 1  # call in which the state kept after step CHECK_EVERY was seen
+    assert spoiled.seen[31] == spoiled.seen[sound]
+    assert spoiled.seen[30] != spoiled.seen[sound]
+    assert spoiled.seen[32] != spoiled.seen[sound]
+    assert rates == [QUICK.learning_rate, QUICK.learning_rate / 2]
+    assert all(torch.isfinite(value).all() for value in expert.state_dict().values())
+
+
+def test_a_bad_first_step_goes_back_to_the_start(base, monkeypatch):
+    spoiled = Spoiled(monkeypatch, {0})
+    learn_expert(base, product(1), QUICK, seed=1)
+    assert spoiled.seen[1] == spoiled.seen[0]
+    assert spoiled.seen[2] != spoiled.seen[0]
+
+
+@pytest.mark.parametrize("where", [range(5), range(2, 12, 2), range(7, 12)])
+def test_retreats_are_bounded_wherever_they_fall(base, monkeypatch, where):
+    spoiled = Spoiled(monkeypatch, set(where))
+    with pytest.raises(TrainingError, match=f"step {where[-1]} of 12 gave loss nan after 4 retreats"):
+        learn_expert(base, product(1), QUICK, seed=1)
+    assert len(spoiled.seen) == where[-1] + 1
+
+
+def test_as_many_retreats_as_allowed_still_learn(base, monkeypatch):
+    Spoiled(monkeypatch, {2, 4, 6, 8})
+    expert = learn_expert(base, product(1), QUICK, seed=1)
+    assert all(torch.isfinite(value).all() for value in expert.state_dict().values())
+
+
+def test_a_failed_expert_leaves_the_base_bit_identical(base, monkeypatch):
+    before = weights(base)
+    Spoiled(monkeypatch, set(range(3, 12)))
+    with pytest.raises(TrainingError):
+        learn_expert(base, product(1), QUICK, seed=1)
+    assert weights(base) == before
+
+
+# -- loss and windows --------------------------------------------------------------------------------
+
+
+def test_loss_is_mean_tail_and_log_det_penalty():
+    config = TrainingConfig(tail_weight=0.7, tail_share=0.25, log_det_weight=0.01)
+    log_prob = -torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
+    log_det = torch.tensor([[1.0, -1.0], [2.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    expected = 0.3 * 4.5 + 0.7 * 7.5 + 0.01 * 6 / 8
+    assert float(loss_of(log_prob, log_det, config)) == pytest.approx(expected)
+
+
+def test_the_tail_is_never_empty():
+    config = TrainingConfig(tail_weight=1.0, tail_share=0.01, log_det_weight=0.0)
+    assert float(loss_of(-torch.tensor([1.0, 9.0, 2.0]), torch.zeros(3), config)) == 9.0
+
+
+def addressed() -> tuple[Tensor, Tensor]:
+    """Features that say which image, row and column they are, and a position that says row and column."""
+    image, row, column = torch.meshgrid(
+        torch.arange(4.0), torch.arange(5.0), torch.arange(6.0), indexing="ij"
+    )
+    return torch.stack([image, row, column], dim=-1), torch.stack([row[0], column[0]], dim=-1)
+
+
+@pytest.mark.parametrize(
+    ("window", "shape"), [(1, (1, 1)), (3, (3, 3)), (5, (5, 5)), (6, (5, 6)), (9, (5, 6))]
+)
+def test_windows_are_whole_pieces_with_the_position_they_were_cut_at(window, shape):
+    features, position = addressed()
+    config = TrainingConfig(patches=360, window=window)
+    windows, places = sample_windows(features, position, config, torch.Generator().manual_seed(0))
+    batch = 360 // (shape[0] * shape[1])
+    assert windows.shape == (batch, *shape, 3)
+    assert places.shape == (batch, *shape, 2)
+    assert torch.equal(windows[..., 1:], places)
+    corner = windows[:, :1, :1]
+    assert torch.equal(windows[..., 0], corner[..., 0].expand(batch, *shape))  # of one image
+    steps = torch.stack(torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij"), -1)
+    assert torch.equal(windows[..., 1:] - corner[..., 1:], steps.expand(batch, *shape, 2).float())
+
+
+def test_windows_reach_every_patch_of_every_image():
+    features, position = addressed()
+    config = TrainingConfig(patches=9 * 600, window=3)
+    windows, _ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
+    assert len(windows.reshape(-1, 3).unique(dim=0)) == 4 * 5 * 6
+
+
+def test_there_is_a_window_even_when_one_is_larger_than_the_patches_asked_for():
+    features, position = addressed()
+    config = TrainingConfig(patches=2, window=4)
+    windows, _ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
+    assert windows.shape == (1, 4, 4, 3)
+
+
+def test_windows_depend_on_the_generator_alone():
+    features, position = addressed()
+    config = TrainingConfig(patches=90, window=3)
+    draws = [
+        sample_windows(features, position, config, torch.Generator().manual_seed(seed))[0]
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
