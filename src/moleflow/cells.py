@@ -7,6 +7,8 @@ anomaly map (measured against each alone in docs/results.md).
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -95,7 +97,7 @@ class CellGaussians(nn.Module):
 
 def _edges(length: int, parts: int) -> list[slice]:
     bounds = [round(i * length / parts) for i in range(parts + 1)]
-    return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+    return [slice(a, b) for a, b in pairwise(bounds)]
 
 
 def _mean_image(features: Tensor) -> Tensor:

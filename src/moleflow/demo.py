@@ -554,7 +554,7 @@ def _retention_section(figures: Figures) -> report.Html:
                     report.number(figures.forgetting_routed, 4),
                 ],
             ],
-            caption="Forgetting: the best a product ever was, less what it is in the end; mean over products.",
+            caption="Forgetting: the best a product ever was, less what it is in the end; their mean.",
         ),
         report.table(
             ["product", "bit-identical"],
@@ -617,9 +617,9 @@ def _detection_section(figures: Figures) -> report.Html:
                 ]
                 for p in figures.products
             ],
-            caption="Product given unless said otherwise; pixel figures at the size of the image. The threshold "
-            "comes from good images alone and aims at one false alarm in a hundred good images: so few test "
-            "images can show that it is badly off, not that it is right.",
+            caption="Product given unless said otherwise; pixel figures at the size of the image. The "
+            "threshold comes from good images alone and aims at one false alarm in a hundred good images: "
+            "so few test images can show that it is badly off, not that it is right.",
         ),
     )
 
@@ -648,8 +648,8 @@ def _cost_section(figures: Figures) -> report.Html:
                 ]
                 for p in figures.products
             ],
-            caption=f"The base is learned once, with the first product, and never changes. The saved line as a "
-            f"whole takes {report.amount(figures.line_bytes)}. Calibration of the first product: "
+            caption="The base is learned once, with the first product, and never changes. The saved line as "
+            f"a whole takes {report.amount(figures.line_bytes)}. Calibration of the first product: "
             f"{figures.products[0].calibration}.",
         ),
     )
@@ -662,8 +662,8 @@ def _gallery_section(outcome: _Outcome, product: Product) -> report.Html:
         product.name,
         report.paragraph(
             "The first good image that passed, the clearest and the faintest defect that were found, and the "
-            "first false alarm and the first miss where there were any. Heat starts at half the threshold; the "
-            "outline is where a place alone exceeds it."
+            "first false alarm and the first miss where there were any. Heat starts at half the threshold; "
+            "what exceeds the threshold is outlined."
         ),
         report.gallery(_card(item, prediction) for item, prediction in chosen),
     )
@@ -710,11 +710,11 @@ def _unknown_section(outcome: _Outcome, figures: Figures) -> report.Html:
     return report.section(
         f"A product nobody taught: {figures.unknown_product}",
         report.paragraph(
-            f"{figures.unknown_found} of its {figures.unknown_images} images were called unknown. For comparison, "
-            f"{sum(p.called_unknown for p in figures.products)} of the "
-            f"{sum(p.good + p.defective for p in figures.products)} test images of taught products were. An image "
-            "is unknown when it lies farther from the nearest product than that product's limit, and most of it "
-            "also looks strange to that product's expert."
+            f"{figures.unknown_found} of its {figures.unknown_images} images were called unknown; of the "
+            f"{sum(p.good + p.defective for p in figures.products)} test images of taught products, "
+            f"{sum(p.called_unknown for p in figures.products)} were. An image is unknown when it lies "
+            "farther from the nearest product than that product's limit, and most of it also looks strange to "
+            "that product's expert."
         ),
         report.gallery(_unknown_card(item, prediction) for item, prediction in _spread(pairs, 4)),
         report.folded(
@@ -736,7 +736,8 @@ def _unknown_card(item: Item, prediction: Prediction) -> report.Card:
     remark = f"Nearest: {prediction.task}."
     if routing is not None:
         remark += (
-            f" Distance {report.number(routing.distance, 1)} (limit {report.number(routing.distance_limit, 1)}),"
+            f" Distance {report.number(routing.distance, 1)}"
+            f" (limit {report.number(routing.distance_limit, 1)}),"
             f" strangeness {report.number(routing.strangeness, 1)}"
             f" (limit {report.number(routing.strangeness_limit, 1)})."
         )
@@ -818,8 +819,10 @@ def _close(console: Console, figures: Figures, path: Path, *, seconds: float) ->
         table.add_row(p.name, *numbers, *counts, _yes(p.unchanged))
     console.print(table)
     lines = (
-        f"forgetting {figures.forgetting_oracle:.4f} with the product given, {figures.forgetting_routed:.4f} routed",
-        f"{figures.unknown_product}, never taught: {figures.unknown_found} of {figures.unknown_images} called unknown",
+        f"forgetting {figures.forgetting_oracle:.4f} with the product given, "
+        f"{figures.forgetting_routed:.4f} routed",
+        f"{figures.unknown_product}, never taught: "
+        f"{figures.unknown_found} of {figures.unknown_images} called unknown",
         f"saved, loaded, predictions bit-identical: {_yes(figures.reloaded_identical)}",
         f"synthetic images; {seconds:.0f} s; report: {path}",
     )

@@ -228,7 +228,8 @@ class Detector:
         Images pass one by one once the backbone has seen the batch: their features fit the processor's
         cache, and what is said of an image cannot depend on its neighbours in the batch.
         """
-        assert line.base is not None and line.router is not None
+        assert line.base is not None
+        assert line.router is not None
         decision = None if task else line.router.decide(describe(features))[0]
         name = task or decision.task  # type: ignore[union-attr]
         product = line.products[name]

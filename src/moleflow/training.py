@@ -19,6 +19,7 @@ from .flow.expert import Base, Expert
 Progress = Callable[[float], None]  # called with the share done, 0..1
 
 RETREATS = 4
+START_IMAGES = 64
 CHECK_EVERY = 25  # steps between sound states kept to retreat to
 
 
@@ -47,7 +48,7 @@ def learn_base(
         companion = Expert(base).to(features.device)
     companion.adapters = nn.ModuleList()  # while W itself learns, a low-rank change of it is redundant
     if flow.couplings or flow.mixer:
-        companion.start(base, base.prepare(features))
+        companion.start(base, base.prepare(_some(features)))
         owned = [*base.parameters(), *companion.parameters()]
         _fit(
             base,
@@ -71,12 +72,17 @@ def learn_expert(
     """
     with seeded(seed):
         expert = Expert(base).to(features.device)
-    expert.start(base, base.prepare(features))
+    expert.start(base, base.prepare(_some(features)))
     owned = list(expert.parameters())
     if owned:
         _fit(base, expert, owned, features, training, steps=training.steps, seed=seed, progress=progress)
     round_to_half(expert)
     return expert.requires_grad_(False).eval()
+
+
+def _some(features: Tensor) -> Tensor:
+    """Up to START_IMAGES of the images, evenly spread: enough for a mean and a spread per channel."""
+    return features[:: max(1, len(features) // START_IMAGES)][:START_IMAGES]
 
 
 def round_to_half(module: nn.Module) -> None:

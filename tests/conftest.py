@@ -1,0 +1,92 @@
+"""What several test files share: small procedural products, options that learn in a second, a taught line."""
+
+import functools
+import shutil
+
+import pytest
+import torch
+
+from moleflow import Cells, Detector, Dia, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
+from moleflow.data.factory import make_sample
+
+SIZE = 64
+
+
+def pytest_configure(config):
+    # The pictures are too small to share among threads, and xdist starts a process per core already.
+    torch.set_num_threads(1)
+
+
+@functools.cache
+def _picture(product, seed, kind):
+    image = make_sample(product, seed, kind=kind, size=SIZE).image
+    image.flags.writeable = False  # every test sees the same array
+    return image
+
+
+@pytest.fixture(scope="session")
+def pictures():
+    """Photographs of a product as uint8 arrays: `pictures("gear", 8, first=100)`."""
+
+    def take(product, count, *, first=0, kind="good"):
+        return [_picture(product, seed, kind) for seed in range(first, first + count)]
+
+    return take
+
+
+@pytest.fixture(scope="session")
+def quick():
+    """Options with every part of the method in place, and few steps."""
+    return LineConfig(
+        flow=FlowConfig(hidden=32, dia=Dia(hidden=32)),
+        training=TrainingConfig(steps=4, base_steps=4, patches=256),
+        scoring=ScoringConfig(cells=Cells(side=3, rank=8, mean_side=4)),
+    )
+
+
+@pytest.fixture(scope="session")
+def new_line(quick):
+    """An empty line: `new_line()`, `new_line(seed=1)`."""
+
+    def make(**options):
+        return Detector(**{"image_size": SIZE, "device": "cpu", "config": quick} | options)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def line(new_line, pictures):
+    """A line of three products, for tests that only look."""
+    line = new_line()
+    for product in ("gear", "wood", "bottle_cap"):
+        line.add_task(product, pictures(product, 8))
+    return line
+
+
+@pytest.fixture(scope="session")
+def probe(pictures):
+    """Mixed images of the three products that none of them was learned from, good ones and a faulty one."""
+    good = [pictures(product, 2, first=500) for product in ("gear", "wood", "bottle_cap")]
+    faulty = pictures("gear", 1, first=600, kind="missing_tooth")
+    return [image for pair in zip(*good, strict=True) for image in pair] + faulty
+
+
+@pytest.fixture(scope="session")
+def _saved_line(line, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("session") / "line"
+    line.save(folder)
+    # The fixture `line` stays as one that was never saved.
+    line.path, line._saved = None, {}
+    return folder
+
+
+@pytest.fixture
+def saved(_saved_line, tmp_path):
+    """The folder of that line, this test's own copy."""
+    return shutil.copytree(_saved_line, tmp_path / "line")
+
+
+@pytest.fixture
+def loaded(saved):
+    """That line loaded from `saved`, for tests that change it."""
+    return Detector.load(saved, device="cpu")
