@@ -228,3 +228,22 @@ def test_the_state_is_all_there_is():
     copy = CellGaussians((5, 7), CHANNELS, Cells(side=3, rank=2))
     copy.load_state_dict(cells.state_dict())
     assert torch.equal(copy(test), cells(test))
+
+
+def test_samples_have_the_mean_and_covariance_of_every_cell():
+    train = patches(200, (4, 6))
+    cells = fitted(train, FULL)
+    drawn = cells.sample(2000, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2000, 4, 6, CHANNELS)
+    torch.testing.assert_close(drawn.mean(0), train.mean(0), rtol=0, atol=0.35)
+    for rows, columns in cells._cells():
+        own, other = ((x - x.mean(0))[:, rows, columns].reshape(-1, CHANNELS) for x in (train, drawn))
+        own, other = own.T @ own / len(own), other.T @ other / len(other)
+        assert (own - other).norm() < 0.1 * own.norm()
+
+
+def test_samples_depend_on_the_generator_alone():
+    cells = fitted(patches(20, (5, 7)), Cells(side=3, rank=2))
+    draws = [cells.sample(3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])

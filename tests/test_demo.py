@@ -13,7 +13,9 @@ from rich.console import Console
 
 from moleflow import demo, report
 from moleflow.config import LineConfig, TrainingConfig
+from moleflow.demo.figures import _same
 from moleflow.errors import ConfigError, MoleFlowError
+from moleflow.results import Prediction
 
 TINY = demo.Sizes(
     taught=2,
@@ -100,13 +102,13 @@ def test_product_comparison_sees_a_single_bit():
     prediction = _prediction(np.zeros((2, 2), np.float32))
     changed = np.zeros((2, 2), np.float32)
     changed[1, 1] = -0.0
-    assert demo._same([prediction], [_prediction(np.zeros((2, 2), np.float32))])
-    assert not demo._same([prediction], [_prediction(changed)])
-    assert not demo._same([prediction], [])
+    assert _same([prediction], [_prediction(np.zeros((2, 2), np.float32))])
+    assert not _same([prediction], [_prediction(changed)])
+    assert not _same([prediction], [])
 
 
 def _prediction(patch_map):
-    return demo.Prediction(0, "gear", True, 1.0, 0.5, 2.0, False, patch_map, (4, 4))
+    return Prediction(0, "gear", True, 1.0, 0.5, 2.0, False, patch_map, (4, 4))
 
 
 def test_replaces_an_earlier_demo_and_nothing_else(tmp_path):

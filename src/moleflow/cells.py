@@ -36,6 +36,10 @@ class CellGaussians(nn.Module):
     mean: Tensor
     directions: Tensor
     noise: Tensor
+    variances: (
+        Tensor  # (cells, rank) along the directions, (cells,) outside of them: only `sample` needs them
+    )
+    rest: Tensor
 
     def __init__(self, grid: tuple[int, int], channels: int, config: Cells) -> None:
         super().__init__()
@@ -46,6 +50,8 @@ class CellGaussians(nn.Module):
         self.register_buffer("mean", torch.zeros(*mean_sides, channels))
         self.register_buffer("directions", torch.zeros(self.sides[0] * self.sides[1], self.rank, channels))
         self.register_buffer("noise", torch.ones(()))
+        self.register_buffer("variances", torch.zeros(self.directions.shape[:2]))
+        self.register_buffer("rest", torch.zeros(self.directions.shape[0]))
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
@@ -56,12 +62,16 @@ class CellGaussians(nn.Module):
             )
         )
         centre = self._mean_grid()
+        channels = features.shape[-1]
         spectra = [self._spectrum(features, centre, cell) for cell in self._cells()]
         rho = self.config.ridge * max(float(np.mean([trace for _, _, trace in spectra])), 1e-12)
         self.noise.fill_(rho)
-        for i, (values, vectors, _) in enumerate(spectra):
+        for i, (values, vectors, trace) in enumerate(spectra):
             weight = torch.sqrt(values / (values + rho))
             self.directions[i].copy_((vectors * weight).T)
+            self.variances[i].copy_(values)
+            outside = channels * trace - float(values.sum())
+            self.rest[i].fill_(max(outside, 0.0) / max(channels - self.rank, 1))
         # What 16 bits hold, so that saved cells are small and yet the very same ones.
         for tensor in (self.mean, self.directions):
             tensor.copy_(tensor.half().float())
@@ -74,6 +84,20 @@ class CellGaussians(nn.Module):
             inside = x[:, rows, columns] @ self.directions[i].T
             outside[:, rows, columns] -= inside.square().sum(-1)
         return (outside.clamp_min(0) / self.noise).sqrt()
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator) -> Tensor:
+        """Raw features (count, h, w, D) drawn from the Gaussians: what the product used to look like."""
+        channels = self.mean.shape[-1]
+        x = self._mean_grid().cpu().expand(count, *self.grid, channels).clone()
+        for i, (rows, columns) in enumerate(self._cells()):
+            axes = F.normalize(self.directions[i].cpu(), dim=1)
+            shape = x[:, rows, columns].shape
+            along = torch.randn(*shape[:-1], self.rank, generator=generator) * self.variances[i].cpu().sqrt()
+            noise = torch.randn(shape, generator=generator) * self.rest[i].cpu().sqrt()
+            noise -= (noise @ axes.T) @ axes  # the rest lies outside the directions
+            x[:, rows, columns] += along @ axes + noise
+        return x.to(self.mean.device)
 
     def _mean_grid(self) -> Tensor:
         grid = self.mean.permute(2, 0, 1)[None]

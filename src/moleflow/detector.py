@@ -144,11 +144,12 @@ class Detector:
         return self._learn(name, images, progress)
 
     def update_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
-        """Learns a known product anew from `images` as a new version; other products are untouched.
+        """Learns more of a known product from new good images, as a new version; others are untouched.
 
-        Pass all images the product should be judged by: its earlier images were not kept. A saved line
-        keeps the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is
-        dropped, because scores have a new scale. Arguments and errors as for `add_task`.
+        Its earlier images were not kept, but features like theirs are drawn from what was learned and
+        learned again beside the new ones. The threshold follows from the new images. A saved line keeps
+        the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is dropped,
+        because scores have a new scale. Arguments and errors as for `add_task`.
         """
         self._product(name)
         return self._learn(name, images, progress)
@@ -411,7 +412,14 @@ class Detector:
                 base = self._learn_base(features, tell)
                 base_hash = fingerprint(base.state_dict())
                 seconds["base"] = time.perf_counter() - started
-            product = learn_product(base, features, self.config, seed=self.seed, progress=tell)
+            product = learn_product(
+                base,
+                features,
+                self.config,
+                seed=self.seed,
+                progress=tell,
+                previous=self._line.products.get(name),
+            )
             product = replace(product, seconds=seconds | product.seconds)
             before = self._line
             self._line = self._with(self._line.products | {name: product}, base=base, base_hash=base_hash)

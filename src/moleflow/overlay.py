@@ -1,4 +1,4 @@
-"""Where an image is suspicious: its anomaly map as colour over it, and a line around what exceeds the threshold."""
+"""Where an image is suspicious: its anomaly map in colour over it, and a line around what is too high."""
 
 from __future__ import annotations
 

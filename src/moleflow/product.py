@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,11 +19,13 @@ from torch import Tensor
 from .cells import CellGaussians
 from .config import LineConfig
 from .flow.expert import Base, Expert
-from .routing.gaussian import DescriptorStatistics, describe
+from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
 from .scoring import PositionCalibration, ScoreCalibration, image_scores, smooth, upper_limit
 from .training import learn_expert
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
+
+MEMORY_LEAST, MEMORY_MOST = 32, 128  # images drawn from a product's past when it is updated
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,7 +94,8 @@ class Product:
         parts = {f"flow.{k}": v.half() for k, v in self.densities.expert.state_dict().items()}
         if self.densities.cells is not None:
             state = self.densities.cells.state_dict()
-            parts |= {f"cells.{k}": v if k == "noise" else v.half() for k, v in state.items()}
+            halves = ("mean", "directions")
+            parts |= {f"cells.{k}": v.half() if k in halves else v for k, v in state.items()}
         for i, position in enumerate(self.positions):
             parts[f"position.{i}.level"] = torch.tensor([position.level])
             parts[f"position.{i}.spread"] = position.spread.half()
@@ -150,38 +153,93 @@ def combine(scores: list[Tensor], positions: tuple[PositionCalibration, ...], fl
 
 
 def learn_product(
-    base: Base, features: Tensor, config: LineConfig, *, seed: int, progress: Progress
+    base: Base,
+    features: Tensor,
+    config: LineConfig,
+    *,
+    seed: int,
+    progress: Progress,
+    previous: Product | None = None,
 ) -> Product:
     """Learns a product on a frozen base from raw features (N, h, w, D) of its good images.
 
     With enough images a share of them is held out to calibrate. With few, every image calibrates in
     turn (cross-fitting): for each fold the densities are learned from the others, and the scores of
     all left-out images together calibrate the densities learned from all.
+
+    Args:
+        base: the frozen base.
+        features: of the good images at hand.
+        config: all options.
+        seed: fixes split, initial weights, sampling and noise.
+        progress: told stage and share.
+        previous: what was known of the product. Its images are gone, but its cell Gaussians can draw
+            features like theirs, which are learned beside the new ones.
     """
     started = time.perf_counter()
     learn, folds, kind = split(len(features), config, seed)
+    memory = _remembered(previous, features, seed)
     rounds = len(folds) + 1 if kind == "cross-fitted" else 1
     done = [0]
 
-    def part(share: float) -> None:
-        progress("learning", (done[0] + share) / rounds)
+    def densities_of(images: list[int]) -> Densities:
+        known = torch.cat([features[images], memory])
+        learned = _densities(
+            base, known, config, seed, lambda share: progress("learning", (done[0] + share) / rounds)
+        )
+        done[0] += 1
+        return learned
 
     held: list[list[Tensor]] = []
     if kind == "cross-fitted":
         for fold in folds:
-            others = [i for i in learn if i not in set(fold)]
-            held.append(_scores(_densities(base, features[others], config, seed, part), base, features[fold]))
-            done[0] += 1
-    densities = _densities(base, features[learn], config, seed, part)
+            others = sorted(set(learn) - set(fold))
+            held.append(_scores(densities_of(others), base, features[fold]))
+    densities = densities_of(learn)
     learned = time.perf_counter()
     progress("calibration", 0.0)
     if kind != "cross-fitted":
         held.append(_scores(densities, base, features[folds[0]]))
     scores = [torch.cat(parts) for parts in zip(*held, strict=True)]
-    product = _calibrate(config, densities, scores, features, (learn, folds, kind))
+    calibrating = [i for fold in folds for i in fold]
+    positions, calibration, strangeness = _calibrate(config, scores, kind)
     progress("calibration", 1.0)
-    seconds = {"learning": learned - started, "calibration": time.perf_counter() - learned}
-    return replace(product, seconds=seconds)
+    return Product(
+        config=config,
+        densities=densities,
+        positions=positions,
+        calibration=calibration,
+        strangeness=strangeness,
+        descriptors=_descriptors(features, learn, calibrating, config=config, previous=previous),
+        images=len(features) + (previous.images if previous else 0),
+        seconds={"learning": learned - started, "calibration": time.perf_counter() - learned},
+    )
+
+
+def _remembered(previous: Product | None, features: Tensor, seed: int) -> Tensor:
+    """Features like those of the earlier images, as many as there are new ones; none without a past."""
+    if previous is None or previous.densities.cells is None:
+        return features[:0]
+    generator = torch.Generator().manual_seed(seed)
+    count = min(previous.images, max(len(features), MEMORY_LEAST), MEMORY_MOST)
+    return previous.densities.cells.sample(count, generator).to(features)
+
+
+def _descriptors(
+    features: Tensor,
+    learn: list[int],
+    calibrating: list[int],
+    *,
+    config: LineConfig,
+    previous: Product | None,
+) -> DescriptorStatistics:
+    """The router's statistics, of new images and of the earlier ones it remembers descriptors of."""
+    learned, held = describe(features[learn]), describe(features[calibrating])
+    if previous is not None:
+        old = previous.descriptors.witnesses
+        learned = torch.cat([learned, old])
+        held = torch.cat([held[: WITNESSES - len(old) // 2], old[: len(old) // 2 + len(old) % 2]])
+    return DescriptorStatistics.fit(learned, held, rank=config.router.rank)
 
 
 def split(count: int, config: LineConfig, seed: int) -> tuple[list[int], list[list[int]], str]:
@@ -216,28 +274,14 @@ def _scores(densities: Densities, base: Base, features: Tensor) -> list[Tensor]:
 
 @torch.no_grad()
 def _calibrate(
-    config: LineConfig,
-    densities: Densities,
-    scores: list[Tensor],
-    features: Tensor,
-    parts: tuple[list[int], list[list[int]], str],
-) -> Product:
-    learn, folds, kind = parts
+    config: LineConfig, scores: list[Tensor], kind: str
+) -> tuple[tuple[PositionCalibration, ...], ScoreCalibration, tuple[float, ...]]:
+    """All that follows from good images' patch scores (n, h, w) of each density."""
     positions = tuple(PositionCalibration.fit(score, config.scoring) for score in scores)
     calibrated = combine(scores, positions, config.scoring.flow_weight)
     raw = image_scores(smooth(calibrated, config.scoring.smoothing), config.scoring)
-    held = [i for fold in folds for i in fold]
-    return Product(
-        config=config,
-        densities=densities,
-        positions=positions,
-        descriptors=DescriptorStatistics.fit(
-            describe(features[learn]), describe(features[held]), rank=config.router.rank
-        ),
-        calibration=ScoreCalibration(kind, tuple(sorted(raw.double().tolist()))),
-        strangeness=tuple(calibrated.flatten(1).median(1).values.double().tolist()),
-        images=len(features),
-    )
+    strangeness = calibrated.flatten(1).median(1).values.double().tolist()
+    return positions, ScoreCalibration(kind, tuple(sorted(raw.double().tolist()))), tuple(strangeness)
 
 
 def _grid(base: Base) -> tuple[int, int]:

@@ -78,6 +78,11 @@ def section(title: str, *blocks: object) -> Html:
     return Html(f"<section>\n<h2>{escaped(title)}</h2>\n{joined(blocks)}\n</section>")
 
 
+def subsection(title: str, *blocks: object) -> Html:
+    """A smaller heading within a section, and what belongs under it."""
+    return Html(f"<h3>{escaped(title)}</h3>\n{joined(blocks)}")
+
+
 def paragraph(text: object) -> Html:
     """Running text."""
     return Html(f"<p>{escaped(text)}</p>")
@@ -179,8 +184,9 @@ def _heat_cell(value: float, low: float, high: float) -> str:
 
 
 def _framed(caption: object, content: str) -> Html:
-    below = f"<caption>{escaped(caption)}</caption>\n" if caption else ""
-    return Html(f'<div class="wide"><table>\n{below}{content}\n</table></div>')
+    # Not a <caption>: that would be as narrow as a narrow table.
+    below = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
+    return Html(f'<figure class="table"><div class="wide"><table>\n{content}\n</table></div>{below}</figure>')
 
 
 # Pictures
@@ -205,18 +211,20 @@ def mask_uri(mask: NDArray[np.bool_], *, side: int = 256) -> str:
 def heat_overlay(image: Pixels, anomaly_map: NDArray[np.floating], *, threshold: float) -> Pixels:
     """The greyed photograph (H, W, 3) under the heat of its map (H, W).
 
-    Heat starts at half the threshold and is full at twice the threshold; what exceeds the threshold is
-    outlined.
+    Heat starts at half the threshold and is full at the map's highest score, or at twice the threshold
+    where the map stays below that; what exceeds the threshold is outlined.
     """
-    start, reach = threshold - abs(threshold) / 2, max(1.5 * abs(threshold), 1e-6)
-    heat = np.clip((anomaly_map - start) / reach, 0, 1).astype(np.float32)
+    start = threshold - abs(threshold) / 2
+    top = max(threshold + abs(threshold), float(anomaly_map.max()), start + 1e-6)
+    # The root keeps what just exceeds the threshold visible beside what exceeds it twentyfold.
+    heat = np.sqrt(np.clip((anomaly_map - start) / (top - start), 0, 1)).astype(np.float32)
     grey = image.astype(np.float32).mean(axis=2, keepdims=True).repeat(3, axis=2)
     # A weak heat is thin as well as dark, so that the part itself stays visible beneath.
-    cover = (0.85 * np.sqrt(heat))[..., None]
+    cover = (0.75 * np.sqrt(heat))[..., None]
     mixed = (1 - cover) * grey + cover * _heat_colours(heat)
     drawn = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
     above = anomaly_map > threshold
-    drawn[above & ~ndimage.binary_erosion(above)] = _OUTLINE
+    drawn[above & ~ndimage.binary_erosion(above, border_value=1)] = _OUTLINE
     return drawn
 
 
@@ -269,7 +277,7 @@ p { max-width: 78ch; margin: 0 0 14px; }
 .notice { background: var(--note); border-left: 4px solid var(--note-line); padding: 12px 16px;
   border-radius: 4px; margin: 18px 0 26px; }
 .figures { display: grid;
-  grid-template-columns: repeat(auto-fit, minmax(210px, 1fr)); gap: 14px; margin: 0; }
+  grid-template-columns: repeat(auto-fit, minmax(240px, 1fr)); gap: 14px; margin: 0; }
 .figures > div { background: var(--panel); border: 1px solid var(--line); border-radius: 8px;
   padding: 14px 16px; }
 .figures dt { color: var(--soft); font-size: 14px; }
@@ -279,11 +287,13 @@ p { max-width: 78ch; margin: 0 0 14px; }
 .columns { display: grid;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 8px 36px; }
 .columns > div { min-width: 0; }
-.wide { overflow-x: auto; margin: 14px 0 22px; }
+figure { margin: 0; }
+.table { margin: 14px 0 24px; }
+.wide { overflow-x: auto; }
+.table figcaption { font-size: 13.5px; padding-top: 8px; max-width: 90ch; }
 table { border-collapse: collapse; font-size: 14.5px; font-variant-numeric: tabular-nums; }
-caption { caption-side: bottom; text-align: left; color: var(--soft); font-size: 13.5px; padding-top: 8px; }
 th, td { padding: 6px 12px; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
-th:first-child { text-align: left; }
+th:first-child { text-align: left; white-space: nowrap; }
 th { font-weight: 600; }
 thead th { color: var(--soft); font-size: 13.5px; vertical-align: bottom; }
 td.text { text-align: left; overflow-wrap: anywhere; }
@@ -297,7 +307,7 @@ article.good b { color: var(--good); }
 article.bad b { color: var(--bad); }
 article p { margin: 8px 0 0; font-size: 14px; line-height: 1.45; }
 .pictures { display: flex; gap: 8px; }
-figure { margin: 0; flex: 1 1 0; min-width: 0; max-width: 256px; }
+.pictures figure { flex: 1 1 0; min-width: 0; max-width: 256px; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; background: var(--line); }
 figcaption { color: var(--soft); font-size: 12.5px; margin-top: 3px; }
 details { margin: 16px 0; }

@@ -1,0 +1,374 @@
+"""The command line on a tiny line: every command, its files, its errors, and the page that documents it."""
+
+import json
+import re
+import shutil
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from moleflow import Detector, LineConfig, TrainingConfig
+from moleflow import cli as module
+from moleflow.cli import app, map_names
+from moleflow.data.factory import write_product
+from moleflow.data.layouts import read_dataset
+from moleflow.errors import MoleFlowError
+from moleflow.evaluation import evaluate
+from moleflow.overlay import overlay
+
+DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
+COMMANDS = typer.main.get_command(app).commands
+SMALL = LineConfig(training=TrainingConfig(steps=20, base_steps=20, patches=256))
+
+
+def run(*args, code=0, **more):
+    result = CliRunner().invoke(app, [str(a) for a in args], **more)
+    assert result.exit_code == code, result.output + repr(result.exception)
+    return result
+
+
+def sentence(*args, code=1, **more):
+    """Run what fails, and return its one line."""
+    result = run(*args, code=code, **more)
+    errors = re.findall(r"Error: .*$", result.stderr, re.MULTILINE)
+    assert len(errors) == 1, result.stderr
+    assert "Traceback" not in result.output
+    return errors[0]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    for product in ("gear", "wood"):
+        write_product(product, root, train=8, test_good=3, test_defective=3, size=64)
+    return root
+
+
+@pytest.fixture(scope="session")
+def saved(data, tmp_path_factory):
+    detector = Detector(image_size=64, config=SMALL)
+    for product in ("gear", "wood"):
+        detector.add_task(product, data / product / "train" / "good")
+    detector.save(tmp_path_factory.mktemp("lines") / "line")
+    return detector.path
+
+
+@pytest.fixture
+def line(saved, tmp_path):
+    return Path(shutil.copytree(saved, tmp_path / "line"))
+
+
+def good(data, product="gear"):
+    return data / product / "train" / "good"
+
+
+def tree(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# Help and documentation
+
+
+def test_version():
+    assert re.fullmatch(r"moleflow \d+\.\d+.*\n", run("--version").stdout)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_help_has_an_example_that_keeps_its_line(name):
+    assert re.search(rf"Example:\n +moleflow {name}\b.*\n", run(name, "--help").stdout)
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_every_option_is_documented(name):
+    found = re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    assert found, f"docs/cli.md has no section on {name}"
+    for parameter in COMMANDS[name].params:
+        for option in [o for o in parameter.opts if o.startswith("-") and o not in ("-h", "--help")]:
+            assert re.search(rf"`{option}[` ]", found[1]), f"{name} {option} is not documented"
+        if not parameter.opts[0].startswith("-"):
+            assert parameter.metavar in found[1]
+
+
+def test_the_page_documents_nothing_else():
+    assert set(re.findall(r"^## (.+)$", DOCS.read_text(), re.MULTILINE)) == set(COMMANDS)
+
+
+# predict
+
+
+def test_predict_shows_a_line_per_image_and_writes_nothing(saved, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = tree(saved)
+    result = run("predict", saved, data / "gear" / "test" / "good", good(data, "wood"))
+    lines = result.stdout.splitlines()
+    assert lines[0].split() == ["source", "product", "score", "p-value", "verdict"]
+    assert len(lines) == 1 + 3 + 8
+    assert all(line.split()[-1] in ("good", "defective") for line in lines[1:])
+    assert list(tmp_path.iterdir()) == []
+    assert tree(saved) == before
+
+
+def test_predict_writes_json_lines_in_the_order_of_the_images(saved, data, tmp_path):
+    folder = data / "gear" / "test" / "good"
+    run("predict", saved, folder, "--json", tmp_path / "r.jsonl", "--batch-size", 2)
+    objects = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
+    assert [o["source"] for o in objects] == [str(folder / f"00{i}.png") for i in range(3)]
+    assert objects[0].keys() >= {"task", "known", "pred_score", "p_value", "threshold", "pred_label"}
+    to_stdout = run("predict", saved, folder, "--json", "-", "--task", "gear").stdout
+    routed = [json.loads(line)["routing"] for line in to_stdout.splitlines()]
+    assert routed == [None] * 3
+
+
+def test_predict_writes_maps_that_do_not_collide(saved, data, tmp_path):
+    (tmp_path / "maps").mkdir()
+    photo = tmp_path / "maps" / "000_map.png"
+    shutil.copy(data / "gear" / "test" / "good" / "000.png", photo)
+    images = [str(photo), *[str(data / p / "test" / "good") for p in ("gear", "wood")]]
+    before = photo.read_bytes()
+    run("predict", saved, *images, "--maps", tmp_path / "maps")
+    assert photo.read_bytes() == before
+    written = [path for path in (tmp_path / "maps").iterdir() if path != photo]
+    assert len(written) == 7
+    assert all(Image.open(path).size == (64, 64) for path in written)
+
+
+def test_map_names_are_safe_and_apart():
+    paths = [Path(p) for p in ("a/x.png", "b/X.png", "b/x.jpg", "a/con.png", "a/ \x1b[2J.png", "a/....png")]
+    names = map_names(paths, taken={"con_map.png"})
+    assert len({name.casefold() for name in names}) == len(paths)
+    assert all(re.fullmatch(r"[\w-][\w.-]*_map\.png", name) for name in names)
+    assert "con_map.png" not in names
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [(["nowhere"], "no such file"), (["--task", "cable"], "no product"), (["--device", "tpu9"], "device")],
+)
+def test_predict_says_what_is_wrong(saved, data, extra, said):
+    assert said in sentence("predict", saved, good(data), *extra)
+
+
+def test_predict_refuses_to_write_over_an_image(saved, tmp_path, data):
+    photo = Path(shutil.copy(good(data) / "000.png", tmp_path))
+    assert "one of the images" in sentence("predict", saved, photo, "--json", photo)
+    assert "cannot be written" in sentence("predict", saved, photo, "--json", tmp_path / "no" / "r")
+
+
+# add and update
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Lines are made with few steps: the command line has no option for it."""
+
+    class Quick(Detector):
+        def __init__(self, *args, **more):
+            super().__init__(*args, **{"config": SMALL} | more)
+
+    monkeypatch.setattr("moleflow.detector.Detector", Quick)
+
+
+def test_add_creates_a_line_and_adds_to_it(quick, data, tmp_path):
+    folder = tmp_path / "new" / "line"
+    first = run("add", folder, "gear", good(data), "--image-size", 64, "--false-alarm-rate", 0.02)
+    assert [s.split()[0] for s in first.stderr.splitlines()] == [
+        "backbone",
+        "base",
+        "learning",
+        "calibration",
+    ]
+    run(
+        "add",
+        folder,
+        "wood",
+        good(data, "wood"),
+        "--seed",
+        0,
+        "--image-size",
+        "64x64",
+        "--false-alarm-rate",
+        0.1,
+    )
+    detector = Detector.load(folder)
+    assert detector.tasks == ("gear", "wood")
+    assert [detector.info(name).false_alarm_rate for name in detector.tasks] == [0.02, 0.1]
+    assert not [path for path in folder.iterdir() if path.name.startswith(".tmp-")]
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["gear"], "'gear' is on this line already"),
+        (["GEAR"], "'gear' is on this line already"),
+        (["a/b"], "cannot name a product"),
+        (["cap", "--image-size", "96"], "--image-size 64x64, got 96x96"),
+        (["cap", "--backbone", "wide_resnet50"], "--backbone efficientnet_lite0, got wide_resnet50"),
+        (["cap", "--seed", "3"], "--seed 0, got 3"),
+    ],
+)
+def test_add_fails_before_learning(saved, data, args, said, monkeypatch):
+    monkeypatch.setattr("moleflow.detector.Detector.load", lambda *a, **k: pytest.fail("loaded"))
+    before = tree(saved)
+    assert said in sentence("add", saved, args[0], good(data), *args[1:])
+    assert tree(saved) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [(KeyboardInterrupt(), 130, "nothing on disk was changed"), (MoleFlowError("no"), 1, "no")],
+)
+def test_what_stops_learning_leaves_nothing_behind(quick, data, tmp_path, monkeypatch, error, code, said):
+    def stop(*args, **more):
+        raise error
+
+    monkeypatch.setattr(Detector, "add_task", stop)
+    args = ["add", tmp_path / "a" / "line", "gear", good(data), "--image-size", 64]
+    assert said in sentence(*args, code=code)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_update_then_rollback(line, data):
+    assert "version 0002" in run("update", line, "gear", good(data)).stdout
+    assert "before it was 0002" in run("rollback", line, "gear").stdout
+    assert "no version before 0001" in sentence("rollback", line, "gear")
+    run("rollback", line, "gear", 2)
+    assert Detector.load(line).info("gear").version == "0002"
+    assert "no version '0009'" in sentence("rollback", line, "gear", 9)
+    assert "no product" in sentence("update", line, "cable", good(data))
+
+
+# What needs no model
+
+
+@pytest.fixture
+def no_models(monkeypatch):
+    monkeypatch.setattr("moleflow.detector.Detector.load", lambda *a, **k: pytest.fail("a model was loaded"))
+    monkeypatch.setattr("moleflow.store._load_tensors", lambda *a, **k: pytest.fail("tensors were read"))
+
+
+def test_list_and_info(saved, no_models):
+    listed = run("list", saved).stdout
+    assert [row.split()[:3] for row in listed.splitlines()[1:]] == [
+        ["gear", "0001", "8"],
+        ["wood", "0001", "8"],
+    ]
+    shown = run("info", saved, "wood").stdout
+    assert "efficientnet_lite0" in shown
+    assert "[0001]" in shown
+    assert "gear" not in shown
+    assert "gear" in run("info", saved).stdout
+
+
+def test_threshold_agrees_with_the_library(line):
+    expected = Detector.load(line).info("gear").threshold
+    assert f"threshold {expected:.4f}, for 1.000% false alarms" in run("threshold", line, "gear").stdout
+    assert "2.5000, set by hand" in run("threshold", line, "gear", "--value", 2.5).stdout
+    loaded = Detector.load(line)
+    assert (loaded.info("gear").threshold, loaded.info("gear").false_alarm_rate) == (2.5, None)
+    changed = loaded.set_threshold("gear", false_alarm_rate=0.1).threshold
+    assert (
+        f"threshold {changed:.4f}, for 10" in run("threshold", line, "gear", "--false-alarm-rate", 0.1).stdout
+    )
+    assert Detector.load(line).info("gear").threshold == changed
+
+
+def test_remove_asks_first(line, no_models):
+    before = tree(line)
+    sentence("remove", line, "gear", input="n\n")
+    run("remove", line, "gear", input="", code=1)
+    assert tree(line) == before
+    run("remove", line, "gear", "--yes")
+    assert "gear" not in run("list", line).stdout
+    assert "no product" in sentence("remove", line, "gear", "--yes")
+
+
+@pytest.mark.parametrize("name", ["list", "info"])
+def test_no_line_is_one_sentence(name, tmp_path):
+    assert "expected the index of a line" in sentence(name, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["paint"],
+        ["list"],
+        ["list", "a", "--colour"],
+        ["add", "a", "b", "c", "--image-size", "big"],
+        ["add", "a", "b", "c", "--false-alarm-rate", "1.5"],
+        ["threshold", "a", "b", "--value", "1", "--false-alarm-rate", "0.1"],
+        ["threshold", "a", "b", "--value", "nan"],
+        ["predict", "a", "b", "--batch-size", "0"],
+    ],
+)
+def test_wrong_usage_is_2(args):
+    run(*args, code=2)
+
+
+def test_interrupts_are_130(saved, monkeypatch):
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_read", stop)
+    assert "interrupted" in sentence("list", saved, code=130)
+
+
+# evaluate, overlay, demo
+
+
+def test_evaluate(saved, data, tmp_path):
+    shown = run("evaluate", saved, data, "--oracle", "--json", tmp_path / "f.json").stdout
+    assert "oracle" in shown
+    assert "AUPRO@0.3" in shown
+    figures = json.loads((tmp_path / "f.json").read_text())
+    assert figures["images"] == {"gear": [3, 3], "wood": [3, 3]}
+    routed = figures["routed"]["products"]["gear"]
+    assert all(0 <= routed[key] <= 1 for key in routed)
+    assert figures["oracle"]["products"]["gear"]["routing_good"] is None
+    mean = np.mean([p["aupro"] for p in figures["routed"]["products"].values()])
+    assert figures["routed"]["mean"]["aupro"] == pytest.approx(mean)
+
+
+def test_evaluate_counts_foreign_products_and_untested_ones_apart(saved, data):
+    detector = Detector.load(saved)
+    detector.remove_task("wood")
+    result = evaluate(detector, read_dataset(data), eval_size=32)
+    assert list(result.routed.products) == ["gear"]
+    assert list(result.foreign) == ["wood"]
+    assert result.eval_size == (32, 32)
+    only_wood = evaluate(Detector.load(saved), read_dataset(data / "wood"))
+    assert only_wood.untested == ("gear",)
+
+
+def test_evaluate_says_when_nothing_can_be_tested(saved, data, tmp_path):
+    shutil.copytree(data / "gear", tmp_path / "data" / "cog")
+    assert "found those of: cog" in sentence("evaluate", saved, tmp_path / "data")
+    assert "unknown layout" in sentence("evaluate", saved, data, "--layout", "heap")
+
+
+def test_overlay_leaves_typical_pixels_alone_and_outlines_the_rest():
+    image = np.full((40, 60, 3), 90, np.uint8)
+    scores = np.zeros((40, 60), np.float32)
+    scores[10:20, 10:20] = 9.0
+    drawn = overlay(image, scores, threshold=3.0)
+    assert (drawn[scores == 0] == 90).all()
+    assert (drawn[10, 10] == (0, 255, 255)).all()
+    assert (drawn[15, 15] != 90).any()
+    assert (overlay(image, scores - 2, threshold=-1.0)[15, 15] != 90).any()
+    with pytest.raises(MoleFlowError, match="size"):
+        overlay(image, scores[:5], threshold=3.0)
+
+
+def test_demo_passes_its_options_on(monkeypatch, tmp_path):
+    seen = {}
+    fake = types.ModuleType("moleflow.demo")
+    fake.run = lambda out, **more: seen.update(more, out=out) or out / "report.html"
+    monkeypatch.setitem(sys.modules, "moleflow.demo", fake)
+    monkeypatch.setattr("moleflow.demo", fake, raising=False)
+    assert "report.html" in run("demo", "--quick", "--out", tmp_path, "--seed", 4).stdout
+    assert (seen["out"], seen["quick"], seen["seed"]) == (tmp_path, True, 4)

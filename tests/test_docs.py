@@ -1,0 +1,128 @@
+"""The documents: their examples run, their links lead somewhere, and no public name is missing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+
+import moleflow
+from moleflow import training
+from moleflow.data.factory import write_product
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
+LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+STEPS = 2  # of a lesson
+IMAGES = 2  # of each product
+BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def name_of(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def runnable(page: Path) -> list[tuple[int, str]]:
+    """A page's examples that ask to be run, each with the line it begins at."""
+    text = page.read_text(encoding="utf-8")
+    blocks = [(text.count("\n", 0, found.start(1)), found[1]) for found in BLOCK.finditer(text)]
+    return [(line, code) for line, code in blocks if code.startswith("# runnable")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_lessons() -> Any:
+    """Examples run as they stand, with fewer steps: what they find is measured elsewhere."""
+    learn = training._fit
+
+    def learn_briefly(*given: Any, steps: int, **options: Any) -> None:
+        learn(*given, steps=min(steps, STEPS), **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "_fit", learn_briefly)
+        yield
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photographs of two products, under the names the pages use."""
+    folder = tmp_path_factory.mktemp("docs")
+    belt = folder / "belt"
+    belt.mkdir()
+    for name, product in (("bottle", "bottle_cap"), ("cable", "circuit_board")):
+        made = write_product(product, folder / "made", train=IMAGES, test_good=1, test_defective=1, size=96)
+        good = folder / "photos" / name / "good"
+        good.parent.mkdir(parents=True)
+        (made / "train" / "good").rename(good)
+        for image in sorted((made / "test").rglob("*.png")):
+            image.rename(belt / f"{len(list(belt.iterdir())):03d}.png")
+    again = write_product(
+        "bottle_cap", folder / "again", train=IMAGES, test_good=0, test_defective=0, size=96
+    )
+    (again / "train" / "good").rename(folder / "photos" / "bottle" / "new")
+    return folder
+
+
+@pytest.fixture
+def shop(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder of its own for one page, with the photographs in it."""
+    for name in ("photos", "belt"):
+        (tmp_path / name).symlink_to(photos / name, target_is_directory=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def teach_press() -> None:
+    """The saved line that pages about daily use begin with."""
+    line = moleflow.Detector(device="cpu")
+    line.add_task("bottle", "photos/bottle/good")
+    line.save("lines/press")
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.exists() and runnable(page)], ids=name_of)
+def test_examples_run(page: Path, shop: Path) -> None:
+    blocks = runnable(page)
+    if any("lines/press" in code for _, code in blocks):
+        teach_press()
+    names: dict[str, Any] = {"__name__": "example"}
+    for line, code in blocks:
+        # Blank lines in front, so that a traceback shows the page's own line numbers.
+        exec(compile("\n" * line + code, str(page), "exec"), names)
+
+
+def test_daily_use_has_examples() -> None:
+    assert runnable(ROOT / "docs" / "teaching-and-inspecting.md")
+
+
+@pytest.mark.parametrize("name", moleflow.__all__)
+def test_public_name_is_documented(name: str) -> None:
+    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES if page.exists())
+    assert re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text), f"{name} stands in no page"
+
+
+@pytest.mark.parametrize("page", [page for page in LINKED if page.exists()], ids=name_of)
+def test_links_resolve(page: Path) -> None:
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    broken = [target for target in LINK.findall(text) if not resolves(page, target)]
+    assert not broken
+
+
+def resolves(page: Path, target: str) -> bool:
+    if re.match(r"[a-z]+:", target):
+        return True  # the network is not asked
+    place, _, anchor = unquote(target).partition("#")
+    file = (page.parent / place).resolve() if place else page
+    if not file.exists() or not file.is_relative_to(ROOT):
+        return False
+    return not anchor or anchor in anchors(file)
+
+
+def anchors(page: Path) -> set[str]:
+    """Headings as the names that Git forges give them."""
+    text = FENCED.sub("", page.read_text(encoding="utf-8"))
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
