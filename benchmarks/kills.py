@@ -45,9 +45,10 @@ QUICK = LineConfig(
     scoring=ScoringConfig(cells=Cells(side=2, rank=8, mean_side=4)),
 )
 UNTOUCHED, CHANGED = ("gear", "wood"), "bottle_cap"
-PHASES = ("learning", "writing files", "moving them into place", "behind the new line.json")
+PHASES = ("before any file", "writing files", "moving them into place", "behind the new line.json")
 LEARNING, WRITING, MOVING, BEHIND = range(4)
-Content = dict[str, int]  # product -> which images it was learned from
+MOST_FAILURES = 5  # then nothing more is to be learned
+Content = dict[str, int]  # product -> 0: never touched, 1: as added, 2: as updated after that
 
 
 class Stage:
@@ -185,12 +186,7 @@ class Trial:
 
     def kill_once(self) -> None:
         """One child, killed if it is still there when its time has come, and a look at the line."""
-        present = self.content.get(CHANGED)
-        operation = self.random.choice(["update", "remove"]) if present else "add"
-        variant = 3 - present if present else self.random.choice([1, 2])
-        after = {name: at for name, at in self.content.items() if name != CHANGED}
-        if operation != "remove":
-            after[CHANGED] = variant
+        operation, variant, after = self._next()
         self.stage.reset()
         child = fork(lambda: self._work(self.detector, operation, variant))
         self._kill_somewhere(child, operation)
@@ -203,11 +199,20 @@ class Trial:
             self.failures.append(f"{operation}: the child ended by itself with status {status}")
         self._look(operation, after, finished=status == 0)
 
+    def _next(self) -> tuple[str, int, Content]:
+        """Absent, added, updated, and round again; what was added may also go at once."""
+        present = self.content.get(CHANGED, 0)
+        operation = ("add", "update", "remove")[present]
+        if operation == "update" and self.random.random() < 0.3:
+            operation = "remove"
+        rest = {name: at for name, at in self.content.items() if name != CHANGED}
+        return operation, present + 1, rest if operation == "remove" else rest | {CHANGED: present + 1}
+
     def _kill_somewhere(self, child: int, operation: str) -> None:
-        """Half of the kills fall anywhere in the change, half in its short phase of writing."""
+        """Half of the kills fall anywhere in the change, half in its short end, the writing."""
         whole, writing = self.seconds[operation]
         if self.random.random() < 0.5:
-            time.sleep(self.random.uniform(0, whole))
+            time.sleep(self.random.uniform(0, 0.9 * whole))
         else:
             while self.stage.step < WRITING and _alive(child):
                 time.sleep(0.0002)
@@ -238,13 +243,13 @@ class Trial:
 
     def tidy(self) -> None:
         """An undisturbed change must succeed on top of everything the killed ones left, and remove it."""
-        operation = "update" if CHANGED in self.content else "add"
-        if finish(fork(lambda: self._work(self.detector, operation, 1))):
+        operation, variant, after = self._next()
+        if finish(fork(lambda: self._work(self.detector, operation, variant))):
             self.failures.append("the last, undisturbed change failed")
         left = sorted(str(p.relative_to(self.path)) for p in self.path.rglob(".tmp-*"))
         if left:
             self.failures.append(f"debris outlived the last change: {left}")
-        self._look(operation, dict.fromkeys(UNTOUCHED, 0) | {CHANGED: 1}, finished=True)
+        self._look(operation, after, finished=True)
 
 
 def _alive(child: int) -> bool:
@@ -292,7 +297,7 @@ def main() -> None:
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         trial = Trial(Path(folder), options.seed)
-        while sum(trial.hits.values()) < options.kills:
+        while sum(trial.hits.values()) < options.kills and len(trial.failures) < MOST_FAILURES:
             trial.kill_once()
         trial.tidy()
     result = summary(trial, time.perf_counter() - started)

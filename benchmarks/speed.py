@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=200)
     parser.add_argument("--products", type=int, nargs="+", default=[1, 15, 200])
     options = parser.parse_args()
-    print(platform.machine(), f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch", torch.__version__)
+    cores, threads = os.cpu_count(), torch.get_num_threads()
+    print(f"{platform.machine()}, {cores} cores, {threads} threads, torch {torch.__version__}")
     line = adding(options.images)
     for count in options.products:
         inspecting(line, count)

@@ -116,6 +116,13 @@ def test_another_seed_gives_other_weights(base):
     assert all(first[name] == second[name] for name in first if name not in learned)
 
 
+def test_the_seed_also_chooses_what_is_looked_at_and_the_noise():
+    fresh = learn_base(product(0), replace(FLOW, lora=None, dia=None), QUICK, seed=3)
+    first, second, again = (learn_expert(fresh, product(1), QUICK, seed=seed) for seed in (5, 6, 5))
+    assert weights(first)["whitening.a"] != weights(second)["whitening.a"]  # which starts at zero for both
+    assert weights(first) == weights(again)
+
+
 # -- it learns ---------------------------------------------------------------------------------------
 
 

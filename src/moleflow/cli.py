@@ -199,7 +199,7 @@ def add(
     _report_learned(detector.info(product), line)
 
 
-@app.command(epilog=_example("moleflow update line-3 bottle photos/bottle/good photos/bottle/new"))
+@app.command(epilog=_example("moleflow update line-3 bottle photos/bottle/new"))
 def update(
     line: Line,
     product: ProductName,
@@ -208,9 +208,10 @@ def update(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Learn PRODUCT anew from the given good images, as a new version; the old one is kept for rollback.
+    """Learn more of PRODUCT from new good images, as a new version; the old one is kept for rollback.
 
-    Earlier images are not stored in a line: give all that the product should be judged by.
+    Earlier images are not stored in a line; features like theirs, drawn from what was learned, are learned
+    again beside the new ones. The threshold follows from the new images.
     """
     with _interruptible(NOTHING_CHANGED):
         from .data.images import find_images
@@ -489,7 +490,7 @@ def _refuse_taken(store: LineStore, product: str, wishes: dict[str, Any]) -> Non
     for known in record.tasks:
         if known.name.casefold() == product.casefold():
             raise TaskError(
-                f"{store.path}: {known.name!r} is on this line already; moleflow update learns it anew"
+                f"{store.path}: {known.name!r} is on this line already; moleflow update learns more of it"
             )
     backbone = _setting(record, "backbone")
     stored = {

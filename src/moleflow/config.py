@@ -24,12 +24,20 @@ class Whitening:
     scale_limit: float = 2.0  # gamma in [1/limit, limit]
     shift_limit: float = 2.0  # beta in [-limit, limit]
 
+    def __post_init__(self) -> None:
+        _check(self, positive=("scale_limit", "shift_limit"))
+
 
 @dataclass(frozen=True)
 class Mixer:
     """Learned spatial 3x3 mixing of each channel, invertible by construction."""
 
     gate_limit: float = 0.5  # how much of a patch its neighbourhood may replace at most
+
+    def __post_init__(self) -> None:
+        _check(self, positive=("gate_limit",))
+        if self.gate_limit > 1:  # beyond it the map may lose its inverse
+            raise ConfigError(f"Mixer.gate_limit: expected at most 1, got {self.gate_limit}")
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,11 @@ class Context:
     kernel: int = 5
     gate: float = 0.1  # starting value
 
+    def __post_init__(self) -> None:
+        _check(self, positive=("kernel",))
+        if self.kernel % 2 == 0:
+            raise ConfigError(f"Context.kernel: expected an odd side, got {self.kernel}")
+
 
 @dataclass(frozen=True)
 class Lora:
@@ -47,6 +60,9 @@ class Lora:
     rank: int = 16
     alpha: float = 16.0
 
+    def __post_init__(self) -> None:
+        _check(self, positive=("rank", "alpha"))
+
 
 @dataclass(frozen=True)
 class Dia:
@@ -54,6 +70,9 @@ class Dia:
 
     blocks: int = 2
     hidden: int = 128
+
+    def __post_init__(self) -> None:
+        _check(self, positive=("hidden",), least_zero=("blocks",))
 
 
 @dataclass(frozen=True)
@@ -72,6 +91,10 @@ class FlowConfig:
     lora: Lora | None = field(default_factory=Lora)
     dia: Dia | None = field(default_factory=Dia)
 
+    def __post_init__(self) -> None:
+        _check(self, positive=("hidden", "clamp"), least_zero=("position", "couplings"))
+        _check_choice(self, "normalisation", ("layer", "none"))
+
 
 @dataclass(frozen=True)
 class Cells:
@@ -81,6 +104,9 @@ class Cells:
     rank: int = 24  # directions kept of each covariance
     mean_side: int = 16  # resolution of the mean
     ridge: float = 0.3  # noise variance as a share of the average variance per channel
+
+    def __post_init__(self) -> None:
+        _check(self, positive=("side", "rank", "mean_side", "ridge"))
 
 
 @dataclass(frozen=True)
@@ -98,6 +124,16 @@ class TrainingConfig:
     noise: float = 0.3  # standard deviation added to normalised features
     clip: float = 5.0  # largest gradient norm of a step
 
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            positive=("steps", "base_steps", "patches", "window", "learning_rate", "clip"),
+            least_zero=("tail_weight", "log_det_weight", "noise"),
+            share=("tail_share",),
+        )
+        if self.tail_weight > 1:
+            raise ConfigError(f"TrainingConfig.tail_weight: expected at most 1, got {self.tail_weight}")
+
 
 @dataclass(frozen=True)
 class ScoringConfig:
@@ -114,6 +150,14 @@ class ScoringConfig:
     cross_fit_below: int = 40  # with fewer images every image calibrates in turn
     folds: int = 3
 
+    def __post_init__(self) -> None:
+        _check(
+            self,
+            positive=("top_least", "holdout_least", "cross_fit_below", "folds"),
+            least_zero=("flow_weight", "smoothing"),
+            share=("top_share", "holdout"),
+        )
+
 
 @dataclass(frozen=True)
 class RouterConfig:
@@ -124,6 +168,10 @@ class RouterConfig:
     false_rejection_rate: float = 0.01
     least_distance: float = 2.0  # nothing nearer than this many typical distances is ever unknown
 
+    def __post_init__(self) -> None:
+        _check(self, positive=("rank", "least_distance"), share=("false_rejection_rate",))
+        _check_choice(self, "metric", ("shared", "product"))
+
 
 @dataclass(frozen=True)
 class LineConfig:
@@ -133,6 +181,33 @@ class LineConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
+
+
+def _check(
+    config: Any,
+    *,
+    positive: tuple[str, ...] = (),
+    least_zero: tuple[str, ...] = (),
+    share: tuple[str, ...] = (),
+) -> None:
+    """Refuses values outside of their range."""
+    for names, fits, wanted in (
+        (positive, lambda v: v > 0, "a number above 0"),
+        (least_zero, lambda v: v >= 0, "a number of at least 0"),
+        (share, lambda v: 0 < v <= 1, "a share above 0 and at most 1"),
+    ):
+        for name in names:
+            value = getattr(config, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
+                raise ConfigError(f"{type(config).__name__}.{name}: expected {wanted}, got {value!r}")
+
+
+def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    value = getattr(config, name)
+    if value not in choices:
+        raise ConfigError(
+            f"{type(config).__name__}.{name}: expected one of {', '.join(choices)}, got {value!r}"
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ from .data.images import as_image, find_images, resize
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
-from .product import Product, learn_product
+from .product import Product, learn_product, split
 from .results import Prediction, Routing, TaskInfo
 from .routing.gaussian import describe
 from .routing.router import Router
@@ -41,6 +42,8 @@ class _Line:
     base_hash: str = ""
     products: dict[str, Product] = field(default_factory=dict)
     router: Router | None = None
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)  # verdicts changed by hand
+    rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,8 +95,6 @@ class Detector:
         self._random_weights = str(weights) == "random"
         self.path: Path | None = None
         self._line = _Line()
-        self._overrides: dict[str, dict[str, Any]] = {}
-        self._rerouted: dict[str, dict[str, int]] = {}
         self._saved: dict[str, _Saved] = {}
         self._learning = threading.Lock()
 
@@ -106,9 +107,10 @@ class Detector:
 
     def info(self, name: str) -> TaskInfo:
         """What is known about a product; `TaskError` when there is none of this name."""
-        product = self._product(name)
+        line, product = self._line, self._product(name)
+        name = check_task_name(name)
         saved = self._saved.get(name)
-        rate, threshold = self._verdict(name)
+        rate, threshold = self._verdict(line, name)
         return TaskInfo(
             name=name,
             version=saved.version if saved and saved.product is product else None,
@@ -120,7 +122,7 @@ class Detector:
             seconds=dict(product.seconds),
             parameters=product.parameters(),
             bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
-            rerouted=dict(self._rerouted.get(name, {})),
+            rerouted=dict(line.rerouted.get(name, {})),
         )
 
     def add_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
@@ -152,15 +154,18 @@ class Detector:
         because scores have a new scale. Arguments and errors as for `add_task`.
         """
         self._product(name)
-        return self._learn(name, images, progress)
+        return self._learn(check_task_name(name), images, progress)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
         with self._learning:
             self._product(name)
-            rest = {known: product for known, product in self._line.products.items() if known != name}
-            self._line = self._with(rest)
-            self._overrides.pop(name, None)
+            name = check_task_name(name)
+            self._line = self._with(
+                _without(self._line.products, name),
+                overrides=_without(self._line.overrides, name),
+                rerouted=_without(self._line.rerouted, name),
+            )
 
     def set_threshold(
         self, name: str, *, false_alarm_rate: float | None = None, threshold: float | None = None
@@ -177,11 +182,14 @@ class Detector:
             raise ConfigError("expected a false-alarm rate or a threshold, exactly one of them")
         if false_alarm_rate is not None:
             product.calibration.threshold(false_alarm_rate)
-            self._overrides[name] = {"false_alarm_rate": float(false_alarm_rate)}
+            verdict = {"false_alarm_rate": float(false_alarm_rate)}
         else:
             if threshold is None or not np.isfinite(threshold):
                 raise CalibrationError(f"a threshold is a finite number, got {threshold}")
-            self._overrides[name] = {"threshold": float(threshold)}
+            verdict = {"threshold": float(threshold)}
+        with self._learning:
+            overrides = self._line.overrides | {check_task_name(name): verdict}
+            self._line = replace(self._line, overrides=overrides)
         return self.info(name)
 
     # Inspection
@@ -209,6 +217,7 @@ class Detector:
             raise TaskError("this line knows no product yet; teach it one with add_task")
         if task is not None:
             self._product(task)
+            task = check_task_name(task)
         return self._stream(line, iter(_sources(images)), task, batch_size)
 
     def _stream(
@@ -248,7 +257,7 @@ class Detector:
                 margin=decision.margin,
                 distances=decision.distances,
             )
-        _, threshold = self._verdict(name, product)
+        _, threshold = self._verdict(line, name)
         return Prediction(
             source=source,
             task=name,
@@ -281,11 +290,11 @@ class Detector:
         store = LineStore(path if path is not None else self.path)  # type: ignore[arg-type]
         if self._line.base is None:
             raise LineError(f"{store.path}: nothing to save, the line has learned no product yet")
-        if self.path is not None and store.exists() and store.path == LineStore(self.path).path:
+        if self.path is not None and store.exists() and store.path.resolve() == self.path:
             self._save_changes(store)
         else:
             self._save_anew(store)
-        self.path = store.path
+        self.path = store.path.resolve()
 
     def _save_anew(self, store: LineStore) -> None:
         assert self._line.base is not None
@@ -306,32 +315,41 @@ class Detector:
                     transaction.remove(name)
             for name in self.tasks:
                 saved = self._saved.get(name)
+                if saved is not None and saved.product is self._line.products[name] and name not in on_disk:
+                    continue  # removed by another process meanwhile
                 if saved is None and name in on_disk:
                     raise TaskError(f"{name!r} was added to {store.path} by another process meanwhile")
                 if saved is None or saved.product is not self._line.products[name]:
                     transaction.put(self._record(name), fingerprint=self._line.base_hash)
-                elif saved.overrides != self._overrides.get(name, {}) and name in on_disk:
-                    changed = dict.fromkeys(saved.overrides, None) | self._overrides.get(name, {})
+                elif saved.overrides != self._line.overrides.get(name, {}):
+                    changed = dict.fromkeys(saved.overrides, None) | self._line.overrides.get(name, {})
                     transaction.override(name, changed)
         self._note_saved(store)
 
     def _note_saved(self, store: LineStore) -> None:
         versions = {task.name: task.version for task in store.read(tensors=False).tasks}
         self._saved = {
-            name: _Saved(str(versions[name]), product, dict(self._overrides.get(name, {})))
+            name: _Saved(str(versions.get(name)), product, dict(self._line.overrides.get(name, {})))
             for name, product in self._line.products.items()
-            if name in versions
         }
 
     def _record(self, name: str) -> TaskRecord:
         product = self._line.products[name]
-        rerouted = self._rerouted.get(name, {})
+        rerouted = self._line.rerouted.get(name, {})
         return TaskRecord(
             name=name,
             version=None,
             tensors=product.tensors(),
             info=product.info() | {"rerouted": rerouted},
-            overrides=dict(self._overrides.get(name, {})),
+            overrides=dict(self._line.overrides.get(name, {})),
+        )
+
+    def _fingerprint(self, base: Base) -> str:
+        """Of all that an expert was learned on: base, backbone and options."""
+        shared = {"backbone": self.extractor.describe(), "config": to_dict(self.config)}
+        text = json.dumps(shared, sort_keys=True).encode()
+        return fingerprint(
+            base.state_dict() | {"settings": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
         )
 
     def _settings(self) -> dict[str, Any]:
@@ -383,19 +401,25 @@ class Detector:
             raise LineError(
                 f"{store.path}: expected a complete line, but something is missing: {error}"
             ) from error
-        detector.path = store.path
+        detector.path = store.path.resolve()
         return detector
 
     def _restore(self, tensors: dict[str, Tensor], base_hash: str, records: Sequence[TaskRecord]) -> None:
         base = Base(self.extractor.grid, self.extractor.dim, self.config.flow)
         base.load_state_dict(tensors)
         base = base.requires_grad_(False).eval().to(self.extractor.device)
-        if fingerprint(base.state_dict()) != base_hash:
-            raise LineError(f"the base's fingerprint is {fingerprint(tensors)}, the line expects {base_hash}")
+        if self._fingerprint(base) != base_hash:
+            raise LineError(
+                f"expected base and settings with fingerprint {base_hash}, got {self._fingerprint(base)}"
+            )
         products = {r.name: Product.from_saved(base, self.config, r.tensors, r.info) for r in records}
-        self._line = self._with(products, base=base, base_hash=base_hash)
-        self._overrides = {r.name: dict(r.overrides) for r in records if r.overrides}
-        self._rerouted = {r.name: r.info.get("rerouted", {}) for r in records}
+        self._line = self._with(
+            products,
+            base=base,
+            base_hash=base_hash,
+            overrides={r.name: dict(r.overrides) for r in records if r.overrides},
+            rerouted={r.name: r.info.get("rerouted", {}) for r in records},
+        )
         self._saved = {r.name: _Saved(str(r.version), products[r.name], dict(r.overrides)) for r in records}
 
     # Learning
@@ -410,7 +434,7 @@ class Detector:
             if base is None:
                 started = time.perf_counter()
                 base = self._learn_base(features, tell)
-                base_hash = fingerprint(base.state_dict())
+                base_hash = self._fingerprint(base)
                 seconds["base"] = time.perf_counter() - started
             product = learn_product(
                 base,
@@ -422,15 +446,21 @@ class Detector:
             )
             product = replace(product, seconds=seconds | product.seconds)
             before = self._line
-            self._line = self._with(self._line.products | {name: product}, base=base, base_hash=base_hash)
-            self._rerouted[name] = _rerouted(before, self._line, name)
-            if "threshold" in self._overrides.get(name, {}):
-                del self._overrides[name]
+            overrides = dict(before.overrides)
+            if "threshold" in overrides.get(name, {}):
+                del overrides[name]
+            after = self._with(
+                before.products | {name: product}, base=base, base_hash=base_hash, overrides=overrides
+            )
+            rerouted = before.rerouted | {name: _rerouted(before, after, name)}
+            self._line = replace(after, rerouted=rerouted)
             return self.info(name)
 
     def _learn_base(self, features: Tensor, tell: Progress) -> Base:
+        # What is held out to calibrate the first product must be unseen by the base as well.
+        learn, _, _ = split(len(features), self.config, self.seed)
         return learn_base(
-            features,
+            features[learn],
             self.config.flow,
             self.config.training,
             seed=self.seed,
@@ -452,32 +482,26 @@ class Detector:
         resized = [resize(picture, self.extractor.image_size) for picture in pictures]
         return self.extractor.features(self.extractor.stack(resized))
 
-    def _with(
-        self, products: dict[str, Product], *, base: Base | None = None, base_hash: str | None = None
-    ) -> _Line:
+    def _with(self, products: dict[str, Product], **changes: Any) -> _Line:
+        """The line with other products, and the router that goes with them."""
         statistics = {name: product.descriptors for name, product in products.items()}
-        return _Line(
-            base=base if base is not None else self._line.base,
-            base_hash=base_hash if base_hash is not None else self._line.base_hash,
-            products=products,
-            router=Router(statistics, self.config.router) if products else None,
-        )
+        router = Router(statistics, self.config.router) if products else None
+        return replace(self._line, products=products, router=router, **changes)
 
     def _product(self, name: str) -> Product:
         try:
-            return self._line.products[name]
+            return self._line.products[check_task_name(name)]
         except KeyError:
             known = ", ".join(repr(task) for task in self.tasks) or "none"
             raise TaskError(f"{name!r} is no product of this line; known: {known}") from None
 
-    def _verdict(self, name: str, product: Product | None = None) -> tuple[float | None, float]:
+    def _verdict(self, line: _Line, name: str) -> tuple[float | None, float]:
         """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
-        overrides = self._overrides.get(name, {})
+        overrides = line.overrides.get(name, {})
         if "threshold" in overrides:
             return None, float(overrides["threshold"])
         rate = float(overrides.get("false_alarm_rate", self.false_alarm_rate))
-        product = product or self._product(name)
-        return rate, product.calibration.threshold(rate)
+        return rate, line.products[name].calibration.threshold(rate)
 
 
 def _rerouted(before: _Line, after: _Line, added: str) -> dict[str, int]:
@@ -517,6 +541,10 @@ def _sources(images: Any) -> list[tuple[Path | int, Any]]:
 
 def _where(source: Path | int) -> str:
     return f"image {source}" if isinstance(source, int) else str(source)
+
+
+def _without(table: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != name}
 
 
 def _silent(stage: str, share: float) -> None:

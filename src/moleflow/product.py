@@ -6,6 +6,7 @@ and itself, never on which other products the line knows.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from .training import learn_expert
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 
+LEFT_OUT_GROUPS = 32  # into which calibration images are parted at most
 MEMORY_LEAST, MEMORY_MOST = 32, 128  # images drawn from a product's past when it is updated
 
 
@@ -217,7 +219,7 @@ def learn_product(
 
 
 def _remembered(previous: Product | None, features: Tensor, seed: int) -> Tensor:
-    """Features like those of the earlier images, as many as there are new ones; none without a past."""
+    """Features like those of the earlier images, about as many as there are new ones; none without a past."""
     if previous is None or previous.densities.cells is None:
         return features[:0]
     generator = torch.Generator().manual_seed(seed)
@@ -235,6 +237,10 @@ def _descriptors(
 ) -> DescriptorStatistics:
     """The router's statistics, of new images and of the earlier ones it remembers descriptors of."""
     learned, held = describe(features[learn]), describe(features[calibrating])
+    if set(learn) == set(calibrating) and len(learn) > 1:
+        # Seen from a mean they helped to make they lie too near; a new image would lie this much farther.
+        mean = learned.mean(0)
+        held = mean + (held - mean) * math.sqrt((len(learn) + 1) / (len(learn) - 1))
     if previous is not None:
         old = previous.descriptors.witnesses
         learned = torch.cat([learned, old])
@@ -276,9 +282,19 @@ def _scores(densities: Densities, base: Base, features: Tensor) -> list[Tensor]:
 def _calibrate(
     config: LineConfig, scores: list[Tensor], kind: str
 ) -> tuple[tuple[PositionCalibration, ...], ScoreCalibration, tuple[float, ...]]:
-    """All that follows from good images' patch scores (n, h, w) of each density."""
+    """All that follows from good images' patch scores (n, h, w) of each density.
+
+    The scores that set the threshold are taken with a position calibration the image itself had no
+    part in: its own spread would make each image look more ordinary than the next one will.
+    """
     positions = tuple(PositionCalibration.fit(score, config.scoring) for score in scores)
-    calibrated = combine(scores, positions, config.scoring.flow_weight)
+    count = len(scores[0])
+    groups = [list(range(count))[i::LEFT_OUT_GROUPS] for i in range(min(count, LEFT_OUT_GROUPS))]
+    calibrated = torch.empty_like(scores[0])
+    for group in groups:
+        rest = sorted(set(range(count)) - set(group)) or group
+        seen = tuple(PositionCalibration.fit(score[rest], config.scoring) for score in scores)
+        calibrated[group] = combine([score[group] for score in scores], seen, config.scoring.flow_weight)
     raw = image_scores(smooth(calibrated, config.scoring.smoothing), config.scoring)
     strangeness = calibrated.flatten(1).median(1).values.double().tolist()
     return positions, ScoreCalibration(kind, tuple(sorted(raw.double().tolist()))), tuple(strangeness)

@@ -235,13 +235,14 @@ def _heat_colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _card(card: Card) -> str:
     tone = card.tone if card.tone in _TONES else "plain"
+    layout = " single" if len(card.pictures) == 1 else ""
     pictures = "".join(
         f'<figure><img src="{html.escape(picture.uri)}" alt="{html.escape(picture.caption)}" loading="lazy">'
         f"<figcaption>{escaped(picture.caption)}</figcaption></figure>"
         for picture in card.pictures
     )
     return (
-        f'<article class="{tone}"><div class="pictures">{pictures}</div>'
+        f'<article class="{tone}{layout}"><div class="pictures">{pictures}</div>'
         f"<p><b>{escaped(card.verdict)}</b> {escaped(card.remark)}</p></article>"
     )
 
@@ -307,6 +308,9 @@ article.good b { color: var(--good); }
 article.bad b { color: var(--bad); }
 article p { margin: 8px 0 0; font-size: 14px; line-height: 1.45; }
 .pictures { display: flex; gap: 8px; }
+article.single { display: flex; gap: 16px; }
+.single .pictures { flex: 0 1 200px; }
+.single p { flex: 1 1 0; }
 .pictures figure { flex: 1 1 0; min-width: 0; max-width: 256px; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; background: var(--line); }
 figcaption { color: var(--soft); font-size: 12.5px; margin-top: 3px; }

@@ -16,8 +16,9 @@ class Routing:
     """Why an image was taken for a product, or for none.
 
     `distance` is in units of the product's typical good image, `margin` is how many times farther the
-    second nearest product is (1: undecided, infinite with one product), `strangeness` says how foreign
-    most of the picture looks to the product's expert. An image is unknown when both `distance` and
+    second nearest product is (1: undecided, infinite with one product), `distances` are the plain
+    Mahalanobis distances per channel to every product; `strangeness` says how foreign most of the
+    picture looks to the product's expert. An image is unknown when both `distance` and
     `strangeness` exceed their limits.
     """
 

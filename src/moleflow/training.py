@@ -125,9 +125,9 @@ def _fit(
         loss.backward()
         norm = nn.utils.clip_grad_norm_(owned, training.clip)
         if torch.isfinite(loss) and torch.isfinite(norm):
-            optimiser.step()
-            if step % CHECK_EVERY == 0:
+            if step % CHECK_EVERY == 0:  # before the step: these weights have just shown a finite loss
                 sound = [p.detach().clone() for p in owned]
+            optimiser.step()
         else:
             retreats, rate = retreats + 1, rate / 2
             if retreats > RETREATS:

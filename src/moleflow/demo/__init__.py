@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -80,7 +81,7 @@ def _run(out: Path, sizes: Sizes, *, seed: int, console: Console) -> Path:
             products = _drawn(out / "images", sizes, seed=seed, display=display)
             outcome = _trial(out / "line", products, sizes, seed=seed, display=display)
         figures = measure(outcome)
-        about = _about(sizes, seed=seed, seconds=time.perf_counter() - started)
+        about = _about(sizes, seed=seed, device=outcome.device, seconds=time.perf_counter() - started)
         _write_json(out, {"finished": True, "about": about, "figures": dataclasses.asdict(figures)})
         path = out / "report.html"
         path.write_text(page.build(outcome, figures, about), encoding="utf-8")
@@ -232,6 +233,7 @@ def _trial(path: Path, products: Sequence[Product], sizes: Sizes, *, seed: int, 
         unknown=unknown,
         infos={product.name: line.info(product.name) for product in taught},
         reloaded_identical=same_step(steps[-1], again),
+        device=str(line.extractor.device),
         line_bytes=sum(file.stat().st_size for file in path.rglob("*") if file.is_file()),
     )
 
@@ -280,7 +282,7 @@ def _progress_line(
     )
 
 
-def _about(sizes: Sizes, *, seed: int, seconds: float) -> dict[str, Any]:
+def _about(sizes: Sizes, *, seed: int, device: str, seconds: float) -> dict[str, Any]:
     packages = ("moleflow", "torch", "timm", "numpy", "scipy")
     return {
         "seed": seed,
@@ -293,7 +295,7 @@ def _about(sizes: Sizes, *, seed: int, seconds: float) -> dict[str, Any]:
             "machine": platform.machine(),
             "processors": os.cpu_count(),
             "threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+            "device": device,
         },
     }
 
@@ -302,7 +304,7 @@ def _about(sizes: Sizes, *, seed: int, seconds: float) -> dict[str, Any]:
 
 
 def _close(console: Console, figures: Figures, path: Path, *, seconds: float) -> None:
-    table = Table(title="At the end, on images not seen before", padding=(0, 0, 0, 1))
+    table = Table(title="At the end, on images not seen before", box=SIMPLE_HEAD)
     table.add_column("product", no_wrap=True)
     for header in ("image\nAUROC", "\nrouted", "pixel\nAP", "\nAUPRO", "\nfound", "false\nalarms", "\nkept"):
         table.add_column(header, justify="right")

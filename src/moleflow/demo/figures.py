@@ -39,6 +39,7 @@ class Outcome:
     infos: dict[str, TaskInfo]
     reloaded_identical: bool
     line_bytes: int
+    device: str
 
 
 @dataclass(frozen=True)

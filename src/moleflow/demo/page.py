@@ -43,6 +43,7 @@ def _headline(figures: Figures, about: dict[str, Any]) -> list[tuple[str, str, s
     products = figures.products
     alarms, good = sum(p.false_alarms for p in products), sum(p.good for p in products)
     found, defective = sum(p.found for p in products), sum(p.defective for p in products)
+    strangers = sum(p.called_unknown for p in products)
     return [
         (f"{figures.average_oracle:.3f}", "Image AUROC, product given", "mean over all products at the end"),
         (f"{figures.average_routed:.3f}", "Image AUROC, routed", "nobody says which product it is"),
@@ -57,7 +58,7 @@ def _headline(figures: Figures, about: dict[str, Any]) -> list[tuple[str, str, s
         (
             f"{figures.unknown_found} of {figures.unknown_images}",
             "Unknown product recognised",
-            f"{figures.unknown_product} was never taught",
+            f"never taught; called unknown although taught: {strangers} of {good + defective}",
         ),
         (f"{about['seconds']:.0f} s", "Whole run", f"{about['hardware']['processors']} processors"),
     ]
@@ -79,7 +80,8 @@ def _retention_section(figures: Figures) -> report.Html:
             _as_matrix(figures.routed),
             rows,
             names,
-            caption="Routed: nobody says which product it is. Coloured from 0.5 to 1.",
+            caption="Routed: nobody says which product it is. An image called unknown is still scored as the "
+            "product it is nearest to. Coloured from 0.5 to 1.",
         ),
         report.columns(_summary_table(figures), _unchanged_table(figures)),
         report.paragraph(
@@ -281,14 +283,13 @@ def _spread(pairs: Sequence[tuple[Item, Prediction]], count: int) -> list[tuple[
 
 def _unknown_card(item: Item, prediction: Prediction) -> report.Card:
     routing = prediction.routing
-    remark = f"Nearest: {prediction.task}."
-    if routing is not None:
-        remark += (
-            f" Distance {report.number(routing.distance, 1)}"
-            f" (limit {report.number(routing.distance_limit, 1)}),"
-            f" strangeness {report.number(routing.strangeness, 1)}"
-            f" (limit {report.number(routing.strangeness_limit, 1)})."
-        )
+    assert routing is not None, "nobody said which product it is"
+    remark = (
+        f"Nearest: {prediction.task}. Distance {report.number(routing.distance, 1)} "
+        f"(limit {report.number(routing.distance_limit, 1)}), "
+        f"strangeness {report.number(routing.strangeness, 1)} "
+        f"(limit {report.number(routing.strangeness_limit, 1)})."
+    )
     return report.Card(
         verdict=f"Taken for {prediction.task}." if prediction.known else "Unknown.",
         remark=remark,
@@ -302,19 +303,17 @@ def _unknown_card(item: Item, prediction: Prediction) -> report.Card:
 def _distance_table(pairs: Sequence[tuple[Item, Prediction]], names: Sequence[str]) -> report.Html:
     rows = []
     for item, prediction in pairs:
-        distances = prediction.routing.distances if prediction.routing is not None else {}
+        routing = prediction.routing
+        assert routing is not None, "nobody said which product it is"
+        distances = (*(routing.distances.get(name) for name in names), routing.distance_limit)
         verdict = f"taken for {prediction.task}" if prediction.known else "unknown"
         rows.append(
-            [
-                f"{item.kind} {item.path.stem}",
-                verdict,
-                *(report.number(distances.get(name), 1) for name in names),
-            ]
+            [f"{item.kind} {item.path.stem}", verdict, *(report.number(value, 1) for value in distances)]
         )
     return report.table(
-        ["image", "answer", *names],
+        ["image", "answer", *names, "limit"],
         rows,
-        caption="Distances in units of the product's typical good image.",
+        caption="Distances in units of the product's typical good image; the limit is the nearest product's.",
     )
 
 

@@ -46,7 +46,7 @@ class Affine(Bijection):
         The spread is bounded below by a tenth of the typical channel's: a channel that never moves
         in the good images must not turn the slightest change into a scream.
         """
-        flat = x.reshape(-1, x.shape[-1]).double()
+        flat = x.reshape(-1, x.shape[-1]).cpu().double()
         mean, spread = flat.mean(0), flat.std(0, unbiased=False)
         spread = spread.clamp_min(max(0.1 * float(spread.median()), 1e-6))
         self.log_scale.copy_(-spread.log())

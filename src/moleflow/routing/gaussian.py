@@ -17,7 +17,8 @@ WITNESSES = 32
 
 def describe(features: Tensor) -> Tensor:
     """Image descriptor (B, D) float64: spatial mean of raw patch features (B, h, w, D)."""
-    return features.double().mean((1, 2)).cpu()
+    # On the processor before it becomes float64: not every accelerator has that type.
+    return features.cpu().double().mean((1, 2))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,10 +13,13 @@ from ..config import RouterConfig
 from ..scoring import upper_limit
 from .gaussian import DescriptorStatistics
 
+LEAST_TYPICAL = 0.1  # a good image is on average 1 away in its own metric; near 0 means too few images
+MOST_LOG = 50.0  # beyond this a limit from a handful of images is no limit
+
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """For one image: the nearest product and the distances to all, in each product's typical distance."""
+    """For one image: the nearest product, its distance in typical ones, and the plain distances to all."""
 
     task: str
     distance: float
@@ -46,7 +49,7 @@ class Router:
             [_apply(w, products[name].mean) for w, name in zip(self._whiten, self.names, strict=True)]
         )
         own = {name: self._own_distances(name, products[name]) for name in self.names}
-        self.typical = {name: max(float(d.median()), 1e-6) for name, d in own.items()}
+        self.typical = {name: max(float(d.median()), LEAST_TYPICAL) for name, d in own.items()}
         self.limits = {name: self._limit(d / self.typical[name]) for name, d in own.items()}
 
     def decide(self, descriptors: Tensor) -> list[Decision]:
@@ -71,16 +74,13 @@ class Router:
         return distances.square() + self._log_dets
 
     def _decision(self, distances: Tensor, order: list[int]) -> Decision:
-        scaled = {
-            name: distance / self.typical[name]
-            for name, distance in zip(self.names, distances.tolist(), strict=True)
-        }
+        plain = dict(zip(self.names, distances.tolist(), strict=True))
         best = order[0]
         margin = float("inf")
         if len(order) > 1:
             margin = float(distances[order[1]]) / max(float(distances[best]), 1e-12)
         name = self.names[best]
-        return Decision(name, scaled[name], margin, scaled)
+        return Decision(name, plain[name] / self.typical[name], margin, plain)
 
     def _own_distances(self, name: str, product: DescriptorStatistics) -> Tensor:
         """Distances of the product's calibration images from its own mean."""
@@ -90,7 +90,7 @@ class Router:
         """Distance, in typical ones, that a good image exceeds at the accepted rate of false rejections."""
         logs = scaled.clamp_min(1e-6).log().tolist()
         limit = upper_limit(logs, self.config.false_rejection_rate)
-        return max(self.config.least_distance, math.exp(min(limit, 50.0)))
+        return max(self.config.least_distance, math.exp(limit)) if limit < MOST_LOG else math.inf
 
 
 def _metrics(products: list[DescriptorStatistics], config: RouterConfig) -> tuple[list[Tensor], Tensor]:

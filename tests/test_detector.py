@@ -1,0 +1,926 @@
+"""The line: nothing that was learned moves, whatever is added, saved, loaded, mixed or run at once."""
+
+import dataclasses
+import json
+import math
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import moleflow
+from moleflow import Detector, LineConfig, TaskInfo
+from moleflow.errors import (
+    BackboneError,
+    CalibrationError,
+    ConfigError,
+    ImageError,
+    LineError,
+    MoleFlowError,
+    TaskError,
+)
+from moleflow.scoring import image_scores
+from moleflow.store import LineStore
+
+THREE = ("gear", "wood", "bottle_cap")
+
+
+def said(predictions):
+    """All that predictions say, comparable to the bit."""
+    return [
+        (p.task, p.known, p.pred_score, p.p_value, p.threshold, p.pred_label, p.image_size, p.routing)
+        + (p.patch_map.dtype, p.patch_map.tobytes(), p.anomaly_map.tobytes())
+        for p in predictions
+    ]
+
+
+def base_tensors(detector):
+    return {name: tensor.clone() for name, tensor in detector._line.base.state_dict().items()}
+
+
+def tensors(detector, name):
+    return {key: tensor.clone() for key, tensor in detector._line.products[name].tensors().items()}
+
+
+def same(some, others):
+    return some.keys() == others.keys() and all(torch.equal(some[key], others[key]) for key in some)
+
+
+def by_task(detector, images, names=THREE):
+    return {name: said(detector.predict(images, task=name)) for name in names}
+
+
+def snapshot(detector, images):
+    """What must not move while nothing is learned."""
+    return (
+        detector.tasks,
+        {n: dataclasses.replace(detector.info(n), version=None) for n in detector.tasks},
+        [
+            by_task(detector, images, detector.tasks),
+            said(detector.predict(images)) if detector.tasks else None,
+        ],
+    )
+
+
+def files(folder):
+    """Inode, time and bytes of every file, so that writing the same again shows."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != ".lock"
+    }
+
+
+# Nothing else moved
+
+
+CHANGES = {
+    "add": lambda line, pictures: line.add_task("cloth", pictures("woven_cloth", 4)),
+    "update": lambda line, pictures: line.update_task("wood", pictures("wood", 4, first=50)),
+    "remove": lambda line, pictures: line.remove_task("wood"),
+    "threshold": lambda line, pictures: line.set_threshold("wood", threshold=1.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_no_other_product_moves(loaded, probe, pictures, change):
+    others = [name for name in THREE if name != "wood" or change == "add"]
+    base, owned = base_tensors(loaded), {name: tensors(loaded, name) for name in others}
+    spoken = by_task(loaded, probe, others)
+    CHANGES[change](loaded, pictures)
+    assert same(base_tensors(loaded), base)
+    assert all(same(tensors(loaded, name), owned[name]) for name in others)
+    assert by_task(loaded, probe, others) == spoken
+    loaded.save()
+    again = Detector.load(loaded.path, device="cpu")
+    assert same(base_tensors(again), base)
+    assert all(same(tensors(again, name), owned[name]) for name in others)
+    assert by_task(again, probe, others) == spoken
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_line_says_the_same_after_save_and_load(loaded, probe, pictures, change):
+    before = snapshot(loaded, probe)
+    CHANGES[change](loaded, pictures)
+    changed = snapshot(loaded, probe)
+    assert changed != before
+    loaded.save()
+    assert snapshot(Detector.load(loaded.path, device="cpu"), probe) == changed
+
+
+def test_a_loaded_line_is_the_saved_one_to_the_bit(line, loaded, probe):
+    assert snapshot(loaded, probe) == snapshot(line, probe)
+    assert same(base_tensors(loaded), base_tensors(line))
+    assert all(same(tensors(loaded, name), tensors(line, name)) for name in THREE)
+    assert loaded.config == line.config
+    assert (loaded.seed, loaded.false_alarm_rate) == (line.seed, line.false_alarm_rate)
+
+
+def test_an_expert_depends_on_the_base_and_its_images_only(new_line, pictures):
+    short, long = new_line(), new_line()
+    for detector in (short, long):
+        detector.add_task("gear", pictures("gear", 4))
+    long.add_task("bottle_cap", pictures("bottle_cap", 4))
+    for detector in (short, long):
+        detector.add_task("wood", pictures("wood", 4))
+    assert same(tensors(short, "wood"), tensors(long, "wood"))
+    images = pictures("wood", 2, first=500)
+    assert said(short.predict(images, task="wood")) == said(long.predict(images, task="wood"))
+
+
+def test_the_same_seed_learns_the_same_bytes(new_line, pictures):
+    lines = [new_line(seed=seed) for seed in (3, 3, 4)]
+    for detector in lines:
+        detector.add_task("gear", pictures("gear", 3))
+    first, second, other = (tensors(detector, "gear") for detector in lines)
+    assert same(first, second)
+    assert not same(first, other)
+    assert same(base_tensors(lines[0]), base_tensors(lines[1]))
+
+
+def test_learning_leaves_torchs_random_state_alone(loaded, pictures):
+    state = torch.get_rng_state()
+    loaded.update_task("gear", pictures("gear", 2))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_update_learns_something(loaded, probe, pictures):
+    owned, info = tensors(loaded, "wood"), loaded.info("wood")
+    updated = loaded.update_task("wood", pictures("wood", 4, first=50))
+    assert not same(tensors(loaded, "wood"), owned)
+    assert updated.images == info.images + 4
+    assert loaded.tasks == THREE
+
+
+# Batches and threads
+
+
+@pytest.mark.parametrize("task", [None, "gear"])
+def test_a_mixed_batch_says_what_single_images_say(line, probe, task):
+    together = line.predict(probe, task=task)
+    alone = [line.predict(image, task=task)[0] for image in probe]
+    assert [p.source for p in together] == list(range(len(probe)))
+    close(together, alone)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_the_batch_size_changes_nothing_beyond_rounding(line, probe, batch_size):
+    close(line.predict(probe, batch_size=batch_size), line.predict(probe))
+
+
+def close(some, others):
+    """Equal up to the rounding of a backbone that sees another number of images at once."""
+    assert [(p.task, p.known, p.pred_label) for p in some] == [
+        (p.task, p.known, p.pred_label) for p in others
+    ]
+    for a, b in zip(some, others, strict=True):
+        assert a.pred_score == pytest.approx(b.pred_score, rel=1e-4, abs=1e-4)
+        np.testing.assert_allclose(a.patch_map, b.patch_map, rtol=1e-3, atol=1e-3)
+        assert (a.routing is None) == (b.routing is None)
+        if a.routing is not None:
+            assert a.routing.distances == pytest.approx(b.routing.distances, rel=1e-5)
+
+
+@pytest.mark.parametrize("cores", [1, 2])
+def test_eight_threads_say_what_one_says(line, probe, cores):
+    jobs = [(probe[i % 7 :] + probe[: i % 7], (None, *THREE)[i % 4]) for i in range(16)]
+
+    def inspect(job):
+        return said(line.predict(job[0], task=job[1], batch_size=4))
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        expected = [inspect(job) for job in jobs]
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(inspect, jobs)) == expected
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_stream_keeps_the_line_it_began_with(loaded, probe):
+    expected = said(loaded.predict(probe, batch_size=1))
+    stream = loaded.stream(probe, batch_size=1)
+    first = next(stream)
+    loaded.remove_task("bottle_cap")
+    assert said([first, *stream]) == expected
+    assert {p.task for p in loaded.predict(probe)} == {"gear", "wood"}
+
+
+# Routing
+
+
+def test_images_of_taught_products_are_recognised(line, pictures):
+    for product in THREE:
+        for prediction in line.predict(pictures(product, 3, first=700)):
+            assert (prediction.task, prediction.known) == (product, True)
+            assert set(prediction.routing.distances) == set(THREE)
+            assert prediction.routing.distance == min(prediction.routing.distances.values())
+            assert prediction.routing.margin > 1
+
+
+@pytest.mark.parametrize("product", ["circuit_board", "blister_pack"])
+def test_an_untaught_product_is_unknown_and_still_judged(line, pictures, product):
+    for prediction in line.predict(pictures(product, 3, first=700)):
+        assert prediction.known is False
+        assert prediction.task in THREE
+        assert prediction.routing.distance > prediction.routing.distance_limit
+        assert prediction.routing.strangeness > prediction.routing.strangeness_limit
+        assert set(prediction.routing.distances) == set(THREE)
+        assert math.isfinite(prediction.pred_score)
+
+
+def test_a_given_product_is_not_routed(line, pictures):
+    (prediction,) = line.predict(pictures("circuit_board", 1), task="wood")
+    assert (prediction.task, prediction.known, prediction.routing) == ("wood", True, None)
+
+
+def test_what_a_new_product_does_to_the_routing_of_older_ones_is_told(new_line, pictures):
+    detector = new_line()
+    assert detector.add_task("gear", pictures("gear", 6)).rerouted == {}
+    twin = detector.add_task("gear again", pictures("gear", 6))
+    assert set(twin.rerouted) <= {"gear"}
+    assert all(0 < count <= 6 for count in twin.rerouted.values())
+    assert detector.add_task("wood", pictures("wood", 6)).rerouted == {}
+
+
+# What goes in
+
+
+@pytest.fixture
+def folder(tmp_path, pictures):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i, image in enumerate(pictures("gear", 3, first=300)):
+        Image.fromarray(image).save(folder / f"g{i}.png")
+    return folder
+
+
+INPUTS = {
+    "folder": lambda folder, arrays: folder,
+    "folder as text": lambda folder, arrays: str(folder),
+    "pattern": lambda folder, arrays: str(folder / "g*.png"),
+    "paths": lambda folder, arrays: sorted(folder.iterdir()),
+    "tuple of texts": lambda folder, arrays: tuple(str(path) for path in sorted(folder.iterdir())),
+    "generator of paths": lambda folder, arrays: (path for path in sorted(folder.iterdir())),
+    "arrays": lambda folder, arrays: arrays,
+    "generator of arrays": lambda folder, arrays: iter(arrays),
+    "batch array": lambda folder, arrays: np.stack(arrays),
+    "batch tensor": lambda folder, arrays: torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2),
+    "tensors": lambda folder, arrays: [torch.from_numpy(a.copy()).permute(2, 0, 1) for a in arrays],
+    "floats": lambda folder, arrays: [a.astype(np.float32) / 255 for a in arrays],
+    "pictures": lambda folder, arrays: [Image.fromarray(a) for a in arrays],
+    "paths among arrays": lambda folder, arrays: [folder / "g0.png", *arrays[1:]],
+}
+
+
+@pytest.mark.parametrize("kind", INPUTS)
+def test_every_kind_of_input_says_the_same(line, folder, pictures, kind):
+    arrays = pictures("gear", 3, first=300)
+    found = line.predict(INPUTS[kind](folder, arrays))
+    assert said(found) == said(line.predict(arrays))
+    paths = sorted(folder.iterdir())
+    sources = [str(p.source) if isinstance(p.source, str) else p.source for p in found]
+    named = (
+        kind not in {"arrays", "floats", "pictures", "tensors", "paths among arrays"} and "array" not in kind
+    )
+    assert sources == (paths if named and "tensor" not in kind else [0, 1, 2])
+
+
+SINGLES = {
+    "array": lambda image: image,
+    "tensor": lambda image: torch.from_numpy(image.copy()).permute(2, 0, 1),
+    "picture": Image.fromarray,
+}
+
+
+@pytest.mark.parametrize("kind", SINGLES)
+def test_a_single_image_need_not_be_in_a_list(line, pictures, kind):
+    (image,) = pictures("gear", 1, first=300)
+    assert said(line.predict(SINGLES[kind](image))) == said(line.predict([image]))
+
+
+def test_a_single_file_need_not_be_in_a_list(line, folder):
+    (prediction,) = line.predict(folder / "g1.png")
+    assert prediction.source == folder / "g1.png"
+
+
+def test_grey_images_are_learned_and_inspected(new_line, pictures):
+    grey = [image.mean(2).astype(np.uint8) for image in pictures("gear", 3)]
+    detector = new_line()
+    detector.add_task("grey gear", grey)
+    assert all(math.isfinite(p.pred_score) for p in detector.predict(grey))
+    assert said(detector.predict(grey[0])) == said(detector.predict(np.repeat(grey[0][..., None], 3, axis=2)))
+
+
+def test_learning_takes_what_inspecting_takes(new_line, folder, pictures):
+    from_folder, from_arrays = new_line(), new_line()
+    from_folder.add_task("gear", folder)
+    from_arrays.add_task("gear", iter(pictures("gear", 3, first=300)))
+    assert same(tensors(from_folder, "gear"), tensors(from_arrays, "gear"))
+
+
+# What comes out
+
+
+def test_the_score_is_the_mean_of_the_highest_patches(line, probe):
+    for prediction in line.predict(probe):
+        patches = torch.from_numpy(prediction.patch_map)[None]
+        expected = float(image_scores(patches, line.config.scoring)[0])
+        assert prediction.pred_score == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_maps_have_the_size_of_the_image(line):
+    wide = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 90, 3), np.uint8))
+    (prediction,) = line.predict(wide)
+    assert prediction.image_size == (50, 90)
+    assert prediction.patch_map.shape == line.extractor.grid
+    assert prediction.patch_map.dtype == prediction.anomaly_map.dtype == np.float32
+    assert prediction.anomaly_map.shape == prediction.pred_mask.shape == (50, 90)
+    assert prediction.pred_mask.dtype == np.bool_
+    assert prediction.anomaly_map.max() <= prediction.patch_map.max()
+
+
+def test_mask_label_and_threshold_agree(loaded, pictures):
+    (image,) = pictures("circuit_board", 1)
+    (prediction,) = loaded.predict(image, task="gear")
+    assert prediction.pred_label is True
+    assert prediction.pred_mask.any()
+    np.testing.assert_array_equal(prediction.pred_mask, prediction.anomaly_map > prediction.threshold)
+    loaded.set_threshold("gear", threshold=prediction.pred_score)
+    (at_threshold,) = loaded.predict(image, task="gear")
+    assert at_threshold.pred_label is False
+    loaded.set_threshold("gear", threshold=float(prediction.patch_map.max()) + 1)
+    assert not loaded.predict(image, task="gear")[0].pred_mask.any()
+
+
+@pytest.mark.parametrize("task", [None, "gear"])
+def test_predictions_travel_as_json(line, folder, task):
+    for prediction in line.predict(folder, task=task):
+        sent = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
+        assert sent["pred_score"] == prediction.pred_score
+        assert sent["task"] == "gear"
+        assert sent["source"] == str(prediction.source)
+        assert (sent["routing"] is None) == (task is not None)
+
+
+def test_infinite_limits_of_a_line_of_one_image_travel_as_json(new_line, pictures):
+    detector = new_line()
+    detector.add_task("gear", pictures("gear", 1))
+    (prediction,) = detector.predict(pictures("wood", 1))
+    assert prediction.routing.margin == math.inf
+    sent = json.loads(json.dumps(prediction.to_dict(), allow_nan=False))
+    assert sent["routing"]["margin"] is None
+
+
+def test_results_cannot_be_changed(line, probe):
+    (prediction,) = line.predict(probe[0])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        prediction.pred_score = 0.0
+
+
+def test_progress_rises_through_the_stages(new_line, pictures):
+    told = []
+    new_line().add_task("gear", pictures("gear", 3), progress=lambda *stage: told.append(stage))
+    assert list(dict.fromkeys(stage for stage, _ in told)) == ["backbone", "base", "learning", "calibration"]
+    for stage in ("backbone", "base", "learning", "calibration"):
+        shares = [share for name, share in told if name == stage]
+        assert shares == sorted(shares)
+        assert shares[-1] == pytest.approx(1.0)
+
+
+def test_info_says_what_was_learned(line):
+    info = line.info("gear")
+    assert isinstance(info, TaskInfo)
+    assert (info.name, info.version, info.images, info.calibration_images) == ("gear", None, 8, 8)
+    assert (info.calibration, info.false_alarm_rate) == ("cross-fitted", 0.01)
+    assert set(info.seconds) == {"backbone", "base", "learning", "calibration"}
+    assert set(line.info("wood").seconds) == {"backbone", "learning", "calibration"}
+    assert info.parameters > 0
+    assert info.bytes == sum(t.nbytes for t in tensors(line, "gear").values())
+
+
+# Few images
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_few_images_suffice(new_line, pictures, count):
+    detector = new_line()
+    info = detector.add_task("gear", pictures("gear", count))
+    assert info.images == info.calibration_images == count
+    assert info.calibration == ("in-sample" if count == 1 else "cross-fitted")
+    assert math.isfinite(info.threshold)
+    for prediction in detector.predict(pictures("gear", 2, first=500) + pictures("wood", 1)):
+        assert math.isfinite(prediction.pred_score)
+        assert 0 <= prediction.p_value <= 1
+        assert np.isfinite(prediction.patch_map).all()
+        assert math.isfinite(prediction.routing.distance)
+
+
+def test_images_that_are_all_the_same_are_learned(new_line, pictures):
+    detector = new_line()
+    detector.add_task("gear", pictures("gear", 1) * 4)
+    assert all(np.isfinite(p.patch_map).all() for p in detector.predict(pictures("gear", 2)))
+
+
+def test_black_images_come_back_to_the_bit(new_line, tmp_path):
+    detector = new_line()
+    images = [np.zeros((64, 64, 3), np.uint8)] * 3
+    detector.add_task("dark", images)
+    detector.save(tmp_path / "line")
+    assert said(Detector.load(tmp_path / "line", device="cpu").predict(images)) == said(
+        detector.predict(images)
+    )
+
+
+def test_enough_images_hold_some_out(new_line, quick, pictures):
+    scoring = replace(quick.scoring, cross_fit_below=6, holdout_least=2)
+    info = new_line(config=replace(quick, scoring=scoring)).add_task("gear", pictures("gear", 8))
+    assert (info.calibration, info.calibration_images, info.images) == ("held-out", 2, 8)
+
+
+@pytest.mark.parametrize("left_out", ["cells", "flow parts"])
+def test_a_line_without_some_parts_learns_and_comes_back(new_line, quick, pictures, tmp_path, left_out):
+    config = replace(quick, scoring=replace(quick.scoring, cells=None))
+    if left_out == "flow parts":
+        config = replace(quick, flow=replace(quick.flow, dia=None, lora=None, mixer=None, whitening=None))
+    detector = new_line(config=config)
+    detector.add_task("gear", pictures("gear", 3))
+    detector.update_task("gear", pictures("gear", 3, first=20))
+    detector.save(tmp_path / "line")
+    images = pictures("gear", 2, first=500)
+    assert said(Detector.load(tmp_path / "line", device="cpu").predict(images)) == said(
+        detector.predict(images)
+    )
+
+
+# Errors, after which the line is as it was
+
+
+def spoiled(tmp_path, pictures):
+    folder = tmp_path / "spoiled"
+    folder.mkdir()
+    Image.fromarray(pictures("gear", 1)[0]).save(folder / "a.png")
+    (folder / "b.png").write_text("no picture")
+    return folder
+
+
+def empty(tmp_path, pictures):
+    (tmp_path / "empty").mkdir()
+    return tmp_path / "empty"
+
+
+BAD_IMAGES = {
+    "no image": lambda tmp_path, pictures: [],
+    "empty batch": lambda tmp_path, pictures: np.zeros((0, 64, 64, 3), np.uint8),
+    "empty folder": empty,
+    "no such folder": lambda tmp_path, pictures: tmp_path / "nowhere",
+    "text named .png": spoiled,
+    "not a number": lambda tmp_path, pictures: [*pictures("gear", 2), np.full((64, 64, 3), np.nan)],
+    "too bright": lambda tmp_path, pictures: np.full((64, 64, 3), 3.0),
+    "two channels": lambda tmp_path, pictures: np.zeros((64, 64, 2), np.uint8),
+    "no images at all": lambda tmp_path, pictures: 17,
+    "nothing": lambda tmp_path, pictures: None,
+}
+
+
+@pytest.mark.parametrize("kind", BAD_IMAGES)
+def test_bad_images_are_refused_and_nothing_is_learned(loaded, probe, pictures, tmp_path, kind):
+    before = snapshot(loaded, probe)
+    images = BAD_IMAGES[kind](tmp_path, pictures)
+    for refuse in (
+        lambda: loaded.add_task("new", images),
+        lambda: loaded.update_task("gear", images),
+        lambda: loaded.predict(images),
+    ):
+        with pytest.raises(ImageError):
+            refuse()
+    assert snapshot(loaded, probe) == before
+
+
+def test_an_unreadable_file_is_named(loaded, tmp_path, pictures):
+    with pytest.raises(ImageError, match=r"b\.png"):
+        loaded.add_task("new", spoiled(tmp_path, pictures))
+
+
+@pytest.mark.parametrize("name", ["gear", "Gear", "GEAR"])
+def test_a_taken_name_is_refused(loaded, pictures, name):
+    with pytest.raises(TaskError, match="already"):
+        loaded.add_task(name, pictures("wood", 1))
+    assert loaded.tasks == THREE
+
+
+@pytest.mark.parametrize("name", ["", " gear", "a/b", "..", "con", "x" * 200, "a\nb", None, 3])
+def test_an_unusable_name_is_refused_before_anything_is_learned(new_line, name):
+    with pytest.raises(TaskError):
+        new_line().add_task(name, iter_that_must_not_be_read())
+
+
+def iter_that_must_not_be_read():
+    raise AssertionError("images were read")
+    yield
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda line, image: line.predict(image, task="cog"),
+        lambda line, image: line.predict(image, task=""),
+        lambda line, image: line.stream(image, task="cog"),
+        lambda line, image: line.update_task("cog", image),
+        lambda line, image: line.remove_task("cog"),
+        lambda line, image: line.set_threshold("cog", threshold=1.0),
+        lambda line, image: line.info("cog"),
+    ],
+)
+def test_an_unknown_product_is_refused_with_the_known_ones(loaded, pictures, call):
+    with pytest.raises(TaskError, match=r"known: 'gear', 'wood', 'bottle_cap'"):
+        call(loaded, pictures("gear", 1)[0])
+    assert loaded.tasks == THREE
+
+
+@pytest.mark.xfail(reason="names are normalised when added, not when asked for", strict=True)
+def test_a_product_is_found_by_either_spelling_of_its_accents(loaded, pictures):
+    loaded.add_task("cafe\u0301", pictures("gear", 1))
+    assert loaded.predict(pictures("gear", 1), task="cafe\u0301")[0].task == "caf\u00e9"
+
+
+def test_an_empty_line_cannot_inspect(new_line, pictures):
+    with pytest.raises(TaskError, match="add_task"):
+        new_line().predict(pictures("gear", 1))
+
+
+def test_a_line_whose_products_are_all_gone_learns_again(loaded, pictures, tmp_path):
+    base = base_tensors(loaded)
+    for name in THREE:
+        loaded.remove_task(name)
+    with pytest.raises(TaskError, match="no product"):
+        loaded.predict(pictures("gear", 1))
+    loaded.save()
+    again = Detector.load(loaded.path, device="cpu")
+    assert again.tasks == ()
+    again.add_task("gear", pictures("gear", 2))
+    assert same(base_tensors(again), base)
+
+
+@pytest.mark.parametrize("rate", [0, 1, -0.5, 2, float("nan")])
+def test_a_false_alarm_rate_outside_0_and_1_is_refused(new_line, line, rate):
+    with pytest.raises(ConfigError, match="false-alarm rate"):
+        new_line(false_alarm_rate=rate)
+    with pytest.raises(CalibrationError, match="false-alarm rate"):
+        line.set_threshold("gear", false_alarm_rate=rate)
+    assert line.info("gear").false_alarm_rate == 0.01
+
+
+@pytest.mark.parametrize("batch_size", [0, -1])
+def test_a_batch_size_below_one_is_refused(line, probe, batch_size):
+    with pytest.raises(ConfigError, match="batch size"):
+        line.predict(probe, batch_size=batch_size)
+
+
+@pytest.mark.parametrize("stage", ["backbone", "base", "learning", "calibration"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_first_product_leaves_the_line_empty(new_line, pictures, stage, error):
+    detector = new_line()
+    with pytest.raises(error):
+        detector.add_task("gear", pictures("gear", 2), progress=raising(stage, error))
+    assert detector.tasks == ()
+    assert detector._line.base is None
+    with pytest.raises(TaskError, match="no product"):
+        detector.predict(pictures("gear", 1))
+
+
+@pytest.mark.parametrize("stage", ["backbone", "learning", "calibration"])
+@pytest.mark.parametrize("name", ["new", "wood"])
+def test_an_interrupted_product_leaves_the_line_as_it_was(loaded, probe, pictures, stage, name):
+    before = snapshot(loaded, probe)
+    learn = loaded.update_task if name == "wood" else loaded.add_task
+    with pytest.raises(KeyboardInterrupt):
+        learn(name, pictures("wood", 3, first=30), progress=raising(stage, KeyboardInterrupt))
+    assert snapshot(loaded, probe) == before
+    unwritten = files(loaded.path)
+    loaded.save()
+    assert {k: v for k, v in files(loaded.path).items() if k != "line.json"} == {
+        k: v for k, v in unwritten.items() if k != "line.json"
+    }
+    learn(name, pictures("wood", 2, first=30))  # the interrupted call holds nothing back
+
+
+def raising(where, error):
+    def progress(stage, share):
+        if stage == where and share > 0:
+            raise error
+
+    return progress
+
+
+# Thresholds
+
+
+def test_a_threshold_by_rate_or_by_hand(loaded, probe):
+    default = loaded.info("gear").threshold
+    stricter = loaded.set_threshold("gear", false_alarm_rate=0.1)
+    assert stricter.false_alarm_rate == 0.1
+    assert stricter.threshold < default
+    by_hand = loaded.set_threshold("gear", threshold=0.5)
+    assert (by_hand.threshold, by_hand.false_alarm_rate) == (0.5, None)
+    assert {p.threshold for p in loaded.predict(probe, task="gear")} == {0.5}
+    assert loaded.info("wood").false_alarm_rate == 0.01
+
+
+@pytest.mark.parametrize("values", [{}, {"false_alarm_rate": 0.1, "threshold": 1.0}])
+def test_exactly_one_kind_of_threshold_is_asked_for(line, values):
+    with pytest.raises(ConfigError, match="exactly one"):
+        line.set_threshold("gear", **values)
+
+
+@pytest.mark.parametrize("threshold", [float("nan"), float("inf")])
+def test_a_threshold_by_hand_is_finite(line, threshold):
+    with pytest.raises(CalibrationError, match="finite"):
+        line.set_threshold("gear", threshold=threshold)
+
+
+def test_thresholds_survive_save_and_load_and_change_back(loaded):
+    loaded.set_threshold("gear", threshold=1.25)
+    loaded.set_threshold("wood", false_alarm_rate=0.2)
+    loaded.save()
+    again = Detector.load(loaded.path, device="cpu")
+    assert again.info("gear").threshold == 1.25
+    assert again.info("wood").false_alarm_rate == 0.2
+    again.set_threshold("gear", false_alarm_rate=0.01)
+    again.save()
+    assert Detector.load(loaded.path, device="cpu").info("gear") == replace(
+        loaded.info("gear"), threshold=again.info("gear").threshold, false_alarm_rate=0.01
+    )
+
+
+def test_an_update_drops_a_threshold_by_hand_and_keeps_a_rate(loaded, pictures):
+    loaded.set_threshold("gear", threshold=1.25)
+    loaded.set_threshold("wood", false_alarm_rate=0.2)
+    assert loaded.update_task("gear", pictures("gear", 2)).false_alarm_rate == 0.01
+    assert loaded.update_task("wood", pictures("wood", 2)).false_alarm_rate == 0.2
+
+
+def test_rolling_back_returns_to_the_version_with_its_threshold(loaded, probe, pictures):
+    loaded.set_threshold("gear", threshold=1.25)
+    loaded.save()
+    old = by_task(loaded, probe)
+    assert loaded.info("gear").version == "0001"
+    loaded.update_task("gear", pictures("gear", 2, first=40))
+    assert loaded.info("gear").version is None
+    loaded.save()
+    assert loaded.info("gear").version == "0002"
+    store = LineStore(loaded.path)
+    assert store.versions("gear") == ["0001", "0002"]
+    new = by_task(loaded, probe)
+    assert new != old
+    store.point("gear", "0001")
+    assert by_task(Detector.load(loaded.path, device="cpu"), probe) == old
+    store.point("gear", "0002")
+    assert by_task(Detector.load(loaded.path, device="cpu"), probe) == new
+
+
+# On disk
+
+
+def test_only_what_changed_is_written(loaded, pictures):
+    before = files(loaded.path)
+    loaded.save()
+    assert files(loaded.path).keys() == before.keys()
+    loaded.update_task("wood", pictures("wood", 2, first=40))
+    loaded.save()
+    after = files(loaded.path)
+    assert after.keys() - before.keys() == {
+        "tasks/wood/0002/expert.safetensors".replace("/", os.sep),
+        "tasks/wood/0002/task.json".replace("/", os.sep),
+    }
+    assert {k: v for k, v in before.items() if k != "line.json"} == {
+        k: after[k] for k in before if k != "line.json"
+    }
+
+
+def test_a_changed_threshold_rewrites_the_index_only(loaded):
+    before = files(loaded.path)
+    loaded.set_threshold("gear", threshold=2.0)
+    loaded.save()
+    after = files(loaded.path)
+    assert {name for name in before if before[name] != after[name]} == {"line.json"}
+    assert after.keys() == before.keys()
+
+
+def test_products_added_by_two_processes_both_survive(saved, probe, pictures):
+    one, two = (Detector.load(saved, device="cpu") for _ in range(2))
+    one.add_task("cloth", pictures("woven_cloth", 2))
+    two.add_task("metal", pictures("brushed_metal", 2))
+    one.save()
+    two.save()
+    again = Detector.load(saved, device="cpu")
+    assert again.tasks == (*THREE, "cloth", "metal")
+    assert by_task(again, probe, ["cloth"]) == by_task(one, probe, ["cloth"])
+    assert by_task(again, probe, ["metal"]) == by_task(two, probe, ["metal"])
+
+
+def test_one_name_added_by_two_processes_is_refused(saved, pictures):
+    one, two = (Detector.load(saved, device="cpu") for _ in range(2))
+    one.add_task("cloth", pictures("woven_cloth", 2))
+    two.add_task("cloth", pictures("brushed_metal", 2))
+    one.save()
+    before = files(saved)
+    with pytest.raises(TaskError, match="another process"):
+        two.save()
+    assert files(saved) == before
+
+
+@pytest.mark.xfail(reason="the second save takes the product for a new one", strict=True)
+def test_a_product_removed_by_another_process_stays_removed(saved):
+    one, two = (Detector.load(saved, device="cpu") for _ in range(2))
+    one.remove_task("wood")
+    one.save()
+    two.save()
+    two.save()
+    assert "wood" not in Detector.load(saved, device="cpu").tasks
+
+
+@pytest.mark.xfail(reason="after a save the version on disk is taken for the one in memory", strict=True)
+def test_a_version_written_by_another_process_is_not_claimed(saved, pictures):
+    one, two = (Detector.load(saved, device="cpu") for _ in range(2))
+    one.update_task("wood", pictures("wood", 2))
+    one.save()
+    two.save()
+    assert two.info("wood").version != one.info("wood").version
+
+
+def test_a_removed_product_stays_removed(loaded, probe):
+    loaded.remove_task("wood")
+    loaded.save()
+    again = Detector.load(loaded.path, device="cpu")
+    assert again.tasks == ("gear", "bottle_cap")
+    assert not (loaded.path / "tasks" / "wood").exists()
+
+
+def test_a_removed_and_newly_taught_product_is_the_new_one(loaded, probe, pictures):
+    loaded.remove_task("wood")
+    loaded.add_task("wood", pictures("brushed_metal", 2))
+    loaded.save()
+    again = Detector.load(loaded.path, device="cpu")
+    assert again.tasks == ("gear", "bottle_cap", "wood")
+    assert by_task(again, probe) == by_task(loaded, probe)
+
+
+def test_a_line_is_copied_by_saving_it_elsewhere(loaded, probe, tmp_path):
+    loaded.set_threshold("gear", threshold=1.25)
+    original = files(loaded.path)
+    loaded.save(tmp_path / "copy")
+    assert snapshot(Detector.load(tmp_path / "copy", device="cpu"), probe) == snapshot(loaded, probe)
+    assert files(tmp_path / "line") == original
+
+
+def test_another_line_is_not_overwritten(new_line, saved, pictures):
+    detector = new_line(seed=5)
+    detector.add_task("gear", pictures("gear", 1))
+    before = files(saved)
+    with pytest.raises(LineError, match="found a line"):
+        detector.save(saved)
+    assert files(saved) == before
+
+
+@pytest.mark.xfail(reason="folders are compared as they are spelled", strict=True)
+def test_a_folder_may_be_spelled_in_another_way(loaded, monkeypatch):
+    monkeypatch.chdir(loaded.path.parent)
+    loaded.set_threshold("gear", threshold=1.25)
+    loaded.save(loaded.path.name)
+    assert Detector.load(loaded.path.name, device="cpu").info("gear").threshold == 1.25
+
+
+@pytest.mark.xfail(reason="a removal is written without a look at the base", strict=True)
+def test_a_removal_does_not_reach_a_line_put_in_the_same_place(loaded, new_line, pictures):
+    other = new_line(seed=5)
+    other.add_task("wood", pictures("wood", 1))
+    path = loaded.path
+    os.rename(path, path.with_name("moved"))
+    other.save(path)
+    loaded.remove_task("wood")
+    with pytest.raises(LineError):
+        loaded.save()
+    assert Detector.load(path, device="cpu").tasks == ("wood",)
+
+
+def test_saving_needs_a_folder_and_something_learned(new_line, line, tmp_path):
+    with pytest.raises(LineError, match="never saved"):
+        line.save()
+    with pytest.raises(LineError, match="nothing to save"):
+        new_line().save(tmp_path / "empty")
+    assert not (tmp_path / "empty").exists()
+
+
+def test_random_weights_come_back(new_line, pictures, tmp_path):
+    detector = new_line(weights="random", seed=7)
+    detector.add_task("gear", pictures("gear", 2))
+    detector.save(tmp_path / "line")
+    again = Detector.load(tmp_path / "line", device="cpu")
+    images = pictures("gear", 2, first=500)
+    assert said(again.predict(images)) == said(detector.predict(images))
+
+
+# A line that is not what it was
+
+
+def test_other_weights_are_refused(saved):
+    with pytest.raises(BackboneError, match="weights_hash"):
+        Detector.load(saved, weights="random", device="cpu")
+
+
+def test_an_expert_of_another_base_is_refused(new_line, saved, pictures, tmp_path):
+    other = new_line(seed=5)
+    other.add_task("cloth", pictures("woven_cloth", 1))
+    other.save(tmp_path / "other")
+    with pytest.raises(LineError, match="another base"):
+        LineStore(saved).adopt(tmp_path / "other" / "tasks" / "cloth" / "0001")
+    assert Detector.load(saved, device="cpu").tasks == THREE
+
+
+def test_an_expert_of_the_same_base_is_adopted_as_it_is(saved, loaded, probe, pictures, tmp_path):
+    loaded.add_task("cloth", pictures("woven_cloth", 2))
+    loaded.save(tmp_path / "other")
+    LineStore(saved).adopt(tmp_path / "other" / "tasks" / "cloth" / "0001")
+    assert by_task(Detector.load(saved, device="cpu"), probe, ["cloth"]) == by_task(loaded, probe, ["cloth"])
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def newer(path):
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(document | {"format": document["format"] + 1}))
+
+
+DAMAGES = {
+    "expert": (lambda p: flip(p / "tasks/wood/0001/expert.safetensors"), r"expert\.safetensors.*damaged"),
+    "base": (lambda p: flip(p / "base.safetensors"), r"base\.safetensors.*damaged"),
+    "info": (lambda p: flip(p / "tasks/wood/0001/task.json"), r"task\.json.*damaged"),
+    "missing base": (lambda p: (p / "base.safetensors").unlink(), r"base\.safetensors"),
+    "missing index": (lambda p: (p / "line.json").unlink(), r"line\.json"),
+    "newer format": (lambda p: newer(p / "line.json"), "format"),
+    "index": (lambda p: (p / "line.json").write_text("{"), "JSON"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_line_is_refused_by_name(saved, kind):
+    damage, message = DAMAGES[kind]
+    damage(saved)
+    with pytest.raises(LineError, match=message):
+        Detector.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("drop", ["backbone", "seed", "config", "false_alarm_rate", "random_weights"])
+def test_a_line_with_incomplete_settings_is_refused(saved, drop):
+    document = json.loads((saved / "line.json").read_text())
+    del document["settings"][drop]
+    (saved / "line.json").write_text(json.dumps(document))
+    with pytest.raises(LineError, match=drop):
+        Detector.load(saved, device="cpu")
+
+
+def test_an_option_of_a_later_library_is_refused(saved):
+    document = json.loads((saved / "line.json").read_text())
+    document["settings"]["config"]["flow"]["quantum"] = 1
+    (saved / "line.json").write_text(json.dumps(document))
+    with pytest.raises(MoleFlowError, match="quantum"):
+        Detector.load(saved, device="cpu")
+
+
+def test_no_line_is_refused(tmp_path):
+    with pytest.raises(LineError, match=r"line\.json"):
+        Detector.load(tmp_path)
+
+
+def test_nothing_is_pickled():
+    root = Path(moleflow.__file__).parent
+    found = {
+        (path.relative_to(root).as_posix(), match.group())
+        for path in root.rglob("*.py")
+        for match in re.finditer(
+            r"\bpickle\.|import pickle|torch\.save|torch\.load|joblib|allow_pickle=True|\beval\(|\bexec\(",
+            path.read_text(encoding="utf-8"),
+        )
+    }
+    allowed = {("features/backbones.py", "torch.load")}
+    assert {entry for entry in found if entry[1] != "eval("} == allowed
+    text = (root / "features" / "backbones.py").read_text(encoding="utf-8")
+    calls = re.findall(r"torch\.load\([^\n]*\)", text)
+    assert calls
+    assert all("weights_only=True" in call for call in calls)
+
+
+def test_the_default_line_is_the_configured_one(new_line):
+    assert new_line(config=None).config == LineConfig()
