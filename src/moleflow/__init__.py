@@ -1,6 +1,8 @@
 """Visual inspection that learns a new product every week and forgets none."""
 
+from importlib import import_module
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from . import errors
 from .config import (
@@ -16,9 +18,14 @@ from .config import (
     TrainingConfig,
     Whitening,
 )
-from .detector import Detector
 from .errors import MoleFlowError
-from .results import Prediction, Routing, TaskInfo
+
+if TYPE_CHECKING:
+    from .detector import Detector
+    from .results import Prediction, Routing, TaskInfo
+
+# These bring torch, which takes seconds; `moleflow --help` should not.
+_HEAVY = {"Detector": "detector", "Prediction": "results", "Routing": "results", "TaskInfo": "results"}
 
 __version__ = version("moleflow")
 
@@ -42,3 +49,9 @@ __all__ = [
     "__version__",
     "errors",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HEAVY:
+        return getattr(import_module(f".{_HEAVY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
