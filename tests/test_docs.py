@@ -28,10 +28,9 @@ def name_of(page: Path) -> str:
 
 
 def runnable(page: Path) -> list[tuple[int, str]]:
-    """A page's examples that ask to be run, each with the line it begins at."""
+    """A page's python blocks, each with the line it begins at; every one of them must run."""
     text = page.read_text(encoding="utf-8")
-    blocks = [(text.count("\n", 0, found.start(1)), found[1]) for found in BLOCK.finditer(text)]
-    return [(line, code) for line, code in blocks if code.startswith("# runnable")]
+    return [(text.count("\n", 0, found.start(1)), found[1]) for found in BLOCK.finditer(text)]
 
 
 @pytest.fixture(scope="module", autouse=True)

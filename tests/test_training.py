@@ -248,7 +248,7 @@ def test_a_bad_step_goes_back_to_the_last_sound_state_with_half_the_rate(base, m
         lambda owned, rate, *rest, **more: rates.append(rate) or genuine(owned, rate, *rest, **more),
     )
     expert = learn_expert(base, product(1), replace(QUICK, steps=40), seed=1)
-    sound = training.CHECK_EVERY + 1  # call in which the state kept after step CHECK_EVERY was seen
+    sound = training.CHECK_EVERY  # the last call whose weights were kept, having just shown a finite loss
     assert spoiled.seen[31] == spoiled.seen[sound]
     assert spoiled.seen[30] != spoiled.seen[sound]
     assert spoiled.seen[32] != spoiled.seen[sound]
