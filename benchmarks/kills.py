@@ -142,6 +142,7 @@ class Trial:
         self.hits: collections.Counter[tuple[str, str]] = collections.Counter()
         self.outcomes: collections.Counter[str] = collections.Counter()
         self.finished = 0
+        self.pace = dict.fromkeys(self.seconds, 1.0)  # the machine may be faster now than it was at first
 
     def _prepare(self, folder: Path) -> None:
         """The line, and what every product says when nobody is killed; the parent itself never learns."""
@@ -197,6 +198,8 @@ class Trial:
             self.finished += 1
         else:
             self.failures.append(f"{operation}: the child ended by itself with status {status}")
+        # About one child in four is to finish first: then kills reach up to the very end.
+        self.pace[operation] *= 0.85 if status == 0 else 1.05
         self._look(operation, after, finished=status == 0)
 
     def _next(self) -> tuple[str, int, Content]:
@@ -210,9 +213,9 @@ class Trial:
 
     def _kill_somewhere(self, child: int, operation: str) -> None:
         """Half of the kills fall anywhere in the change, half in its short end, the writing."""
-        whole, writing = self.seconds[operation]
+        whole, writing = (self.pace[operation] * seconds for seconds in self.seconds[operation])
         if self.random.random() < 0.5:
-            time.sleep(self.random.uniform(0, 0.9 * whole))
+            time.sleep(self.random.uniform(0, whole))
         else:
             while self.stage.step < WRITING and _alive(child):
                 time.sleep(0.0002)

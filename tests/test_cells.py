@@ -247,3 +247,11 @@ def test_samples_depend_on_the_generator_alone():
     draws = [cells.sample(3, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_rounding_cannot_make_a_distance_imaginary():
+    cells = CellGaussians((2, 2), CHANNELS, Cells(side=1, rank=1))
+    cells.directions[0, 0, 0] = 1.0005  # a direction of huge variance, rounded up beyond a unit vector
+    along = torch.zeros(1, 2, 2, CHANNELS)
+    along[..., 0] = 100.0
+    assert torch.equal(cells(along), torch.zeros(1, 2, 2))
