@@ -228,14 +228,18 @@ def test_features_too_large_for_the_density_are_an_error(base):
 class Spoiled:
     """Stands in for a step's loss: spoils the chosen calls and writes down what the weights were."""
 
-    def __init__(self, monkeypatch, bad: set[int]) -> None:
-        self.genuine, self.bad, self.seen = training._step_loss, bad, []
+    def __init__(self, monkeypatch, bad: set[int], how: str = "nan") -> None:
+        self.genuine, self.bad, self.how, self.seen = training._step_loss, bad, how, []
         monkeypatch.setattr(training, "_step_loss", self)
 
     def __call__(self, base: Base, expert: Expert, *rest: object) -> Tensor:
         self.seen.append(weights(expert))
         loss = self.genuine(base, expert, *rest)
-        return loss * math.nan if len(self.seen) - 1 in self.bad else loss
+        if len(self.seen) - 1 not in self.bad:
+            return loss
+        if self.how == "gradient":  # a loss as before, whose gradient is not a number
+            return loss + (0 * next(expert.parameters())).sqrt().sum()
+        return loss * float(self.how)
 
 
 def test_a_bad_step_goes_back_to_the_last_sound_state_with_half_the_rate(base, monkeypatch):
@@ -256,8 +260,9 @@ def test_a_bad_step_goes_back_to_the_last_sound_state_with_half_the_rate(base, m
     assert all(torch.isfinite(value).all() for value in expert.state_dict().values())
 
 
-def test_a_bad_first_step_goes_back_to_the_start(base, monkeypatch):
-    spoiled = Spoiled(monkeypatch, {0})
+@pytest.mark.parametrize("how", ["nan", "inf", "-inf", "gradient"])
+def test_a_bad_first_step_goes_back_to_the_start(base, monkeypatch, how):
+    spoiled = Spoiled(monkeypatch, {0}, how)
     learn_expert(base, product(1), QUICK, seed=1)
     assert spoiled.seen[1] == spoiled.seen[0]
     assert spoiled.seen[2] != spoiled.seen[0]
