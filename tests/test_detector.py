@@ -758,7 +758,6 @@ def test_a_product_removed_by_another_process_stays_removed(saved):
     assert "wood" not in Detector.load(saved, device="cpu").tasks
 
 
-@pytest.mark.xfail(reason='its version becomes the text "None"', strict=True)
 def test_a_product_removed_by_another_process_has_no_version(saved):
     one, two = (Detector.load(saved, device="cpu") for _ in range(2))
     one.remove_task("wood")
@@ -767,7 +766,6 @@ def test_a_product_removed_by_another_process_has_no_version(saved):
     assert two.info("wood").version is None
 
 
-@pytest.mark.xfail(reason="after a save the version on disk is taken for the one in memory", strict=True)
 def test_a_version_written_by_another_process_is_not_claimed(saved, pictures):
     one, two = (Detector.load(saved, device="cpu") for _ in range(2))
     one.update_task("wood", pictures("wood", 2))
@@ -792,7 +790,6 @@ def test_a_removed_and_newly_taught_product_is_the_new_one(loaded, probe, pictur
     assert by_task(again, probe) == by_task(loaded, probe)
 
 
-@pytest.mark.xfail(reason="a product taught anew keeps its old place on disk", strict=True)
 def test_a_removed_and_newly_taught_product_comes_last(loaded, pictures):
     loaded.remove_task("gear")
     loaded.add_task("gear", pictures("gear", 1))
@@ -824,7 +821,6 @@ def test_a_folder_may_be_spelled_in_another_way(loaded, monkeypatch):
     assert Detector.load(loaded.path.name, device="cpu").info("gear").threshold == 1.25
 
 
-@pytest.mark.xfail(reason="a removal is written without a look at the base", strict=True)
 def test_a_removal_does_not_reach_a_line_put_in_the_same_place(loaded, new_line, pictures):
     other = new_line(seed=5)
     other.add_task("wood", pictures("wood", 1))

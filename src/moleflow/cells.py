@@ -64,7 +64,9 @@ class CellGaussians(nn.Module):
         centre = self._mean_grid()
         channels = features.shape[-1]
         spectra = [self._spectrum(features, centre, cell) for cell in self._cells()]
-        rho = self.config.ridge * max(float(np.mean([trace for _, _, trace in spectra])), 1e-12)
+        # Never below what rounding the mean to 16 bits alone would make of it.
+        rounding = float(self.mean.square().mean()) * 2.0**-20
+        rho = self.config.ridge * max(float(np.mean([trace for _, _, trace in spectra])), rounding, 1e-12)
         self.noise.fill_(rho)
         for i, (values, vectors, trace) in enumerate(spectra):
             weight = torch.sqrt(values / (values + rho))

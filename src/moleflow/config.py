@@ -221,7 +221,7 @@ def from_dict(kind: type[C], values: dict[str, Any]) -> C:
         raise ConfigError(f"{kind.__name__}: expected a table of options, got {values!r}")
     hints = typing.get_type_hints(kind)
     names = {f.name for f in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - names)
+    unknown = sorted(str(key) for key in set(values) - names)
     if unknown:
         raise ConfigError(
             f"{kind.__name__}: unknown option {unknown[0]!r}; known are {', '.join(sorted(names))}"
@@ -233,6 +233,10 @@ def _value(hint: Any, value: Any) -> Any:
     """Builds nested configs where the annotation says so; leaves plain values as they are."""
     kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for kind in kinds:
-        if dataclasses.is_dataclass(kind) and isinstance(value, dict):
+        if not dataclasses.is_dataclass(kind):
+            continue
+        if isinstance(value, dict):
             return from_dict(kind, value)  # type: ignore[arg-type]
-    return tuple(value) if isinstance(value, list) else value
+        if value is not None or types.NoneType not in kinds:
+            raise ConfigError(f"{kind.__name__}: expected a table of options, got {value!r}")  # type: ignore[union-attr]
+    return value

@@ -24,7 +24,7 @@ from .product import Product, learn_product, split
 from .results import Prediction, Routing, TaskInfo
 from .routing.gaussian import describe
 from .routing.router import Router
-from .store import LineStore, TaskRecord, check_task_name, fingerprint
+from .store import LineStore, TaskRecord, Transaction, check_task_name, fingerprint
 from .training import learn_base
 
 Progress = Callable[
@@ -50,7 +50,7 @@ class _Line:
 class _Saved:
     """A product as it stands on disk."""
 
-    version: str
+    version: str | None  # None once another process has removed it
     product: Product
     overrides: dict[str, Any]
 
@@ -96,6 +96,7 @@ class Detector:
         self.path: Path | None = None
         self._line = _Line()
         self._saved: dict[str, _Saved] = {}
+        self._removed: set[str] = set()  # names of saved products removed since, also if taught again
         self._learning = threading.Lock()
 
     # Products
@@ -141,9 +142,10 @@ class Detector:
         Whatever is raised, the line is as it was before.
         """
         name = check_task_name(name)
-        if name.casefold() in {known.casefold() for known in self.tasks}:
-            raise TaskError(f"{name!r} is already a product of this line; use update_task to learn it anew")
-        return self._learn(name, images, progress)
+        with self._learning:
+            if name.casefold() in {known.casefold() for known in self.tasks}:
+                raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
+            return self._learn(name, images, progress)
 
     def update_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
         """Learns more of a known product from new good images, as a new version; others are untouched.
@@ -153,8 +155,9 @@ class Detector:
         the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is dropped,
         because scores have a new scale. Arguments and errors as for `add_task`.
         """
-        self._product(name)
-        return self._learn(check_task_name(name), images, progress)
+        with self._learning:
+            self._product(name)
+            return self._learn(check_task_name(name), images, progress)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
@@ -166,6 +169,9 @@ class Detector:
                 overrides=_without(self._line.overrides, name),
                 rerouted=_without(self._line.rerouted, name),
             )
+            if name in self._saved:
+                self._removed.add(name)
+                del self._saved[name]
 
     def set_threshold(
         self, name: str, *, false_alarm_rate: float | None = None, threshold: float | None = None
@@ -210,7 +216,7 @@ class Detector:
 
     def stream(self, images: Any, *, task: str | None = None, batch_size: int = 8) -> Iterator[Prediction]:
         """As `predict`, one result after the other, for folders of any size."""
-        if batch_size < 1:
+        if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"expected a batch size of at least 1, got {batch_size}")
         line = self._line
         if line.base is None or not line.products:
@@ -305,31 +311,40 @@ class Detector:
             fingerprint=self._line.base_hash,
             tasks=records,
         )
-        self._note_saved(store)
+        self._note_saved({task.name: task.version for task in store.read(tensors=False).tasks})
 
     def _save_changes(self, store: LineStore) -> None:
         with store.transaction() as transaction:
-            on_disk = {task.name for task in store.read(tensors=False).tasks}
-            for name in self._saved.keys() - set(self.tasks):
+            current = store.read(tensors=False)
+            if current.fingerprint != self._line.base_hash:
+                raise LineError(
+                    f"{store.path}: expected the line this one came from, found one with another base"
+                )
+            on_disk = {task.name: task.version for task in current.tasks}
+            for name in sorted(self._removed):
                 if name in on_disk:
                     transaction.remove(name)
-            for name in self.tasks:
-                saved = self._saved.get(name)
-                if saved is not None and saved.product is self._line.products[name] and name not in on_disk:
-                    continue  # removed by another process meanwhile
-                if saved is None and name in on_disk:
-                    raise TaskError(f"{name!r} was added to {store.path} by another process meanwhile")
-                if saved is None or saved.product is not self._line.products[name]:
-                    transaction.put(self._record(name), fingerprint=self._line.base_hash)
-                elif saved.overrides != self._line.overrides.get(name, {}):
-                    changed = dict.fromkeys(saved.overrides, None) | self._line.overrides.get(name, {})
-                    transaction.override(name, changed)
-        self._note_saved(store)
+            versions = {name: self._save_product(transaction, name, on_disk) for name in self.tasks}
+        self._note_saved(versions)
 
-    def _note_saved(self, store: LineStore) -> None:
-        versions = {task.name: task.version for task in store.read(tensors=False).tasks}
+    def _save_product(
+        self, transaction: Transaction, name: str, on_disk: dict[str, str | None]
+    ) -> str | None:
+        """Writes a product if it changed; its version, None once another process has removed it."""
+        saved, product = self._saved.get(name), self._line.products[name]
+        if saved is not None and saved.product is product:
+            overrides = self._line.overrides.get(name, {})
+            if on_disk.get(name) == saved.version and saved.overrides != overrides:
+                transaction.override(name, dict.fromkeys(saved.overrides, None) | overrides)
+            return saved.version if name in on_disk else None
+        if saved is None and name in on_disk and name not in self._removed:
+            raise TaskError(f"{name!r} was added to the line by another process meanwhile")
+        return transaction.put(self._record(name), fingerprint=self._line.base_hash)
+
+    def _note_saved(self, versions: dict[str, str | None]) -> None:
+        self._removed = set()
         self._saved = {
-            name: _Saved(str(versions.get(name)), product, dict(self._line.overrides.get(name, {})))
+            name: _Saved(versions[name], product, dict(self._line.overrides.get(name, {})))
             for name, product in self._line.products.items()
         }
 
@@ -420,41 +435,40 @@ class Detector:
             overrides={r.name: dict(r.overrides) for r in records if r.overrides},
             rerouted={r.name: r.info.get("rerouted", {}) for r in records},
         )
-        self._saved = {r.name: _Saved(str(r.version), products[r.name], dict(r.overrides)) for r in records}
+        self._saved = {r.name: _Saved(r.version, products[r.name], dict(r.overrides)) for r in records}
 
     # Learning
 
     def _learn(self, name: str, images: Any, progress: Progress | None) -> TaskInfo:
         tell = progress or _silent
-        with self._learning:
+        started = time.perf_counter()
+        features = self._extract(images, tell)
+        seconds = {"backbone": time.perf_counter() - started}
+        base, base_hash = self._line.base, self._line.base_hash
+        if base is None:
             started = time.perf_counter()
-            features = self._extract(images, tell)
-            seconds = {"backbone": time.perf_counter() - started}
-            base, base_hash = self._line.base, self._line.base_hash
-            if base is None:
-                started = time.perf_counter()
-                base = self._learn_base(features, tell)
-                base_hash = self._fingerprint(base)
-                seconds["base"] = time.perf_counter() - started
-            product = learn_product(
-                base,
-                features,
-                self.config,
-                seed=self.seed,
-                progress=tell,
-                previous=self._line.products.get(name),
-            )
-            product = replace(product, seconds=seconds | product.seconds)
-            before = self._line
-            overrides = dict(before.overrides)
-            if "threshold" in overrides.get(name, {}):
-                del overrides[name]
-            after = self._with(
-                before.products | {name: product}, base=base, base_hash=base_hash, overrides=overrides
-            )
-            rerouted = before.rerouted | {name: _rerouted(before, after, name)}
-            self._line = replace(after, rerouted=rerouted)
-            return self.info(name)
+            base = self._learn_base(features, tell)
+            base_hash = self._fingerprint(base)
+            seconds["base"] = time.perf_counter() - started
+        product = learn_product(
+            base,
+            features,
+            self.config,
+            seed=self.seed,
+            progress=tell,
+            previous=self._line.products.get(name),
+        )
+        product = replace(product, seconds=seconds | product.seconds)
+        before = self._line
+        overrides = dict(before.overrides)
+        if "threshold" in overrides.get(name, {}):
+            del overrides[name]
+        after = self._with(
+            before.products | {name: product}, base=base, base_hash=base_hash, overrides=overrides
+        )
+        rerouted = before.rerouted | {name: _rerouted(before, after, name)}
+        self._line = replace(after, rerouted=rerouted)
+        return self.info(name)
 
     def _learn_base(self, features: Tensor, tell: Progress) -> Base:
         # What is held out to calibrate the first product must be unseen by the base as well.

@@ -21,7 +21,7 @@ from .cells import CellGaussians
 from .config import LineConfig
 from .flow.expert import Base, Expert
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
-from .scoring import PositionCalibration, ScoreCalibration, image_scores, smooth, upper_limit
+from .scoring import LEAST_SPREAD, PositionCalibration, ScoreCalibration, image_scores, smooth, upper_limit
 from .training import learn_expert
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
@@ -130,7 +130,7 @@ class Product:
         positions = tuple(
             PositionCalibration(
                 float(tensors[f"position.{i}.level"][0]),
-                tensors[f"position.{i}.spread"].float().clamp_min(1e-4),
+                tensors[f"position.{i}.spread"].float().clamp_min(LEAST_SPREAD),
             )
             for i in range(1 if cells is None else 2)
         )

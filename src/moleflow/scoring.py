@@ -16,6 +16,7 @@ from torch import Tensor
 from .config import ScoringConfig
 from .errors import CalibrationError
 
+LEAST_SPREAD = 2.0**-13  # of calibrated positions; a power of two, so that 16 bits hold it
 POSITION_SIGMA = 2.0  # patches over which the spread of good scores is smoothed
 
 
@@ -52,7 +53,7 @@ class PositionCalibration:
 
 def _halved(level: float, spread: Tensor) -> tuple[float, Tensor]:
     """Rounded to what is stored, so that a loaded product is the very same; the spread never underflows."""
-    return float(np.float32(level)), spread.half().float().clamp_min(1e-4)
+    return float(np.float32(level)), spread.half().float().clamp_min(LEAST_SPREAD)
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:

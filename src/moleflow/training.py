@@ -43,6 +43,7 @@ def learn_base(
     Raises:
         TrainingError: learning did not stay finite.
     """
+    _require_finite(features)
     with seeded(seed):
         base = Base((features.shape[1], features.shape[2]), features.shape[3], flow).to(features.device)
         companion = Expert(base).to(features.device)
@@ -70,6 +71,7 @@ def learn_expert(
 
     Arguments and errors as for `learn_base`.
     """
+    _require_finite(features)
     with seeded(seed):
         expert = Expert(base).to(features.device)
     expert.start(base, base.prepare(_some(features)))
@@ -80,8 +82,17 @@ def learn_expert(
     return expert.requires_grad_(False).eval()
 
 
+def _require_finite(features: Tensor) -> None:
+    """A patch that is no number would be met by chance, if at all: it is refused beforehand."""
+    for i, image in enumerate(features):
+        if not torch.isfinite(image).all():
+            raise TrainingError(
+                f"expected finite features, but those of image {i} of {len(features)} are not"
+            )
+
+
 def _some(features: Tensor) -> Tensor:
-    """Up to START_IMAGES of the images, evenly spread: enough for a mean and a spread per channel."""
+    """Every n-th image, START_IMAGES at most: enough for a mean and a spread per channel."""
     return features[:: max(1, len(features) // START_IMAGES)][:START_IMAGES]
 
 
@@ -128,18 +139,20 @@ def _fit(
             if step % CHECK_EVERY == 0:  # before the step: these weights have just shown a finite loss
                 sound = [p.detach().clone() for p in owned]
             optimiser.step()
+            schedule.step()
         else:
             retreats, rate = retreats + 1, rate / 2
             if retreats > RETREATS:
                 raise TrainingError(
-                    f"learning did not stay finite: step {step} of {steps} gave loss {float(loss)} after "
+                    f"learning did not stay finite: step {step} of {steps} gave loss {loss.item()} after "
                     f"{RETREATS} retreats to half the learning rate; are the images of one product?"
                 )
             _restore(owned, sound)
             optimiser, schedule = _optimiser(owned, rate, steps, done=step)
-        schedule.step()
         if progress:
             progress((step + 1) / steps)
+    for parameter in owned:
+        parameter.grad = None  # as large as the weights, and never used again
 
 
 def _step_loss(
