@@ -46,7 +46,7 @@ def main() -> None:
 def adding(images: int) -> Detector:
     line = Detector()
     for product in PRODUCTS[:2]:
-        pictures = [make_sample(product, seed, size=320).image for seed in range(images)]
+        pictures = [make_sample(product, seed, size=384).image for seed in range(images)]
         started = time.perf_counter()
         info = line.add_task(product, pictures)
         whole = time.perf_counter() - started
@@ -69,7 +69,7 @@ def inspecting(line: Detector, count: int) -> None:
     product = next(iter(known.products.values()))
     copies = {f"product {i:03}": replace(product) for i in range(count)}
     line._line = line._with(copies)
-    pictures = [make_sample(PRODUCTS[0], 10_000 + i, size=320).image for i in range(BATCH)]
+    pictures = [make_sample(PRODUCTS[0], 10_000 + i, size=384).image for i in range(BATCH)]
     batch = line.extractor.stack(pictures)
     backbone, whole = [], []
     for _ in range(12):  # alternating, so that whatever else the machine does meets both alike

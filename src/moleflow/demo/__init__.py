@@ -48,7 +48,7 @@ class Sizes:
     good: int = 10
     defective: int = 12
     pixels: int = 256
-    image_size: int | None = None
+    image_size: int | None = 256
     config: LineConfig = field(default_factory=LineConfig)
 
 
