@@ -49,7 +49,9 @@ class Sizes:
     defective: int = 12
     pixels: int = 256
     image_size: int | None = 256
-    config: LineConfig = field(default_factory=LineConfig)
+    config: LineConfig = field(
+        default_factory=lambda: LineConfig(training=TrainingConfig(steps=350, base_steps=300))
+    )
 
 
 FULL = Sizes()
