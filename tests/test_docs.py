@@ -36,13 +36,13 @@ def runnable(page: Path) -> list[tuple[int, str]]:
 @pytest.fixture(scope="module", autouse=True)
 def short_lessons() -> Any:
     """Examples run as they stand, with fewer steps: what they find is measured elsewhere."""
-    learn = training._fit
+    learn = training.fit
 
     def learn_briefly(*given: Any, steps: int, **options: Any) -> None:
         learn(*given, steps=min(steps, STEPS), **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "_fit", learn_briefly)
+        patch.setattr(training, "fit", learn_briefly)
         yield
 
 

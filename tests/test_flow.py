@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import moleflow.flow
 from moleflow.config import Context, Dia, FlowConfig, Lora, Mixer, Whitening
-from moleflow.flow.bijections import Affine, Bijection, soft_clamp
+from moleflow.flow.bijections import Affine, Bijection, halves, interleave, joined, soft_clamp
 from moleflow.flow.coupling import AffineCoupling, CouplingAdapter, MoleCoupling
 from moleflow.flow.expert import Base, Expert
 from moleflow.flow.lora import LowRank, SharedLinear
@@ -238,20 +238,21 @@ def test_translation_sees_the_patch_alone_and_scale_its_neighbours(parity):
     bijection, adapter = built(mole(parity, context=Context(kernel=3, gate=0.5)), 6)
     x = grids(1, 6)[0]
     only_translation, both = x.clone(), x.clone()
-    only_translation[..., 1 - parity :: 2] = 0  # active half zero: y2 is t and nothing else
-    both[..., 1 - parity :: 2] = 1
+    passive, active = halves(torch.arange(6), parity)
+    only_translation[..., active] = 0  # active half zero: y2 is t and nothing else
+    both[..., active] = 1
     jacobians = [image_jacobian(lambda v: bijection(v, adapter)[0], v) for v in (only_translation, both)]
     assert torch.equal(off_diagonal(jacobians[0], 6), torch.zeros_like(off_diagonal(jacobians[0], 6)))
     assert off_diagonal(jacobians[1], 6).abs().max() > 1e-2
     within = torch.stack([jacobians[0][6 * p : 6 * p + 6, 6 * p : 6 * p + 6] for p in range(12)])
-    assert within[:, 1 - parity :: 2, parity::2].abs().max() > 1e-2  # and t does see its own patch
+    assert within[:, active][:, :, passive].abs().max() > 1e-2  # and t does see its own patch
 
 
 def test_context_reaches_as_far_as_its_kernel():
     bijection, adapter = built(mole(0, context=Context(kernel=5, gate=0.5)), 4)
     x = grids(1, 4, grid=(1, 8))
     moved = x.clone()
-    moved[0, 0, 2, 0::2] += 1.0  # passive channels
+    moved[0, 0, 2, :2] += 1.0  # passive channels
     changed = (bijection(x, adapter)[1] != bijection(moved, adapter)[1])[0, 0]
     assert changed.tolist() == [True] * 5 + [False] * 3
 
@@ -260,7 +261,7 @@ def test_coupling_leaves_the_passive_half_and_bounds_the_scale():
     bijection, adapter = built(mole(1, context=Context(kernel=3)), 5)
     x = 1000 * grids(2, 5)
     y, log_det = bijection(x, adapter)
-    assert torch.equal(y[..., 1::2], x[..., 1::2])
+    assert torch.equal(y[..., 3:], x[..., 3:])
     assert log_det.abs().max() <= 3 * 1.9
     assert log_det.abs().max() > 1.9
 
@@ -601,8 +602,16 @@ def test_position_zero_makes_the_density_blind_to_place():
         assert len(base.log_prob(expert, x).round(decimals=8).unique()) == places
 
 
+def test_halves_are_parted_and_joined_again_and_interleaving_mixes_them():
+    x = grids(1, 5)
+    for parity in (0, 1):
+        assert torch.equal(joined(*halves(x, parity), parity), x)
+    assert interleave(torch.arange(5)).tolist() == [0, 2, 4, 1, 3]
+
+
 def test_normalisation_is_layer_or_none():
     x = 3 * grids(2, 5).float() + 1
-    assert torch.equal(Base(GRID, 5, FlowConfig(normalisation="none")).prepare(x), x)
-    assert torch.equal(Base(GRID, 5, FlowConfig(normalisation="layer")).prepare(x), layer_norm(x))
+    assert torch.equal(Base(GRID, 5, FlowConfig(normalisation="none")).prepare(x), interleave(x))
+    layer = Base(GRID, 5, FlowConfig(normalisation="layer")).prepare(x)
+    assert torch.equal(layer, layer_norm(interleave(x)))
     assert Base(GRID, 5, FlowConfig()).prepare(x.half()).dtype == torch.float32

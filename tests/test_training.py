@@ -229,8 +229,8 @@ class Spoiled:
     """Stands in for a step's loss: spoils the chosen calls and writes down what the weights were."""
 
     def __init__(self, monkeypatch, bad: set[int], how: str = "nan") -> None:
-        self.genuine, self.bad, self.how, self.seen = training._step_loss, bad, how, []
-        monkeypatch.setattr(training, "_step_loss", self)
+        self.genuine, self.bad, self.how, self.seen = training.likelihood_loss, bad, how, []
+        monkeypatch.setattr(training, "likelihood_loss", self)
 
     def __call__(self, base: Base, expert: Expert, *rest: object) -> Tensor:
         self.seen.append(weights(expert))

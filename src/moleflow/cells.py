@@ -40,6 +40,7 @@ class CellGaussians(nn.Module):
         Tensor  # (cells, rank) along the directions, (cells,) outside of them: only `sample` needs them
     )
     rest: Tensor
+    _members: Tensor
 
     def __init__(self, grid: tuple[int, int], channels: int, config: Cells) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class CellGaussians(nn.Module):
         self.register_buffer("noise", torch.ones(()))
         self.register_buffer("variances", torch.zeros(self.directions.shape[:2]))
         self.register_buffer("rest", torch.zeros(self.directions.shape[0]))
+        self.register_buffer("_members", self._numbers(), persistent=False)
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
@@ -80,12 +82,12 @@ class CellGaussians(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Mahalanobis distance of every patch, (B, h, w), for raw features (B, h, w, D)."""
-        x = features.float() - self._mean_grid()
-        outside = x.square().sum(-1)
-        for i, (rows, columns) in enumerate(self._cells()):
-            inside = x[:, rows, columns] @ self.directions[i].T
-            outside[:, rows, columns] -= inside.square().sum(-1)
-        return (outside.clamp_min(0) / self.noise).sqrt()
+        x = (features.float() - self._mean_grid()).flatten(1, 2)
+        inside = torch.einsum("bcnd,crd->bcnr", x[:, self._members], self.directions).square().sum(-1)
+        within = torch.empty_like(x[..., 0])
+        within[:, self._members] = inside
+        outside = x.square().sum(-1) - within
+        return (outside.clamp_min(0) / self.noise).sqrt().unflatten(1, self.grid)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -108,6 +110,13 @@ class CellGaussians(nn.Module):
     def _cells(self) -> list[tuple[slice, slice]]:
         rows, columns = (_edges(length, side) for length, side in zip(self.grid, self.sides, strict=True))
         return [(row, column) for row in rows for column in columns]
+
+    def _numbers(self) -> Tensor:
+        """Patch numbers of every cell, (cells, most); a smaller cell names its first patch again."""
+        numbers = torch.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
+        cells = [numbers[rows, columns].flatten() for rows, columns in self._cells()]
+        most = max(len(cell) for cell in cells)
+        return torch.stack([torch.cat([cell, cell[:1].expand(most - len(cell))]) for cell in cells])
 
     def _spectrum(
         self, features: Tensor, centre: Tensor, cell: tuple[slice, slice]

@@ -5,6 +5,7 @@ torch and the models are imported inside the commands that need them: a help tex
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import json
 import math
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 
 INTERRUPTED = 130
 NOTHING_CHANGED = "nothing on disk was changed"
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+KEPT_BYTES = 256 << 20
 _PIPED_WIDTH = 240  # columns for tables that go to a file or another program
 
 
@@ -70,7 +73,21 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `moleflow` command."""
+    _keep_freed_memory()
     app(prog_name="moleflow")
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep freed blocks for the next image instead of handing them back to the system.
+
+    Every image passes through the same megabytes; asking for them anew costs a third of its time.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    with suppress(OSError, AttributeError):  # another C library has no mallopt
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
 
 
 # Arguments and options that several commands share

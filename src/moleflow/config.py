@@ -69,7 +69,7 @@ class Dia:
     """Deep invertible adapter: affine coupling blocks a product owns alone."""
 
     blocks: int = 2
-    hidden: int = 128
+    hidden: int = 64
 
     def __post_init__(self) -> None:
         _check(self, positive=("hidden",), least_zero=("blocks",))
@@ -85,7 +85,7 @@ class FlowConfig:
     whitening: Whitening | None = field(default_factory=Whitening)
     mixer: Mixer | None = field(default_factory=Mixer)
     couplings: int = 2
-    hidden: int = 128
+    hidden: int = 64
     clamp: float = 1.9
     context: Context | None = field(default_factory=Context)
     lora: Lora | None = field(default_factory=Lora)

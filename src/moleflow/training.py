@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -43,19 +44,16 @@ def learn_base(
     Raises:
         TrainingError: learning did not stay finite.
     """
-    _require_finite(features)
+    require_finite(features)
     with seeded(seed):
         base = Base((features.shape[1], features.shape[2]), features.shape[3], flow).to(features.device)
         companion = Expert(base).to(features.device)
     companion.adapters = nn.ModuleList()  # while W itself learns, a low-rank change of it is redundant
     if flow.couplings or flow.mixer:
-        companion.start(base, base.prepare(_some(features)))
-        owned = [*base.parameters(), *companion.parameters()]
-        _fit(
-            base,
-            companion,
-            owned,
-            features,
+        companion.start(base, base.prepare(some(features)))
+        fit(
+            [*base.parameters(), *companion.parameters()],
+            partial(likelihood_loss, base, companion, features, training),
             training,
             steps=training.base_steps,
             seed=seed,
@@ -71,18 +69,19 @@ def learn_expert(
 
     Arguments and errors as for `learn_base`.
     """
-    _require_finite(features)
+    require_finite(features)
     with seeded(seed):
         expert = Expert(base).to(features.device)
-    expert.start(base, base.prepare(_some(features)))
+    expert.start(base, base.prepare(some(features)))
     owned = list(expert.parameters())
     if owned:
-        _fit(base, expert, owned, features, training, steps=training.steps, seed=seed, progress=progress)
+        loss = partial(likelihood_loss, base, expert, features, training)
+        fit(owned, loss, training, steps=training.steps, seed=seed, progress=progress)
     round_to_half(expert)
     return expert.requires_grad_(False).eval()
 
 
-def _require_finite(features: Tensor) -> None:
+def require_finite(features: Tensor) -> None:
     """A patch that is no number would be met by chance, if at all: it is refused beforehand."""
     for i, image in enumerate(features):
         if not torch.isfinite(image).all():
@@ -91,7 +90,7 @@ def _require_finite(features: Tensor) -> None:
             )
 
 
-def _some(features: Tensor) -> Tensor:
+def some(features: Tensor) -> Tensor:
     """Every n-th image, START_IMAGES at most: enough for a mean and a spread per channel."""
     return features[:: max(1, len(features) // START_IMAGES)][:START_IMAGES]
 
@@ -115,23 +114,34 @@ def loss_of(log_prob: Tensor, log_det: Tensor, training: TrainingConfig) -> Tens
     return plain + training.log_det_weight * log_det.square().mean()
 
 
-def _fit(
-    base: Base,
-    expert: Expert,
+def fit(
     owned: list[nn.Parameter],
-    features: Tensor,
+    step_loss: Callable[[torch.Generator], Tensor],
     training: TrainingConfig,
     *,
     steps: int,
     seed: int,
-    progress: Progress | None,
+    progress: Progress | None = None,
 ) -> None:
+    """Moves `owned` down the loss of random steps; a loss that is not finite is retreated from.
+
+    Args:
+        owned: what is learned.
+        step_loss: draws a step's samples with the generator it is given and returns their loss.
+        training: learning rate and gradient clip.
+        steps: how many.
+        seed: of the generator.
+        progress: told the share done.
+
+    Raises:
+        TrainingError: not finite after `RETREATS` retreats.
+    """
     generator = torch.Generator(device="cpu").manual_seed(seed)
     rate, retreats = training.learning_rate, 0
     optimiser, schedule = _optimiser(owned, rate, steps)
     sound = [p.detach().clone() for p in owned]
     for step in range(steps):
-        loss = _step_loss(base, expert, features, training, generator)
+        loss = step_loss(generator)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         norm = nn.utils.clip_grad_norm_(owned, training.clip)
@@ -155,9 +165,10 @@ def _fit(
         parameter.grad = None  # as large as the weights, and never used again
 
 
-def _step_loss(
+def likelihood_loss(
     base: Base, expert: Expert, features: Tensor, training: TrainingConfig, generator: torch.Generator
 ) -> Tensor:
+    """Loss of one step: random windows of raw features (N, h, w, D), with noise."""
     windows, position = sample_windows(features, base.position, training, generator)
     x = base.prepare(windows)
     noise = torch.randn(x.shape, generator=generator).to(x.device)

@@ -62,18 +62,20 @@ class Affine(Bijection):
 
 
 def halves(x: Tensor, parity: int) -> tuple[Tensor, Tensor]:
-    """Passive and active channels of x: every second channel, from `parity` and from the other one.
+    """Passive and active channels of x: views of its first and second half, exchanged where parity is 1."""
+    middle = (x.shape[-1] + 1) // 2
+    first, second = x[..., :middle], x[..., middle:]
+    return (first, second) if parity == 0 else (second, first)
 
-    Interleaving gives both halves channels of every backbone layer, and costs no permutation.
-    """
-    return x[..., parity::2], x[..., 1 - parity :: 2]
+
+def joined(passive: Tensor, active: Tensor, parity: int) -> Tensor:
+    """The inverse of `halves`."""
+    return torch.cat((passive, active) if parity == 0 else (active, passive), dim=-1)
 
 
-def with_active(x: Tensor, active: Tensor, parity: int) -> Tensor:
-    """x with its active channels replaced."""
-    y = x.clone()
-    y[..., 1 - parity :: 2] = active
-    return y
+def interleave(x: Tensor) -> Tensor:
+    """Every second channel of x first, then the others: both halves then hold channels of every layer."""
+    return torch.cat((x[..., 0::2], x[..., 1::2]), dim=-1)
 
 
 def soft_clamp(s: Tensor, limit: float) -> Tensor:

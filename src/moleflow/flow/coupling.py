@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Context, Lora
-from .bijections import Bijection, halves, soft_clamp, with_active
+from .bijections import Bijection, halves, joined, soft_clamp
 from .lora import LowRank, SharedLinear
 
 
@@ -79,19 +79,18 @@ class MoleCoupling(Bijection):
         """Scales and translates the active channels."""
         passive, active = halves(x, self.parity)
         s, t = self._scale_and_translation(passive, adapter)
-        return with_active(x, active * s.exp() + t, self.parity), s.sum(-1)
+        return joined(passive, torch.addcmul(t, active, s.exp()), self.parity), s.sum(-1)
 
     def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Undoes translation and scale of the active channels."""
         passive, active = halves(y, self.parity)
         s, t = self._scale_and_translation(passive, adapter)
-        return with_active(y, (active - t) * (-s).exp(), self.parity), -s.sum(-1)
+        return joined(passive, (active - t) * (-s).exp(), self.parity), -s.sum(-1)
 
     def _scale_and_translation(self, passive: Tensor, adapter: nn.Module | None) -> tuple[Tensor, Tensor]:
         if adapter is not None and not isinstance(adapter, CouplingAdapter):
             raise TypeError(f"expected a CouplingAdapter, got {type(adapter).__name__}")
         scale, translation = (adapter.scale, adapter.translation) if adapter is not None else (None, None)
-        passive = passive.contiguous()
         seen = passive
         if self.context is not None:
             seen = torch.cat([passive, self.context(passive)], dim=-1)
@@ -123,13 +122,13 @@ class AffineCoupling(Bijection):
         """Scales and translates the active channels."""
         passive, active = halves(x, self.parity)
         s, t = self._scale_and_translation(passive)
-        return with_active(x, active * s.exp() + t, self.parity), s.sum(-1)
+        return joined(passive, torch.addcmul(t, active, s.exp()), self.parity), s.sum(-1)
 
     def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
         """Undoes translation and scale of the active channels."""
         passive, active = halves(y, self.parity)
         s, t = self._scale_and_translation(passive)
-        return with_active(y, (active - t) * (-s).exp(), self.parity), -s.sum(-1)
+        return joined(passive, (active - t) * (-s).exp(), self.parity), -s.sum(-1)
 
     def _scale_and_translation(self, passive: Tensor) -> tuple[Tensor, Tensor]:
         s, t = self.net(passive).chunk(2, dim=-1)

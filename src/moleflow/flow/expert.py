@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Dia, FlowConfig
-from .bijections import Affine, Bijection
+from .bijections import Affine, Bijection, interleave
 from .coupling import AffineCoupling, CouplingAdapter, MoleCoupling
 from .mixer import ContextMixer
 from .whitening import BoundedAffine, layer_norm, sinusoidal_position
@@ -29,7 +29,7 @@ class Base(nn.Module):
     def __init__(self, grid: tuple[int, int], channels: int, config: FlowConfig) -> None:
         super().__init__()
         self.config, self.channels = config, channels
-        position = config.position * sinusoidal_position(*grid, channels)
+        position = config.position * interleave(sinusoidal_position(*grid, channels))
         self.register_buffer("position", position, persistent=False)
         self.mixer = ContextMixer(channels, config.mixer) if config.mixer else None
         self.couplings = nn.ModuleList(
@@ -38,8 +38,9 @@ class Base(nn.Module):
         )
 
     def prepare(self, features: Tensor) -> Tensor:
-        """Raw features (B, h, w, D) to what the density is over: normalised per patch. No parameters."""
-        features = features.float()
+        """Raw features (B, h, w, D) to what the density is over: normalised per patch, channels in the
+        order that couplings part them. No parameters."""
+        features = interleave(features.float())
         return layer_norm(features) if self.config.normalisation == "layer" else features
 
     def log_prob(self, expert: Expert, x: Tensor, *, position: Tensor | None = None) -> Tensor:

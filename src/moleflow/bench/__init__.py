@@ -1,0 +1,1 @@
+"""The bench: every data set, scenario, metric and rival method through one door."""

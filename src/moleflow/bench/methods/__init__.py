@@ -1,0 +1,1 @@
+"""The methods by their names on the command line."""

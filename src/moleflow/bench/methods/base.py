@@ -1,0 +1,262 @@
+"""What every method of the bench is: two calls, on the same cached features, and a state that can be kept."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...config import LineConfig
+from ...product import split
+from ...routing.gaussian import DescriptorStatistics, describe
+from ...routing.router import Decision, Router
+from ...scoring import image_scores, smooth
+
+Progress = Callable[[float], None]  # told the share of learning that is done, 0..1
+ReadImage = Callable[[int, tuple[int, int]], np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class Pictures:
+    """Images of one product as a method meets them.
+
+    Attributes:
+        product: its name; what a method is told when it learns, and may be asked about later.
+        features: (N, h, w, D) float16 of the frozen backbone, memory-mapped: take what is needed at a time.
+        read: image i at a size (h, w), uint8 (h, w, 3) RGB; for methods that need pixels.
+    """
+
+    product: str
+    features: Tensor
+    read: ReadImage = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    @cached_property
+    def descriptors(self) -> Tensor:
+        """The router's view of every image, (N, D) float64."""
+        parts = [describe(part.float()) for part in self.features.split(32)]
+        return torch.cat(parts) if parts else torch.empty(0, self.features.shape[-1], dtype=torch.float64)
+
+    def take(self, images: Sequence[int], *, product: str | None = None) -> Pictures:
+        """The pictures at these positions, perhaps under another name."""
+        chosen, read = list(images), self.read
+        return Pictures(product or self.product, self.features[chosen], lambda i, size: read(chosen[i], size))
+
+
+@dataclass(frozen=True, eq=False)
+class Inspection:
+    """What a method says about one image.
+
+    Attributes:
+        task: the product the image was judged as; None where the method knows no products.
+        known: False when it looks like no product; None where the method cannot say.
+        score: image score, higher is more anomalous.
+        patch_map: scores of the patches (h, w) float32; None where the method gives an image score only.
+        alarm: whether the score is above the method's own threshold; None where it has none.
+    """
+
+    task: str | None
+    known: bool | None
+    score: float
+    patch_map: np.ndarray | None
+    alarm: bool | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all methods of a run share.
+
+    Attributes:
+        grid, channels: of the cached features.
+        seed: fixes everything random.
+        config: the flow, its training, scoring and routing; rivals take from it what they have in common.
+        backbone: name of the backbone, for methods that need one of their own kind.
+        weights: local weights of it, "random", or None.
+    """
+
+    grid: tuple[int, int]
+    channels: int
+    seed: int = 0
+    config: LineConfig = field(default_factory=LineConfig)
+    backbone: str = "efficientnet_lite0"
+    weights: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """All a method has learned: what it would have to keep on disk, and so what it costs.
+
+    Names of tensors are "shared/..." or "<product>/...".
+    """
+
+    tensors: dict[str, Tensor]
+    notes: dict[str, Any] = field(default_factory=dict)  # plain JSON
+
+    def bytes_of(self, owner: str | None = None) -> int:
+        """Bytes of all tensors, or of those of one owner ("shared" or a product)."""
+        return sum(t.numel() * t.element_size() for t in self._of(owner))
+
+    def numbers_of(self, owner: str | None = None) -> int:
+        """How many numbers that is."""
+        return sum(t.numel() for t in self._of(owner))
+
+    def _of(self, owner: str | None) -> list[Tensor]:
+        return [t for name, t in self.tensors.items() if owner is None or name.startswith(f"{owner}/")]
+
+
+class Method(ABC):
+    """A way to learn products one after another and to inspect images of any of them.
+
+    Attributes:
+        name: as on the command line.
+        title: as in tables.
+        source: the paper it comes from.
+        routes: whether it chooses a product for every image.
+        localises: whether it gives maps.
+    """
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    source: ClassVar[str]
+    routes: ClassVar[bool] = False
+    localises: ClassVar[bool] = True
+
+    def __init__(self, setting: Setting) -> None:
+        self.setting = setting
+
+    @abstractmethod
+    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+        """Learns one task: good images of one product, or of several."""
+
+    @abstractmethod
+    def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
+        """One result per picture, in order; `task` names the product where it is given away.
+
+        What is said of an image must not depend on the images beside it.
+        """
+
+    @abstractmethod
+    def state(self) -> State:
+        """Everything learned so far."""
+
+    @abstractmethod
+    def restore(self, state: State) -> None:
+        """Takes up a state, to the bit, in a method made with the same setting."""
+
+
+class PerProduct(Method):
+    """A method with one part for every product, behind the line's own router.
+
+    Subclasses learn and score one product; names, routing and keeping are done here.
+    """
+
+    routes = True
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.parts: dict[str, Any] = {}
+        self.statistics: dict[str, DescriptorStatistics] = {}
+        self._router: Router | None = None
+
+    @abstractmethod
+    def learn_part(self, pictures: Pictures, progress: Progress) -> Any:
+        """What is learned of one product; it may not depend on other products."""
+
+    @abstractmethod
+    def inspect_part(self, part: Any, features: Tensor) -> Inspection:
+        """One image's features (1, h, w, D) float32 judged as this product; `task` is filled in later."""
+
+    @abstractmethod
+    def part_state(self, part: Any) -> State:
+        """A part's tensors and notes, names without an owner; names with "router." are the router's."""
+
+    @abstractmethod
+    def part_from(self, state: State) -> Any:
+        """The inverse of `part_state`."""
+
+    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+        """Learns every product of the task by itself."""
+        for i, pictures in enumerate(products):
+            share = _share_of(progress, i, len(products))
+            self.parts[pictures.product] = self.learn_part(pictures, share)
+            self.statistics[pictures.product] = self.describe_product(pictures)
+        self._router = None
+
+    def describe_product(self, pictures: Pictures) -> DescriptorStatistics:
+        """The router's statistics, from the same split as the line's."""
+        learn, folds, _ = split(len(pictures), self.setting.config, self.setting.seed)
+        held = [i for fold in folds for i in fold]
+        return DescriptorStatistics.fit(
+            pictures.descriptors[learn], pictures.descriptors[held], rank=self.setting.config.router.rank
+        )
+
+    @property
+    def router(self) -> Router:
+        """Over the products learned so far."""
+        if self._router is None:
+            self._router = Router(self.statistics, self.setting.config.router)
+        return self._router
+
+    @torch.no_grad()
+    def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
+        """Routes where the product is not given, then asks the product's part."""
+        for i in range(len(pictures)):
+            decision = None
+            if task is None:
+                decision = self.router.decide(pictures.descriptors[i : i + 1])[0]
+            chosen = task or decision.task  # type: ignore[union-attr]
+            found = self.inspect_part(self.parts[chosen], pictures.features[i : i + 1].float())
+            known = None if decision is None else self.is_known(decision, found)
+            yield Inspection(chosen, known, found.score, found.patch_map, found.alarm)
+
+    def is_known(self, decision: Decision, found: Inspection) -> bool:
+        """Whether the image looks like the product it was sent to."""
+        return decision.distance <= self.router.limits[decision.task]
+
+    def state(self) -> State:
+        """All parts and the router's statistics."""
+        tensors: dict[str, Tensor] = {}
+        notes: dict[str, Any] = {}
+        for name, part in self.parts.items():
+            own = self.part_state(part)
+            tensors |= {f"{name}/{key}": value for key, value in own.tensors.items()}
+            tensors |= {f"{name}/router.{k}": v for k, v in self.statistics[name].tensors().items()}
+            notes[name] = own.notes
+        return State(tensors, {"products": notes})
+
+    def restore(self, state: State) -> None:
+        """Takes the parts apart again."""
+        self.parts, self.statistics, self._router = {}, {}, None
+        for name, notes in state.notes["products"].items():
+            own = {k[len(name) + 1 :]: v for k, v in state.tensors.items() if k.startswith(f"{name}/")}
+            router = {k.removeprefix("router."): v for k, v in own.items() if k.startswith("router.")}
+            self.parts[name] = self.part_from(State(own, notes))
+            self.statistics[name] = DescriptorStatistics.from_tensors(router)
+
+    def without(self, product: str) -> PerProduct:
+        """The same method as if this product had never been taught; shared parts stay."""
+        other = type(self)(self.setting)
+        other.__dict__.update(self.__dict__)
+        other.parts = {k: v for k, v in self.parts.items() if k != product}
+        other.statistics = {k: v for k, v in self.statistics.items() if k != product}
+        other._router = None
+        return other
+
+
+def judged(maps: Tensor, setting: Setting) -> tuple[float, np.ndarray]:
+    """Image score and map of raw patch scores (1, h, w), smoothed and pooled as the line does it."""
+    scoring = setting.config.scoring
+    smoothed = smooth(maps, scoring.smoothing)
+    return float(image_scores(smoothed, scoring)[0]), smoothed[0].cpu().numpy()
+
+
+def _share_of(progress: Progress, done: int, count: int) -> Progress:
+    return lambda share: progress((done + share) / count)

@@ -1,0 +1,150 @@
+"""Our own method, and the same with nothing shared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...flow.expert import Base
+from ...product import Product, learn_product
+from ...routing.gaussian import DescriptorStatistics
+from ...routing.router import Decision
+from ...training import learn_base
+from .base import Inspection, PerProduct, Pictures, Progress, Setting, State
+
+BASE_SHARE = 0.4  # of a progress bar that covers base and expert
+FALSE_ALARM_RATE = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    base: Base
+    product: Product
+
+
+class TaskSeparated(PerProduct):
+    """A whole flow for every product: base and expert learned together from its images, nothing shared."""
+
+    name = "task-separated"
+    title = "task-separated"
+    source = "one model per product; no forgetting and no sharing by construction"
+
+    def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
+        """A base and an expert on it."""
+        base = self.learn_base(pictures, lambda share: progress(BASE_SHARE * share))
+        return self.learn_expert(base, pictures, lambda s: progress(BASE_SHARE + (1 - BASE_SHARE) * s))
+
+    def learn_base(self, pictures: Pictures, progress: Progress) -> Base:
+        """The base, frozen."""
+        config = self.setting.config
+        return learn_base(
+            pictures.features, config.flow, config.training, seed=self.setting.seed, progress=progress
+        )
+
+    def learn_expert(self, base: Base, pictures: Pictures, progress: Progress) -> _Part:
+        """An expert, its cells and its calibration on a frozen base."""
+        product = learn_product(
+            base,
+            pictures.features,
+            self.setting.config,
+            seed=self.setting.seed,
+            progress=lambda stage, share: progress(share if stage == "learning" else 1.0),
+        )
+        return _Part(base, product)
+
+    def describe_product(self, pictures: Pictures) -> DescriptorStatistics:
+        """As the line itself learned them."""
+        statistics: DescriptorStatistics = self.parts[pictures.product].product.descriptors
+        return statistics
+
+    def inspect_part(self, part: _Part, features: Tensor) -> Inspection:
+        """Standardised map and score, and the verdict at the accepted rate of false alarms."""
+        product = part.product
+        maps, scores, strangeness = product.inspect(part.base, features)
+        score = float(scores[0])
+        return Inspection(
+            task=None,
+            known=float(strangeness[0]) <= product.strangeness_limit,
+            score=score,
+            patch_map=maps[0].cpu().numpy(),
+            alarm=score > product.calibration.threshold(FALSE_ALARM_RATE),
+        )
+
+    def is_known(self, decision: Decision, found: Inspection) -> bool:
+        """Unknown only where the descriptor is far and most of the picture looks foreign, as on the line."""
+        return super().is_known(decision, found) or bool(found.known)
+
+    def part_state(self, part: _Part) -> State:
+        """What a saved line keeps of the product, and its base."""
+        base = {f"base.{name}": tensor for name, tensor in _tensors(part.base).items()}
+        return State(base | part.product.tensors(), part.product.info())
+
+    def part_from(self, state: State) -> _Part:
+        """The inverse of `part_state`."""
+        base = self._base_from(
+            {k.removeprefix("base."): v for k, v in state.tensors.items() if k.startswith("base.")}
+        )
+        return _Part(base, Product.from_saved(base, self.setting.config, state.tensors, state.notes))
+
+    def _base_from(self, tensors: dict[str, Tensor]) -> Base:
+        with torch.random.fork_rng(devices=[]):
+            base = Base(self.setting.grid, self.setting.channels, self.setting.config.flow)
+        base.load_state_dict(tensors)
+        return base.requires_grad_(False).eval()
+
+
+class MoleFlow(TaskSeparated):
+    """MoLE-Flow: the base is frozen after the first product, every product has an expert on it.
+
+    The same as the `Detector`, on features that were cached.
+    """
+
+    name = "moleflow"
+    title = "MoLE-Flow"
+    source = "MoLE-Flow, as in this project"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self.base: Base | None = None
+
+    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+        """The base with the first product of all, then every product's expert."""
+        done = 0.0
+        if self.base is None:
+            done = BASE_SHARE
+            self.base = self.learn_base(products[0], lambda share: progress(BASE_SHARE * share))
+        super().learn(products, lambda share: progress(done + (1 - done) * share))
+
+    def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
+        """An expert on the frozen base."""
+        assert self.base is not None
+        return self.learn_expert(self.base, pictures, progress)
+
+    def part_state(self, part: _Part) -> State:
+        """What a saved line keeps of the product."""
+        return State(part.product.tensors(), part.product.info())
+
+    def part_from(self, state: State) -> _Part:
+        """The inverse of `part_state`, on the shared base."""
+        assert self.base is not None
+        product = Product.from_saved(self.base, self.setting.config, state.tensors, state.notes)
+        return _Part(self.base, product)
+
+    def state(self) -> State:
+        """The base and all experts."""
+        own = super().state()
+        shared = {} if self.base is None else _tensors(self.base)
+        return State({f"shared/{name}": tensor for name, tensor in shared.items()} | own.tensors, own.notes)
+
+    def restore(self, state: State) -> None:
+        """The base first: experts are made for it."""
+        shared = {k.removeprefix("shared/"): v for k, v in state.tensors.items() if k.startswith("shared/")}
+        self.base = self._base_from(shared) if shared else None
+        super().restore(state)
+
+
+def _tensors(base: Base) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in base.state_dict().items()}
