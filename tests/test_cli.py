@@ -14,8 +14,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from moleflow import Detector, LineConfig, TrainingConfig
-from moleflow import cli as module
-from moleflow.cli import app, map_names
+from moleflow.cli import app
+from moleflow.cli import products as module
+from moleflow.cli.inspection import map_names
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.errors import MoleFlowError
@@ -314,7 +315,7 @@ def test_interrupts_are_130(saved, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(module, "_read", stop)
+    monkeypatch.setattr(module, "read_line", stop)
     assert "interrupted" in sentence("list", saved, code=130)
 
 

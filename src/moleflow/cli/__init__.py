@@ -1,0 +1,9 @@
+"""The command line: `moleflow COMMAND ...`.
+
+torch and the models are imported inside the commands that need them: a help text should not wait for them.
+"""
+
+from . import demo, inspection, products, teaching  # noqa: F401  # they add their commands
+from .app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,5 @@
+"""`python -m moleflow.cli`."""
+
+from . import main
+
+main()

@@ -1,0 +1,45 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def as_image_size(text: str) -> tuple[int, int]:
+    """A side, or "HxW", as (h, w)."""
+    found = re.fullmatch(r"([1-9][0-9]{0,4})(?:[xX]([1-9][0-9]{0,4}))?", text.strip())
+    if found is None:
+        raise typer.BadParameter(f"expected a side such as 256, or HxW such as 192x256, got {text!r}")
+    height, width = found.groups()
+    return int(height), int(width or height)
+
+
+def _rate(value: float | None) -> float | None:
+    if value is not None and not 0 < value < 1:
+        raise typer.BadParameter(f"expected a share between 0 and 1, such as 0.01, got {value}")
+    return value
+
+
+Line = Annotated[Path, typer.Argument(metavar="LINE", help="Folder of the line.")]
+ProductName = Annotated[str, typer.Argument(metavar="PRODUCT", help="Name of the product.")]
+GoodImages = Annotated[
+    list[str], typer.Argument(metavar="IMAGES", help="Good images: folders, files or quoted patterns.")
+]
+Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
+Weights = Annotated[
+    str | None,
+    typer.Option(metavar="PATH", help="Local file with the backbone's weights.", show_default=False),
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per pass of the backbone.")]
+JsonFile = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="Write JSON here; - for stdout.")
+]
+Rate = Annotated[
+    float | None,
+    typer.Option(callback=_rate, metavar="R", help="Share of good images that may be called defective."),
+]

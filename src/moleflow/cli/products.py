@@ -1,0 +1,199 @@
+"""`moleflow remove`, `rollback`, `threshold`, `list` and `info`: a line without its models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import LineError, TaskError
+from .app import app, example
+from .options import Line, ProductName, Rate
+from .screen import NOTHING_CHANGED, amount, failed, interruptible, new_screen, new_table, printable, say
+
+if TYPE_CHECKING:
+    from ..store import LineRecord, LineStore, TaskRecord
+
+
+@app.command(epilog=example("moleflow remove line-3 cable"))
+def remove(
+    line: Line,
+    product: ProductName,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> None:
+    """Take PRODUCT and all its versions off LINE, for good."""
+    with interruptible(NOTHING_CHANGED):
+        store = _store(line)
+        product = record_of(read_line(line), product).name
+        versions = store.versions(product)
+        question = f"Remove {product} ({len(versions)} version(s)) from {line} for good?"
+        if not yes and not typer.confirm(question, err=True):
+            raise failed(f"not confirmed, {NOTHING_CHANGED}")
+    store.remove(product)
+    say(f"{product} is no longer on {line}.")
+
+
+@app.command(epilog=example("moleflow rollback line-3 bottle", "moleflow rollback line-3 bottle 0003"))
+def rollback(
+    line: Line,
+    product: ProductName,
+    version: Annotated[
+        str | None, typer.Argument(metavar="VERSION", help="The version before, where left out.")
+    ] = None,
+) -> None:
+    """Use another version of PRODUCT; no version is deleted."""
+    store = _store(line)
+    with store.transaction() as change:  # so that no other process comes between looking and changing
+        record = record_of(read_line(line), product)
+        available, current = store.versions(record.name), str(record.version)
+        chosen = _before(available, current, record.name) if version is None else version.zfill(len(current))
+        change.point(record.name, chosen)
+    say(
+        f"{record.name}: version {chosen} is in use"
+        + (f", before it was {current}." if chosen != current else ".")
+    )
+
+
+@app.command(
+    epilog=example(
+        "moleflow threshold line-3 bottle", "moleflow threshold line-3 bottle --false-alarm-rate 0.001"
+    )
+)
+def threshold(
+    line: Line,
+    product: ProductName,
+    false_alarm_rate: Rate = None,
+    value: Annotated[float | None, typer.Option(metavar="T", help="The score itself.")] = None,
+) -> None:
+    """Show from which score on PRODUCT is called defective, or change it; nothing is learned again."""
+    if false_alarm_rate is not None and value is not None:
+        raise typer.BadParameter("expected --false-alarm-rate or --value, got both")
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"expected --value to be a finite number, got {value}")
+    record = record_of(read_line(line), product)
+    if false_alarm_rate is not None or value is not None:
+        # The one takes the other back: a threshold is set by hand or follows from a rate.
+        _store(line).override(record.name, {"false_alarm_rate": false_alarm_rate, "threshold": value})
+    read = read_line(line)
+    record = record_of(read, product)
+    score, rate = _verdict(read, record)
+    origin = "set by hand" if rate is None else f"for {rate:.3%} false alarms, from {_calibration(record)}"
+    say(f"{record.name}: threshold {score:.4f}, {origin}")
+
+
+@app.command("list", epilog=example("moleflow list line-3"))
+def list_products(line: Line) -> None:
+    """List the products of LINE."""
+    read = read_line(line)
+    table = new_table("product", "version", "images", "threshold", "false alarms", numbers=2)
+    for record in read.tasks:
+        score, rate = _verdict(read, record)
+        shown = "set by hand" if rate is None else f"{rate:.3%}"
+        table.add_row(
+            printable(record.name), record.version, str(record.info.get("images")), f"{score:.4f}", shown
+        )
+    new_screen().print(table)
+
+
+@app.command(epilog=example("moleflow info line-3", "moleflow info line-3 bottle"))
+def info(
+    line: Line,
+    product: Annotated[
+        str | None, typer.Argument(metavar="PRODUCT", help="One product; all where left out.")
+    ] = None,
+) -> None:
+    """Show the backbone of LINE, and what each product costs: bytes, seconds, versions."""
+    read, store = read_line(line), _store(line)
+    records = read.tasks if product is None else (record_of(read, product),)
+    backbone = setting_of(read, "backbone")
+    size = backbone["image_size"]
+    say(f"{line}: backbone {backbone['name']} ({backbone['tag']}), images {size[0]} x {size[1]}")
+    say(f"weights {backbone['weights_hash'][:16]}, base {read.fingerprint[:16]}, {amount(_base_bytes(line))}")
+    table = new_table(
+        "product", "bytes", "seconds", "of which", "images", "calibration", "versions", numbers=3
+    )
+    for record in records:
+        seconds = record.info.get("seconds", {})
+        versions = store.versions(record.name)
+        table.add_row(
+            printable(record.name),
+            amount(_task_bytes(line, record)),
+            f"{sum(seconds.values()):.1f}",
+            ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()),
+            str(record.info.get("images")),
+            _calibration(record),
+            " ".join(f"[{v}]" if v == record.version else v for v in versions),
+        )
+    new_screen().print(table)
+
+
+def _store(line: Path) -> LineStore:
+    from ..store import LineStore
+
+    return LineStore(line)
+
+
+def read_line(line: Path) -> LineRecord:
+    """The line as it stands on disk, without its tensors."""
+    return _store(line).read(tensors=False)
+
+
+def record_of(read: LineRecord, product: str) -> TaskRecord:
+    """A product of a line; TaskError, with those there are, where there is none of this name."""
+    from ..store import check_task_name
+
+    name = check_task_name(product)
+    for record in read.tasks:
+        if record.name == name:
+            return record
+    known = ", ".join(record.name for record in read.tasks) or "none"
+    raise TaskError(f"{name!r} is no product of this line; known: {known}")
+
+
+def setting_of(read: LineRecord, key: str) -> Any:
+    """One of the line's own settings."""
+    if key not in read.settings:
+        raise LineError(
+            f"expected {key!r} among the line's settings, found {', '.join(read.settings) or 'none'}"
+        )
+    return read.settings[key]
+
+
+def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]:
+    """The threshold of a product, and the false-alarm rate it follows from; None where it was set by hand."""
+    from ..scoring import ScoreCalibration
+
+    if "threshold" in record.overrides:
+        return float(record.overrides["threshold"]), None
+    rate = float(record.overrides.get("false_alarm_rate", setting_of(read, "false_alarm_rate")))
+    try:
+        calibration = ScoreCalibration.from_dict(record.info["calibration"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise LineError(
+            f"{record.name}: expected the scores of good images, but {error!r} is amiss"
+        ) from error
+    return calibration.threshold(rate), rate
+
+
+def _calibration(record: TaskRecord) -> str:
+    calibration = record.info.get("calibration", {})
+    return f"{len(calibration.get('scores', ()))} {calibration.get('kind', '?')} images"
+
+
+def _before(available: Sequence[str], current: str, product: str) -> str:
+    earlier = [version for version in available if int(version) < int(current)]
+    if not earlier:
+        raise LineError(f"{product}: no version before {current} (versions: {', '.join(available)})")
+    return earlier[-1]
+
+
+def _base_bytes(line: Path) -> int:
+    return (line / "base.safetensors").stat().st_size
+
+
+def _task_bytes(line: Path, record: TaskRecord) -> int:
+    folder = line / "tasks" / record.name / str(record.version)
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
