@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -25,7 +26,7 @@ class Whitening:
     shift_limit: float = 2.0  # beta in [-limit, limit]
 
     def __post_init__(self) -> None:
-        _check(self, positive=("scale_limit", "shift_limit"))
+        check(self, positive=("scale_limit", "shift_limit"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Mixer:
     gate_limit: float = 0.5  # how much of a patch its neighbourhood may replace at most
 
     def __post_init__(self) -> None:
-        _check(self, positive=("gate_limit",))
+        check(self, positive=("gate_limit",))
         if self.gate_limit > 1:  # beyond it the map may lose its inverse
             raise ConfigError(f"Mixer.gate_limit: expected at most 1, got {self.gate_limit}")
 
@@ -48,7 +49,7 @@ class Context:
     gate: float = 0.1  # starting value
 
     def __post_init__(self) -> None:
-        _check(self, positive=("kernel",))
+        check(self, positive=("kernel",))
         if self.kernel % 2 == 0:
             raise ConfigError(f"Context.kernel: expected an odd side, got {self.kernel}")
 
@@ -61,7 +62,7 @@ class Lora:
     alpha: float = 16.0
 
     def __post_init__(self) -> None:
-        _check(self, positive=("rank", "alpha"))
+        check(self, positive=("rank", "alpha"))
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Dia:
     hidden: int = 64
 
     def __post_init__(self) -> None:
-        _check(self, positive=("hidden",), least_zero=("blocks",))
+        check(self, positive=("hidden",), least_zero=("blocks",))
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,7 @@ class FlowConfig:
     dia: Dia | None = field(default_factory=Dia)
 
     def __post_init__(self) -> None:
-        _check(self, positive=("hidden", "clamp"), least_zero=("position", "couplings"))
+        check(self, positive=("hidden", "clamp"), least_zero=("position", "couplings"))
         _check_choice(self, "normalisation", ("layer", "none"))
 
 
@@ -106,7 +107,7 @@ class Cells:
     ridge: float = 0.3  # noise variance as a share of the average variance per channel
 
     def __post_init__(self) -> None:
-        _check(self, positive=("side", "rank", "mean_side", "ridge"))
+        check(self, positive=("side", "rank", "mean_side", "ridge"))
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class TrainingConfig:
     clip: float = 5.0  # largest gradient norm of a step
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self,
             positive=("steps", "base_steps", "patches", "window", "learning_rate", "clip"),
             least_zero=("tail_weight", "log_det_weight", "noise"),
@@ -151,7 +152,7 @@ class ScoringConfig:
     folds: int = 3
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self,
             positive=("top_least", "holdout_least", "cross_fit_below", "folds"),
             least_zero=("flow_weight", "smoothing"),
@@ -169,7 +170,7 @@ class RouterConfig:
     least_distance: float = 2.0  # nothing nearer than this many typical distances is ever unknown
 
     def __post_init__(self) -> None:
-        _check(self, positive=("rank", "least_distance"), share=("false_rejection_rate",))
+        check(self, positive=("rank", "least_distance"), share=("false_rejection_rate",))
         _check_choice(self, "metric", ("shared", "product"))
 
 
@@ -183,7 +184,7 @@ class LineConfig:
     router: RouterConfig = field(default_factory=RouterConfig)
 
 
-def _check(
+def check(
     config: Any,
     *,
     positive: tuple[str, ...] = (),
@@ -240,3 +241,21 @@ def _value(hint: Any, value: Any) -> Any:
         if value is not None or types.NoneType not in kinds:
             raise ConfigError(f"{kind.__name__}: expected a table of options, got {value!r}")  # type: ignore[union-attr]
     return value
+
+
+def override(config: C, values: Mapping[str, Any]) -> C:
+    """The config with some options changed, named by dotted paths such as "flow.lora.rank".
+
+    A part that was left out cannot be given an option; `None` leaves a part out, and a table puts one in.
+    Raises ConfigError for an unknown or impossible option.
+    """
+    table = to_dict(config)
+    for name, value in values.items():
+        *path, last = name.split(".")
+        inside = table
+        for step in path:
+            inside = inside.get(step) if isinstance(inside, dict) else None  # type: ignore[assignment]
+        if not isinstance(inside, dict) or last not in inside:
+            raise ConfigError(f"no option {name!r} in {type(config).__name__}, or it is part of one left out")
+        inside[last] = value
+    return from_dict(type(config), table)

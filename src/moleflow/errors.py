@@ -8,6 +8,7 @@ MoleFlowError
  |- TaskError        a product's name is unusable, taken or unknown
  |- TrainingError    learning did not stay finite
  |- CalibrationError good images do not suffice for what was asked
+ |- BenchError       a benchmark's folder holds another run, or a damaged one
  `- LineError        a saved line cannot be read or written
      `- LineBusyError   another process holds it
 """
@@ -43,6 +44,10 @@ class TrainingError(MoleFlowError):
 
 class CalibrationError(MoleFlowError):
     """The good images do not suffice for the calibration that was asked for."""
+
+
+class BenchError(MoleFlowError):
+    """A benchmark's folder holds another run or a damaged file, or a unit of it failed."""
 
 
 class LineError(MoleFlowError):

@@ -538,9 +538,12 @@ def _real_iad_item(folder: Path, row: Any, product: str, *, split: Split, source
 
 # Recognising a layout
 
-_MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
-_MVTEC_OBJECTS = ("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush")
-_MVTEC = frozenset((*_MVTEC_TEXTURES, *_MVTEC_OBJECTS, "transistor", "zipper"))
+MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+MVTEC_OBJECTS = (
+    *("bottle", "cable", "capsule", "hazelnut", "metal_nut", "pill", "screw", "toothbrush"),
+    *("transistor", "zipper"),
+)
+_MVTEC = frozenset((*MVTEC_TEXTURES, *MVTEC_OBJECTS))
 _MPDD = frozenset(("bracket_black", "bracket_brown", "bracket_white", "connector", "metal_plate", "tubes"))
 _BTAD = frozenset(("01", "02", "03"))
 

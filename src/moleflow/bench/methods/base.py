@@ -60,14 +60,19 @@ class Inspection:
         known: False when it looks like no product; None where the method cannot say.
         score: image score, higher is more anomalous.
         patch_map: scores of the patches (h, w) float32; None where the method gives an image score only.
-        alarm: whether the score is above the method's own threshold; None where it has none.
+        threshold: score from which the method calls an image defective; None where it has none.
     """
 
     task: str | None
     known: bool | None
     score: float
     patch_map: np.ndarray | None
-    alarm: bool | None = None
+    threshold: float | None = None
+
+    @property
+    def alarm(self) -> bool | None:
+        """Whether the method calls the image defective; None where it has no threshold."""
+        return None if self.threshold is None else self.score > self.threshold
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Setting:
 
     Attributes:
         grid, channels: of the cached features.
+        image_size: (h, w) in pixels of the images they were taken from.
         seed: fixes everything random.
         config: the flow, its training, scoring and routing; rivals take from it what they have in common.
         backbone: name of the backbone, for methods that need one of their own kind.
@@ -84,6 +90,7 @@ class Setting:
 
     grid: tuple[int, int]
     channels: int
+    image_size: tuple[int, int]
     seed: int = 0
     config: LineConfig = field(default_factory=LineConfig)
     backbone: str = "efficientnet_lite0"
@@ -121,6 +128,7 @@ class Method(ABC):
         source: the paper it comes from.
         routes: whether it chooses a product for every image.
         localises: whether it gives maps.
+        keeps_images: whether it learns from the images of earlier tasks again.
     """
 
     name: ClassVar[str]
@@ -128,6 +136,7 @@ class Method(ABC):
     source: ClassVar[str]
     routes: ClassVar[bool] = False
     localises: ClassVar[bool] = True
+    keeps_images: ClassVar[bool] = False
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
@@ -135,6 +144,9 @@ class Method(ABC):
     @abstractmethod
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
         """Learns one task: good images of one product, or of several."""
+
+    def remind(self, pictures: Sequence[Pictures]) -> None:  # noqa: B027  # most have nothing to do
+        """Hands back the images of all earlier tasks after a `restore`, to a method that `keeps_images`."""
 
     @abstractmethod
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
@@ -215,11 +227,22 @@ class PerProduct(Method):
             chosen = task or decision.task  # type: ignore[union-attr]
             found = self.inspect_part(self.parts[chosen], pictures.features[i : i + 1].float())
             known = None if decision is None else self.is_known(decision, found)
-            yield Inspection(chosen, known, found.score, found.patch_map, found.alarm)
+            yield Inspection(chosen, known, found.score, found.patch_map, found.threshold)
 
     def is_known(self, decision: Decision, found: Inspection) -> bool:
         """Whether the image looks like the product it was sent to."""
         return decision.distance <= self.router.limits[decision.task]
+
+    def recognised(self, pictures: Pictures) -> Iterator[bool]:
+        """Whether each picture looks like any product at all: what `inspect` calls known.
+
+        Where the router alone decides, no part is asked.
+        """
+        if type(self).is_known is PerProduct.is_known:
+            for decision in self.router.decide(pictures.descriptors):
+                yield decision.distance <= self.router.limits[decision.task]
+        else:
+            yield from (bool(found.known) for found in self.inspect(pictures))
 
     def state(self) -> State:
         """All parts and the router's statistics."""

@@ -64,13 +64,12 @@ class TaskSeparated(PerProduct):
         """Standardised map and score, and the verdict at the accepted rate of false alarms."""
         product = part.product
         maps, scores, strangeness = product.inspect(part.base, features)
-        score = float(scores[0])
         return Inspection(
             task=None,
             known=float(strangeness[0]) <= product.strangeness_limit,
-            score=score,
+            score=float(scores[0]),
             patch_map=maps[0].cpu().numpy(),
-            alarm=score > product.calibration.threshold(FALSE_ALARM_RATE),
+            threshold=product.calibration.threshold(FALSE_ALARM_RATE),
         )
 
     def is_known(self, decision: Decision, found: Inspection) -> bool:

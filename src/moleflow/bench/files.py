@@ -1,0 +1,58 @@
+"""Small files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from ..errors import BenchError
+from .methods.base import State
+
+_NOTES = "notes"
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Plain JSON in a fixed order; non-finite numbers are refused."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Beside its place first, then renamed."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    with draft.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(draft, path)
+
+
+def read_json(path: Path) -> Any:
+    """The inverse of `write_json`. Raises BenchError, with the path, for a file that is none."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise BenchError(f"{path}: expected JSON of an earlier run: {error}") from error
+
+
+def write_state(path: Path, state: State) -> None:
+    """Tensors and notes in one safetensors file."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    # Clones, because two names may share one memory, which the format refuses.
+    tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.tensors.items()}
+    save_file(tensors, draft, metadata={_NOTES: json.dumps(state.notes)})
+    os.replace(draft, path)
+
+
+def read_state(path: Path) -> State:
+    """The inverse of `write_state`. Raises BenchError, with the path."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return State(tensors, json.loads(file.metadata()[_NOTES]))
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BenchError(f"{path}: expected the state of a method: {error}") from error

@@ -1,0 +1,296 @@
+"""Distribution of normal embeddings (DNE): one Gaussian per product, merged into one normal density."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...errors import ConfigError, TaskError, TrainingError
+from ...features.extractor import Extractor
+from ...routing.gaussian import describe, ledoit_wolf
+from ...training import fit, seeded
+from .base import Inspection, Method, Pictures, Progress, Setting, State
+
+HIDDEN, EMBEDDING = 128, 64  # widths of the head
+PASTED_IMAGES = 256  # of a product at most; the backbone sees every one of them once more
+EXTRACT_BATCH = 8
+BATCH = 64  # embeddings per kind and step
+RIDGE = 1e-4  # added to a covariance, as a share of its average variance
+AREA, ASPECT, JITTER = (0.02, 0.15), (0.3, 3.3), 0.1  # Li et al. 2021
+SAME_WITHIN = 0.01  # share of the largest value; 16-bit rounding and other batches stay well within
+PASTING_SHARE = 0.7  # of the progress bar
+
+
+@dataclass(frozen=True, eq=False)
+class _Gaussian:
+    """Normal images of one product in the space of the frozen backbone, float32.
+
+    Attributes:
+        mean: (D,).
+        root: lower Cholesky factor of the shrunk covariance, (D, D).
+        images: how many it was learned from, and how many are drawn again.
+    """
+
+    mean: Tensor
+    root: Tensor
+    images: int
+
+    @classmethod
+    def of(cls, embeddings: Tensor) -> _Gaussian:
+        """From embeddings (N, D) float64."""
+        mean, root = _fit_gaussian(embeddings)
+        return cls(mean.float(), root.float(), len(embeddings))
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """As many embeddings as there were images, (N, D) float32."""
+        z = torch.randn(self.images, len(self.mean), generator=generator)
+        return self.mean + z @ self.root.T
+
+
+class _Head(nn.Module):
+    """Perceptron on pooled features that tells normal from pasted; its penultimate layer is the embedding."""
+
+    centre: Tensor
+    spread: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("centre", torch.zeros(channels))
+        self.register_buffer("spread", torch.ones(channels))
+        # The normalisation bounds what products far from the first one may do to the first step.
+        self.body = nn.Sequential(
+            nn.Linear(channels, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(), nn.Linear(HIDDEN, EMBEDDING)
+        )
+        self.classify = nn.Linear(EMBEDDING, 2)
+
+    def start(self, embeddings: Tensor) -> None:
+        """Fixes the scale of the inputs by normal embeddings (N, D) float64 of the first task."""
+        spread = embeddings.std(0, unbiased=False)
+        # A channel that hardly moves on the first product must not drown the others on the next.
+        spread = spread.clamp_min(max(0.1 * float(spread.mean()), 1e-6))
+        self.centre.copy_(embeddings.mean(0))
+        self.spread.copy_(spread)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pooled features (B, D) to logits of normal and pasted (B, 2)."""
+        logits: Tensor = self.classify(self._hidden(x))
+        return logits
+
+    def embed(self, x: Tensor) -> Tensor:
+        """Pooled features (B, D) to embeddings of length 1, (B, EMBEDDING) float64."""
+        return F.normalize(self._hidden(x).double(), dim=-1)
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        hidden: Tensor = self.body((x - self.centre) / self.spread)
+        return hidden
+
+
+@dataclass(frozen=True, eq=False)
+class _Density:
+    """One Gaussian over the embeddings of all products: mean (E,) and lower Cholesky factor (E, E)."""
+
+    mean: Tensor
+    root: Tensor
+
+    def distances(self, embeddings: Tensor) -> Tensor:
+        """Mahalanobis distances (B,) of embeddings (B, E) float64."""
+        centred = (embeddings - self.mean).T
+        return torch.linalg.solve_triangular(self.root, centred, upper=False).norm(dim=0)
+
+
+class DNE(Method):
+    """Distribution of normal embeddings, Li et al., ACM MM 2022.
+
+    A task's normal images leave a Gaussian behind instead of themselves. A head learns to tell them from
+    CutPaste images (Li et al., CVPR 2021) of them, and draws from the Gaussians of earlier products
+    stand for the normal images that are gone. All normal embeddings, drawn ones included, make one
+    Gaussian, and an image's score is its Mahalanobis distance from it: no map, no product.
+
+    Where this departs from the paper: the backbone is frozen and shared by all methods, and the head
+    alone learns. The head changes with every task, so Gaussians are kept in the space before it, where
+    they stay true, and what is drawn from them goes through the head of the day. In the paper the whole
+    network learns and old Gaussians stay in a space that has moved on. A task of several products leaves
+    one Gaussian each, and the head learns as many steps as the flow of the setting.
+    """
+
+    name = "dne"
+    title = "DNE"
+    source = "Li et al., Towards Continual Adaptation in Industrial Anomaly Detection, ACM MM 2022"
+    localises = False
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(setting)
+        self._gaussians: dict[str, _Gaussian] = {}
+        self._head: _Head | None = None
+        self._density: _Density | None = None
+        self._extractor: Extractor | None = None
+
+    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+        """The head on the task's images and draws of all earlier products, then the merged density.
+
+        Raises:
+            ConfigError: the setting's backbone is not the one the features come from.
+            TrainingError: learning did not stay finite.
+        """
+        seed = self.setting.seed
+        names = {pictures.product for pictures in products}
+        good = torch.cat([pictures.descriptors for pictures in products])
+        if not torch.isfinite(good).all():
+            raise TrainingError(f"expected finite features of {', '.join(sorted(names))}, but some are not")
+        total = sum(min(len(pictures), PASTED_IMAGES) for pictures in products)
+        pasted = []
+        for embedding in self._pasted(products):
+            pasted.append(embedding)
+            progress(PASTING_SHARE * sum(map(len, pasted)) / total)
+        generator = torch.Generator().manual_seed(seed)
+        past = sorted(set(self._gaussians) - names)
+        drawn = [self._gaussians[name].sample(generator) for name in past]
+        normal = torch.cat([good.float(), *drawn])
+        head = self._next_head(good)
+        fit(
+            list(head.parameters()),
+            lambda g: _contrast(head, good.float(), normal[len(good) :], torch.cat(pasted), g),
+            self.setting.config.training,
+            steps=self.setting.config.training.steps,
+            seed=seed,
+            progress=lambda share: progress(PASTING_SHARE + (1 - PASTING_SHARE) * share),
+        )
+        self._head = head.requires_grad_(False).eval()
+        self._density = _Density(*_fit_gaussian(self._head.embed(normal)))
+        self._gaussians |= {pictures.product: _Gaussian.of(pictures.descriptors) for pictures in products}
+
+    @torch.no_grad()
+    def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
+        """A score per picture; the product makes no difference, given or not.
+
+        Raises:
+            TaskError: nothing was learned yet.
+        """
+        if self._head is None or self._density is None:
+            raise TaskError("expected a method that has learned a product, this one has learned none")
+        for descriptor in pictures.descriptors.float():  # one by one: sums over a batch may round otherwise
+            distance = self._density.distances(self._head.embed(descriptor[None]))
+            yield Inspection(task=None, known=None, score=float(distance[0]), patch_map=None)
+
+    def state(self) -> State:
+        """The head, the merged density, and every product's Gaussian."""
+        tensors: dict[str, Tensor] = {}
+        if self._head is not None and self._density is not None:
+            tensors |= {f"shared/head.{k}": v.detach().clone() for k, v in self._head.state_dict().items()}
+            tensors |= {"shared/mean": self._density.mean, "shared/root": self._density.root}
+        for name, gaussian in self._gaussians.items():
+            tensors |= {f"{name}/mean": gaussian.mean, f"{name}/root": gaussian.root}
+        return State(tensors, {"images": {name: g.images for name, g in self._gaussians.items()}})
+
+    def restore(self, state: State) -> None:
+        """Takes up a state."""
+        tensors = state.tensors
+        self._gaussians = {
+            name: _Gaussian(tensors[f"{name}/mean"], tensors[f"{name}/root"], images)
+            for name, images in state.notes["images"].items()
+        }
+        self._head, self._density = None, None
+        own = {k.removeprefix("shared/head."): v for k, v in tensors.items() if k.startswith("shared/head.")}
+        if own:
+            self._head = _new_head(self.setting)
+            self._head.load_state_dict(own)
+            self._head.requires_grad_(False).eval()
+            self._density = _Density(tensors["shared/mean"], tensors["shared/root"])
+
+    def _next_head(self, good: Tensor) -> _Head:
+        """A copy of the head so far, so that a failed task changes nothing; a new one for the first task."""
+        head = _new_head(self.setting)
+        if self._head is None:
+            head.start(good)
+        else:
+            head.load_state_dict(self._head.state_dict())
+        return head
+
+    def _pasted(self, products: Sequence[Pictures]) -> Iterator[Tensor]:
+        """Pooled features (B, D) float32 of one pasted copy of some images of every product."""
+        extractor = self._backbone()
+        rng = np.random.default_rng(self.setting.seed)
+        for pictures in products:
+            _check_backbone(extractor, pictures)
+            chosen = np.sort(rng.permutation(len(pictures))[:PASTED_IMAGES])
+            for batch in np.split(chosen, range(EXTRACT_BATCH, len(chosen), EXTRACT_BATCH)):
+                images = [pictures.read(int(i), extractor.image_size) for i in batch]
+                features = extractor.features(extractor.stack([cut_paste(image, rng) for image in images]))
+                # Rounded like the cached features, lest the head learn to see the rounding.
+                yield describe(features.half().float()).float()
+
+    def _backbone(self) -> Extractor:
+        if self._extractor is None:
+            own = self.setting
+            self._extractor = Extractor(own.backbone, weights=own.weights, image_size=own.image_size)
+        return self._extractor
+
+
+def cut_paste(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A copy of an image with one of its rectangles, slightly recoloured, put elsewhere.
+
+    The CutPaste augmentation of Li et al. (2021): a rectangle of 2 to 15 % of the area and an aspect
+    ratio between 0.3 and 3.3, with brightness and contrast changed by up to a tenth.
+
+    Args:
+        image: uint8 (h, w, 3).
+        rng: source of all choices.
+    """
+    height, width = image.shape[:2]
+    area = rng.uniform(*AREA) * height * width
+    aspect = math.exp(rng.uniform(math.log(ASPECT[0]), math.log(ASPECT[1])))
+    rows = min(height, max(1, round(math.sqrt(area * aspect))))
+    columns = min(width, max(1, round(math.sqrt(area / aspect))))
+    (top, to_top), (left, to_left) = (
+        rng.integers(0, room + 1, size=2) for room in (height - rows, width - columns)
+    )
+    piece = image[top : top + rows, left : left + columns].astype(np.float64)
+    brightness, contrast = rng.uniform(1 - JITTER, 1 + JITTER, size=2)
+    recoloured = (piece - piece.mean()) * contrast + piece.mean() * brightness
+    result = image.copy()
+    result[to_top : to_top + rows, to_left : to_left + columns] = recoloured.round().clip(0, 255)
+    return result
+
+
+def _check_backbone(extractor: Extractor, pictures: Pictures) -> None:
+    """Pasted images must pass through the network that the good ones went through."""
+    found = extractor.features(extractor.stack([pictures.read(0, extractor.image_size)])).cpu()[0]
+    cached = pictures.features[0].float()
+    if found.shape != cached.shape or (found - cached).abs().max() > SAME_WITHIN * cached.abs().max():
+        raise ConfigError(
+            f"expected cached features {tuple(found.shape)} of backbone {extractor.name!r} for "
+            f"{pictures.product!r}, got {tuple(cached.shape)} of another network or image size"
+        )
+
+
+def _new_head(setting: Setting) -> _Head:
+    with seeded(setting.seed):
+        return _Head(setting.channels)
+
+
+def _contrast(head: _Head, good: Tensor, drawn: Tensor, pasted: Tensor, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of normal, seen or drawn, against pasted; both kinds weigh the same."""
+    normal = torch.cat([_some(good, generator), _some(drawn, generator)])
+    normal_loss = F.cross_entropy(head(normal), torch.zeros(len(normal), dtype=torch.long))
+    strange = _some(pasted, generator)
+    return (normal_loss + F.cross_entropy(head(strange), torch.ones(len(strange), dtype=torch.long))) / 2
+
+
+def _some(rows: Tensor, generator: torch.Generator) -> Tensor:
+    return rows[torch.randint(len(rows), (BATCH,), generator=generator)] if len(rows) else rows
+
+
+def _fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and lower Cholesky factor (D, D) of the shrunk covariance of rows (N, D) float64."""
+    mean = rows.mean(0)
+    covariance = ledoit_wolf(rows - mean)
+    ridge = max(RIDGE * float(covariance.diagonal().mean()), 1e-12)
+    eye = torch.eye(len(mean), dtype=rows.dtype)
+    # In rows, as files keep it: products with another layout may round otherwise.
+    return mean, torch.linalg.cholesky(covariance + ridge * eye).contiguous()

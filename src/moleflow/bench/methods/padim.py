@@ -1,0 +1,130 @@
+"""PaDiM: what is normal at a place of the image is a Gaussian of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from ...errors import ConfigError, TrainingError
+from ...scoring import smooth
+from ...training import require_finite
+from .base import Inspection, PerProduct, Pictures, Progress, Setting, State
+
+NUMBERS = 4_000_000  # float64 numbers of features read at a time
+PLACES = 64  # Gaussians widened to 32 bits at a time: they stay in the cache
+
+
+@dataclass(frozen=True)
+class GaussianOptions:
+    """How the Gaussians are estimated; the defaults are the paper's for its small backbones."""
+
+    channels: int = 100  # d, drawn at random where features have more
+    ridge: float = 0.01  # added to the variance of every channel
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ConfigError(f"GaussianOptions.{option.name}: expected a number above 0, got {value!r}")
+
+
+COMMON = GaussianOptions()
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """Gaussians of all places, row by row.
+
+    Attributes:
+        chosen: (d,) channels in use.
+        mean: (h w, d) float32.
+        whitening: (h w, d, d) float16, inverse of the lower Cholesky factor of every covariance.
+    """
+
+    chosen: Tensor
+    mean: Tensor
+    whitening: Tensor
+
+
+class PaDiM(PerProduct):
+    """A full Gaussian at every place of the grid; the map is the Mahalanobis distance to it.
+
+    With the covariance C = L L^T, the distance is |L^-1 (x - mean)|: L^-1 is kept and nothing is solved at
+    inspection. It is triangular, and the state holds that half alone. With N <= d images a covariance has
+    rank N - 1 at most, and the ridge stands for the rest.
+    """
+
+    name = "padim"
+    title = "PaDiM"
+    source = "PaDiM (Defard et al. 2021), per product behind our router"
+
+    def __init__(self, setting: Setting, options: GaussianOptions = COMMON) -> None:
+        super().__init__(setting)
+        self.options = options
+
+    def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
+        """Mean and regularised covariance of every place over all images."""
+        if not len(pictures):
+            raise TrainingError(f"expected good images of {pictures.product!r} to learn from, got none")
+        require_finite(pictures.features)
+        chosen = self._channels()
+        features = pictures.features.flatten(1, 2)
+        count, places, _ = features.shape
+        mean = torch.empty(places, len(chosen))
+        whitening = torch.empty(places, len(chosen), len(chosen), dtype=torch.float16)
+        step = max(1, NUMBERS // (count * len(chosen)))
+        for start in range(0, places, step):
+            here = slice(start, start + step)
+            x = features[:, here][..., chosen].double().transpose(0, 1)
+            mean[here] = x.mean(1)
+            whitening[here] = _whitening(x - mean[here, None], self.options.ridge).half()
+            progress(min(1.0, (start + step) / places))
+        return _Part(chosen, mean, whitening)
+
+    def inspect_part(self, part: _Part, features: Tensor) -> Inspection:
+        """Smoothed map of distances, and its maximum as the image's score, as in the paper."""
+        offset = features[0].flatten(0, 1)[:, part.chosen] - part.mean
+        distance = torch.cat(
+            [
+                torch.bmm(w.float(), x[..., None])[..., 0].square().sum(1).sqrt()
+                for w, x in zip(part.whitening.split(PLACES), offset.split(PLACES), strict=True)
+            ]
+        )
+        maps = smooth(distance.unflatten(0, features.shape[1:3])[None], self.setting.config.scoring.smoothing)
+        return Inspection(task=None, known=None, score=float(maps.max()), patch_map=maps[0].numpy())
+
+    def part_state(self, part: _Part) -> State:
+        """Channels, means, and the lower triangles row by row."""
+        rows, columns = torch.tril_indices(len(part.chosen), len(part.chosen))
+        return State(
+            {
+                "chosen": part.chosen.to(torch.int16),
+                "mean": part.mean,
+                "whitening": part.whitening[:, rows, columns],
+            }
+        )
+
+    def part_from(self, state: State) -> _Part:
+        """The inverse of `part_state`."""
+        chosen, mean = state.tensors["chosen"].long(), state.tensors["mean"]
+        rows, columns = torch.tril_indices(len(chosen), len(chosen))
+        whitening = torch.zeros(len(mean), len(chosen), len(chosen), dtype=torch.float16)
+        whitening[:, rows, columns] = state.tensors["whitening"]
+        return _Part(chosen, mean, whitening)
+
+    def _channels(self) -> Tensor:
+        """The same for every product, in rising order."""
+        generator = torch.Generator().manual_seed(self.setting.seed)
+        order = torch.randperm(self.setting.channels, generator=generator)
+        return order[: self.options.channels].sort().values
+
+
+def _whitening(centred: Tensor, ridge: float) -> Tensor:
+    """L^-1 (P, d, d) with L L^T = covariance + ridge I, for centred patches (P, N, d) float64."""
+    _, count, channels = centred.shape
+    identity = torch.eye(channels, dtype=centred.dtype)
+    covariance = centred.mT @ centred / max(count - 1, 1) + ridge * identity
+    factor = torch.linalg.cholesky(covariance)
+    return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)

@@ -1,0 +1,356 @@
+"""UCAD: a key, a prompt and a memory of good patches for every product, on a frozen vision transformer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from timm.models import VisionTransformer
+from torch import Tensor, nn
+
+from ...config import TrainingConfig
+from ...errors import ConfigError, TaskError
+from ...features.backbones import get_backbone
+from ...features.extractor import Extractor
+from ...scoring import smooth
+from ...training import fit
+from .banks import greedy_centres
+from .base import Inspection, Method, Pictures, Progress, Setting, State
+
+NEIGHBOURS = 9  # of the nearest entry, in the re-weighting of an image's score
+LLOYD_ROUNDS = 10
+POSITION_WEIGHT = 0.5  # variance of a patch's place against that of its features, when regions are found
+BATCH = 8
+KEY_SHARE, PROMPT_SHARE = 0.2, 0.6  # of the progress bar
+
+Told = Callable[[float], None]
+
+
+@dataclass(frozen=True)
+class UcadOptions:
+    """What UCAD needs beside the setting: it has a backbone of its own.
+
+    Attributes:
+        backbone: a transformer of the table, or timm:<tag>@<layers>; the layers of the row are not used.
+        weights: local file, None for the embedded or downloaded ones, or "random".
+        image_size: (h, w) in pixels.
+        layers: how many blocks are run; each has a prompt, and the last one gives the features.
+        images: of a product at most, to learn prompts from.
+        memory_images: of a product at most, to take key and knowledge from.
+        epochs: over the images for prompts; a fixed number.
+        learning_rate: of the prompts.
+        key_size, knowledge_size: patches kept.
+        regions: an image is parted into, for the contrast.
+    """
+
+    backbone: str = "vit_base_patch16"
+    weights: str | None = None
+    image_size: tuple[int, int] = (224, 224)
+    layers: int = 5
+    images: int = 64
+    memory_images: int = 256
+    epochs: int = 5
+    learning_rate: float = 1e-2
+    key_size: int = 196
+    knowledge_size: int = 196
+    regions: int = 8
+
+    def __post_init__(self) -> None:
+        for option in fields(self):
+            value = getattr(self, option.name)
+            if isinstance(value, int | float) and (isinstance(value, bool) or value <= 0):
+                raise ConfigError(f"UcadOptions.{option.name}: expected a number above 0, got {value!r}")
+
+
+@dataclass(frozen=True, eq=False)
+class _Memory:
+    """One product: key (K, D) and knowledge (K', D) float16, and a prompt (L, D) float32 between them."""
+
+    key: Tensor
+    prompt: Tensor
+    knowledge: Tensor
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"key": self.key, "prompt": self.prompt, "knowledge": self.knowledge}
+
+
+class UCAD(Method):
+    """Unsupervised continual anomaly detection with contrastively-learned prompts, Liu et al., AAAI 2024.
+
+    For every product: a key, the farthest-point coreset of frozen patch features, by which images find
+    their product; a prompt, one vector for each of the first blocks, added to all tokens that enter the
+    block; and knowledge, the coreset of patch features under that prompt, from which the nearest
+    neighbour's distance is the score of a patch. Prompts learn to draw together the patches of one region
+    of an image and to part those of different ones. Products share nothing but the frozen transformer.
+
+    Where this departs from the paper:
+        - The number of epochs is fixed. Published figures keep the best epoch on the test images and are
+          higher for it.
+        - Regions come from k-means over frozen features and position, not from SAM (Kirillov et al.,
+          2023), which is a large network with weights of its own. They follow what the transformer
+          already sees, so the contrast teaches it less than foreign regions would.
+        - The contrast is a difference of means over pairs, not of sums, so that it does not depend on
+          the sizes of regions.
+        - Five epochs over 64 images at a rate of 1e-2, for 25 over all images at 5e-4: about the same way
+          to go at a fraction of the cost. Key and knowledge see at most 256 images, and keep 16 bits.
+    """
+
+    name = "ucad"
+    title = "UCAD"
+    source = (
+        "Liu et al., Unsupervised Continual Anomaly Detection with Contrastively-learned Prompt, AAAI 2024"
+    )
+    routes = True
+
+    def __init__(self, setting: Setting, options: UcadOptions | None = None) -> None:
+        super().__init__(setting)
+        self.options = options or UcadOptions()
+        self._spec = replace(
+            get_backbone(self.options.backbone), layers=(self.options.layers - 1,), pool=False
+        )
+        self._extractor: Extractor | None = None
+        self._memories: dict[str, _Memory] = {}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a report has to say beside this method's figures."""
+        own = self.options
+        size = f"{own.image_size[0]}x{own.image_size[1]}"
+        notes = [f"{own.backbone} at {size} of its own", "regions from k-means instead of SAM"]
+        notes.append(f"{own.epochs} epochs, none chosen on test images")
+        return ("random weights", *notes) if own.weights == "random" else tuple(notes)
+
+    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+        """Key, prompt and knowledge of every product of the task, each by itself.
+
+        Raises:
+            BackboneError: the transformer's weights cannot be had.
+            ConfigError: the backbone is no vision transformer, or has fewer blocks.
+            TrainingError: learning did not stay finite.
+        """
+        for i, pictures in enumerate(products):
+            self._memories[pictures.product] = self._learn_one(pictures, _share(progress, i, len(products)))
+
+    @torch.no_grad()
+    def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
+        """The product of the nearest key where none is given, then distances from its knowledge.
+
+        Raises:
+            TaskError: the product given is not known, or none is.
+        """
+        if not self._memories or (task is not None and task not in self._memories):
+            known = ", ".join(self._memories) or "none"
+            raise TaskError(f"expected a product that was learned ({known}), got {task!r}")
+        scoring = self.setting.config.scoring
+        for i in range(len(pictures)):
+            image = self._images(pictures, [i])
+            chosen = task or self._nearest_key(self._frozen(image)[0].flatten(0, 1))
+            memory = self._memories[chosen]
+            features = self._prompted(image, memory.prompt)[0]
+            distances = _distances(features.flatten(0, 1), memory.knowledge.float())
+            patches = distances.amin(1).view(features.shape[:2])
+            patch_map = smooth(patches[None], scoring.smoothing)[0].numpy()
+            score = image_score(distances, memory.knowledge.float())
+            yield Inspection(task=chosen, known=None, score=score, patch_map=patch_map)
+
+    def state(self) -> State:
+        """All products' keys, prompts and knowledge; the transformer is the backbone and not in it."""
+        tensors = {
+            f"{name}/{part}": tensor
+            for name, memory in self._memories.items()
+            for part, tensor in memory.tensors().items()
+        }
+        return State(tensors, {"products": list(self._memories)})
+
+    def restore(self, state: State) -> None:
+        """Takes up a state."""
+        parts = ("key", "prompt", "knowledge")
+        self._memories = {
+            name: _Memory(*(state.tensors[f"{name}/{part}"] for part in parts))
+            for name in state.notes["products"]
+        }
+
+    def _learn_one(self, pictures: Pictures, progress: Progress) -> _Memory:
+        own, seed = self.options, self.setting.seed
+        order = np.random.default_rng(seed).permutation(len(pictures))[: own.memory_images].tolist()
+        images = self._images(pictures, order)
+        frozen = self._in_batches(self._frozen, images, _share(progress, 0, 1, KEY_SHARE))
+        key = farthest_points(frozen.flatten(0, 2), own.key_size)
+        labels = torch.stack([find_regions(features, own.regions) for features in frozen[: own.images]])
+        prompt = self._learn_prompt(
+            images[: own.images], labels.flatten(1), lambda s: progress(KEY_SHARE + PROMPT_SHARE * s)
+        )
+        shown = self._in_batches(
+            lambda batch: self._prompted(batch, prompt),
+            images,
+            lambda s: progress(KEY_SHARE + PROMPT_SHARE + (1 - KEY_SHARE - PROMPT_SHARE) * s),
+        )
+        knowledge = farthest_points(shown.flatten(0, 2), own.knowledge_size)
+        return _Memory(key.half(), prompt, knowledge.half())
+
+    def _learn_prompt(self, images: Tensor, labels: Tensor, progress: Progress) -> Tensor:
+        """Prompts (L, D) from uint8 images (N, 3, h, w) and the regions of their patches (N, P)."""
+        own = self.options
+        prompt = nn.Parameter(torch.zeros(own.layers, self._backbone().dim))
+        waiting: list[int] = []
+
+        def step_loss(generator: torch.Generator) -> Tensor:
+            if not waiting:
+                waiting.extend(torch.randperm(len(images), generator=generator).tolist())
+            batch = [waiting.pop() for _ in range(min(BATCH, len(waiting)))]
+            return structure_loss(self._prompted(images[batch], prompt).flatten(1, 2), labels[batch])
+
+        fit(
+            [prompt],
+            step_loss,
+            TrainingConfig(learning_rate=own.learning_rate),
+            steps=own.epochs * math.ceil(len(images) / BATCH),
+            seed=self.setting.seed,
+            progress=progress,
+        )
+        return prompt.detach()
+
+    def _nearest_key(self, patches: Tensor) -> str:
+        """The product with the least sum, over patches (P, D), of distances from its key."""
+        sums = {n: float(_distances(patches, m.key.float()).amin(1).sum()) for n, m in self._memories.items()}
+        return min(sums, key=lambda name: sums[name])
+
+    def _images(self, pictures: Pictures, chosen: Sequence[int]) -> Tensor:
+        extractor = self._backbone()
+        return extractor.stack([pictures.read(i, extractor.image_size) for i in chosen])
+
+    def _frozen(self, images: Tensor) -> Tensor:
+        """Features (B, h', w', D) of uint8 images (B, 3, h, w) without prompts."""
+        return self._backbone().features(images)
+
+    def _prompted(self, images: Tensor, prompt: Tensor) -> Tensor:
+        """The same under a prompt (L, D): k_i = f_i(k_(i-1) + p_i); with zeros, those of `_frozen`."""
+        extractor = self._backbone()
+        module: Any = extractor.module
+        network: Any = module.network
+        tokens = network.patch_embed(torch.addcmul(module.shift, images.float(), module.scale))
+        tokens = network.norm_pre(network.patch_drop(network._pos_embed(tokens)))
+        for block, added in zip(network.blocks, prompt, strict=True):
+            tokens = block(tokens + added)
+        patches: Tensor = network.norm(tokens)[:, network.num_prefix_tokens :]
+        return patches.unflatten(1, extractor.grid)
+
+    @torch.no_grad()
+    def _in_batches(self, compute: Callable[[Tensor], Tensor], images: Tensor, told: Told) -> Tensor:
+        parts: list[Tensor] = []
+        for batch in images.split(BATCH):
+            parts.append(compute(batch))
+            told(min(1.0, len(parts) * BATCH / len(images)))
+        return torch.cat(parts)
+
+    def _backbone(self) -> Extractor:
+        if self._extractor is None:
+            own = self.options
+            # One random network for all seeds: which weights it has is no part of what is learned.
+            extractor = Extractor(self._spec, weights=own.weights, image_size=own.image_size)
+            if not isinstance(extractor.module.network, VisionTransformer):
+                raise ConfigError(f"UCAD: expected a vision transformer, got backbone {own.backbone!r}")
+            self._extractor = extractor
+        return self._extractor
+
+
+def farthest_points(points: Tensor, count: int) -> Tensor:
+    """A coreset by farthest-point sampling (Gonzalez 1985): at most `count` rows of points (N, D).
+
+    Begins with the point nearest to the mean; each next one is the farthest from all taken so far. Ends
+    early where nothing but copies is left.
+    """
+    centred = points - points.mean(0)
+    first = int(centred.square().sum(1).argmin())
+    return points[greedy_centres(centred, min(count, len(points)), first)]
+
+
+def find_regions(features: Tensor, count: int) -> Tensor:
+    """Parts one image's patches into at most `count` regions of like features, near each other.
+
+    K-means (Lloyd 1982) of features and position; begins with farthest points, so nothing is random.
+
+    Args:
+        features: frozen, (h, w, D).
+        count: of regions.
+
+    Returns:
+        Region of every patch, (h, w) int64.
+    """
+    height, width, _ = features.shape
+    rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    place = torch.stack([rows, columns], dim=-1).flatten(0, 1).float()
+    points = torch.cat(
+        [_unit_variance(features.flatten(0, 1)), POSITION_WEIGHT**0.5 * _unit_variance(place)], 1
+    )
+    centres = farthest_points(points, count)
+    labels = _distances(points, centres).argmin(1)
+    for _ in range(LLOYD_ROUNDS):
+        members = F.one_hot(labels, len(centres)).float()
+        sizes = members.sum(0)[:, None]
+        means = (members.T @ points) / sizes.clamp_min(1)
+        centres = torch.where(sizes > 0, means, centres)
+        labels = _distances(points, centres).argmin(1)
+    return labels.view(height, width)
+
+
+def structure_loss(features: Tensor, labels: Tensor) -> Tensor:
+    """Mean cosine between patches of different regions, less that between patches of the same one.
+
+    The structure-based contrast of Liu et al. (2024) in mean form; from -2, best, to 2.
+
+    Args:
+        features: (B, P, D).
+        labels: region of every patch, (B, P); pairs are formed within an image only.
+    """
+    unit = F.normalize(features, dim=-1)
+    cosine = unit @ unit.transpose(1, 2)
+    same = labels[:, :, None] == labels[:, None, :]
+    alike = same & ~torch.eye(labels.shape[1], dtype=torch.bool)
+    return (_masked_mean(cosine, ~same) - _masked_mean(cosine, alike)).mean()
+
+
+def image_score(distances: Tensor, knowledge: Tensor) -> float:
+    """Score of an image: its strangest patch, more where the memory is dense around the nearest entry.
+
+    With s* the largest of the patches' least distances, from patch p to entry m, and b entries N around m
+    (Roth et al., CVPR 2022, which UCAD takes over): s = (1 - exp s* / sum over n in N of exp |p - n|) s*.
+
+    Args:
+        distances: from every patch to every entry, (P, K).
+        knowledge: the entries, (K, D).
+    """
+    patch = int(distances.amin(1).argmax())
+    entry = int(distances[patch].argmin())
+    score = distances[patch, entry]
+    if len(knowledge) == 1:
+        return float(score)
+    around = _distances(knowledge[entry : entry + 1], knowledge)[0]
+    near = around.topk(min(NEIGHBOURS, len(knowledge)), largest=False).indices
+    weight = 1 - (score - distances[patch, near].logsumexp(0)).exp()
+    return float(weight * score)
+
+
+def _distances(a: Tensor, b: Tensor) -> Tensor:
+    """Euclidean distances (N, M), without the short cut whose rounding makes copies differ."""
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _unit_variance(points: Tensor) -> Tensor:
+    """Points (N, D) scaled by one number to a total variance of 1; equal points to zeros."""
+    centred = points - points.mean(0)
+    return centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-12)
+
+
+def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over the masked pairs of every image, (B, P, P) to (B,); 0 where there are none."""
+    return (values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
+
+
+def _share(progress: Progress, done: int, count: int, of: float = 1.0) -> Progress:
+    return lambda share: progress(of * (done + share) / count)

@@ -1,0 +1,115 @@
+"""From a data set's items to what methods and metrics work on: cached features, pixels, masks.
+
+An item may carry an alteration, applied after its image is read: a drift of light or pose, or a synthetic
+defect. Everything behind this file sees the altered image and mask alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+from PIL import Image
+
+from ..data.images import read_image, resize
+from ..data.layouts import Item, Mask, Product, load_mask
+from ..features.cache import FeatureCache
+from .methods.base import Pictures
+
+Part = Literal["train", "test"]
+Told = Callable[[str, int, int], None]  # product and part, images done, images in all
+
+
+class Alteration(Protocol):
+    """A change of an image and its mask that depends on the item alone."""
+
+    @property
+    def key(self) -> str:
+        """Names the change, for caches."""
+        ...
+
+    def image(self, image: np.ndarray, item: Item) -> np.ndarray:
+        """The changed image, uint8 (H, W, 3) of the same size."""
+        ...
+
+    def mask(self, mask: Mask, item: Item) -> Mask:
+        """The changed mask, bool (H, W) of the same size."""
+        ...
+
+
+@dataclass(frozen=True)
+class AlteredItem(Item):
+    """An item that is changed after reading."""
+
+    alteration: Alteration | None = None
+
+
+def item_image(item: Item) -> np.ndarray:
+    """The image of an item, uint8 (H, W, 3) at its own size."""
+    image = read_image(item.path)
+    alteration = _alteration(item)
+    return image if alteration is None else alteration.image(image, item)
+
+
+def item_mask(item: Item, shape: tuple[int, int] | None) -> Mask:
+    """Where an item is defective, bool (H, W), at its own size or resized to the nearest pixel.
+
+    An alteration may move a defect out of the picture: its mask is then empty, and the image counts as
+    defective all the same. Raises DatasetError for a defective image without a mask.
+    """
+    alteration = _alteration(item)
+    if alteration is None:
+        return load_mask(item, shape=shape)
+    mask = load_mask(item) if item.masks else np.zeros(read_image(item.path).shape[:2], dtype=bool)
+    mask = alteration.mask(mask, item)
+    return mask if shape is None else _nearest(mask, shape)
+
+
+def has_masks(product: Product) -> bool:
+    """Whether every defective test image says where its defect is."""
+    defective = [item for item in product.test if item.label]
+    return bool(defective) and all(item.masks or _alteration(item) is not None for item in defective)
+
+
+class Shelf:
+    """Pictures of products, their features taken from the cache or put there."""
+
+    def __init__(self, cache: FeatureCache) -> None:
+        self.cache = cache
+
+    def pictures(self, product: Product, part: Part, *, told: Told | None = None) -> Pictures:
+        """Training or test images of a product. Errors of reading name the path."""
+        items = product.train if part == "train" else product.test
+        size = self.cache.extractor.image_size
+        features = self.cache.features(
+            _sources(items),
+            lambda i: resize(item_image(items[i]), size),
+            progress=None
+            if told is None
+            else lambda done, count: told(f"{product.name} {part}", done, count),
+        )
+        return Pictures(product.name, features, lambda i, at: resize(item_image(items[i]), at))
+
+    def holds(self, product: Product, part: Part) -> bool:
+        """Whether the features are there already."""
+        return self.cache.holds(_sources(product.train if part == "train" else product.test))
+
+
+def _alteration(item: Item) -> Alteration | None:
+    return item.alteration if isinstance(item, AlteredItem) else None
+
+
+def _sources(items: Sequence[Item]) -> list[tuple[Path, str]]:
+    changes = (_alteration(item) for item in items)
+    return [
+        (item.path, "" if change is None else f"{change.key} {item.kind}")
+        for item, change in zip(items, changes, strict=True)
+    ]
+
+
+def _nearest(mask: Mask, shape: tuple[int, int]) -> Mask:
+    height, width = shape
+    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -1,0 +1,126 @@
+"""What a benchmark compares: entries, streams, seeds; and the folders it works in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..config import LineConfig, override, to_dict
+from ..data.layouts import Product
+from ..errors import ConfigError
+from .methods import METHODS, options_of
+from .streams import Stream
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A method with some of its options changed: a rival of itself in an ablation or a sweep."""
+
+    method: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # as those of a Plan
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides a benchmark's figures.
+
+    Attributes:
+        entries: what is compared, by the name it has in tables.
+        streams: orders of tasks.
+        seeds: of everything random.
+        backbone, weights, image_size: of the cached features.
+        eval_size: (H, W) at which maps meet masks; None for each image's own size.
+        options: for all entries: dotted paths into LineConfig ("training.steps"), or a method's name and an
+            option of its own ("ewc.strength").
+        leave_out: at the end of a stream, whether each product in turn is taken out and its images tried.
+        threads: of each unit; part of the plan because sums depend on it in their last bits.
+    """
+
+    entries: Mapping[str, Variant]
+    streams: tuple[Stream, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+    backbone: str = "efficientnet_lite0"
+    weights: str | None = None
+    image_size: tuple[int, int] | None = None
+    eval_size: tuple[int, int] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    leave_out: bool = True
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        for what, given in (("method", self.entries), ("stream", self.streams), ("seed", self.seeds)):
+            if not given:
+                raise ConfigError(f"expected at least one {what} to run, got none")
+        if len({stream.name for stream in self.streams}) < len(self.streams):
+            raise ConfigError("expected streams with different names")
+        for name, variant in self.entries.items():
+            if variant.method not in METHODS:
+                raise ConfigError(f"unknown method {variant.method!r}; known are {', '.join(METHODS)}")
+            if name != Path(name).name or name.startswith("."):
+                raise ConfigError(f"{name!r} cannot be the name of a folder")
+            self.config(name)  # a wrong option shows here, not after an hour
+            options_of(variant.method, self.own(name))
+
+    def config(self, entry: str) -> LineConfig:
+        """The line's options that an entry runs with."""
+        return override(LineConfig(), {k: v for k, v in self._options(entry).items() if not _owner(k)})
+
+    def own(self, entry: str) -> dict[str, Any]:
+        """The options that are the entry's method's alone."""
+        method = self.entries[entry].method
+        chosen = {k: v for k, v in self._options(entry).items() if _owner(k) == method}
+        return {k.removeprefix(f"{method}."): v for k, v in chosen.items()}
+
+    def _options(self, entry: str) -> dict[str, Any]:
+        return {**self.options, **self.entries[entry].options}
+
+    def units(self) -> Iterator[Unit]:
+        """Every unit, in the order they are begun."""
+        for seed in self.seeds:
+            for number, stream in enumerate(self.streams):
+                for entry in self.entries:
+                    for step in range(len(stream.tasks)):
+                        yield Unit(entry, number, seed, step)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON; entries with the whole of their options."""
+        values = asdict(self)
+        values["configs"] = {name: to_dict(self.config(name)) for name in self.entries}
+        plain: dict[str, Any] = json.loads(json.dumps(values))
+        return plain
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One step of one entry on one stream (by its number) with one seed."""
+
+    entry: str
+    stream: int
+    seed: int
+    step: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a process needs to run units.
+
+    Attributes:
+        plan: the benchmark.
+        products: by name, those of all streams.
+        out: folder of the run.
+        cache: folder of the features.
+    """
+
+    plan: Plan
+    products: Mapping[str, Product]
+    out: Path
+    cache: Path
+
+
+def _owner(option: str) -> str | None:
+    """The method an option belongs to; None for one of the line's."""
+    first = option.split(".", 1)[0]
+    return first if first in METHODS else None

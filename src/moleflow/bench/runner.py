@@ -1,0 +1,150 @@
+"""Runs every method over every stream and seed, in units that are kept: a killed run goes on where it was.
+
+A unit is one step of one method on one stream with one seed: take up the state the step before left,
+learn one task, inspect the test images of everything learned so far, write what came out. A unit depends
+on the files of the unit before it and on nothing else, so units run in any process, in any interleaving,
+before and after a kill, with the same result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from multiprocessing import get_context
+
+import torch
+
+from ..errors import BenchError, MoleFlowError
+from ..features.cache import FeatureCache
+from ..features.extractor import Extractor
+from .files import read_json, write_json
+from .pictures import Shelf, Told
+from .plan import Unit, Work
+from .unit import figures_path, run_unit
+
+Done = Callable[[Unit], None]
+
+
+def run(work: Work, *, jobs: int = 1, told: Told | None = None, done: Done | None = None) -> dict[Unit, str]:
+    """Runs what is missing of a plan; returns the errors of units that failed, and of none else.
+
+    A failed unit ends its chain (method, stream, seed); the others go on.
+
+    Args:
+        work: plan, data and folders.
+        jobs: processes side by side; 1 runs in this one.
+        told: hears of features being computed.
+        done: hears of every unit that is finished, also of those found finished.
+
+    Raises:
+        BenchError: the folder holds another benchmark.
+        ImageError: an image cannot be read.
+    """
+    _claim(work)
+    shelf = _shelf(work)
+    for product in work.products.values():
+        shelf.pictures(product, "train", told=told)
+        shelf.pictures(product, "test", told=told)
+    chains: dict[tuple[str, int, int], list[Unit]] = {}
+    for unit in work.plan.units():
+        if figures_path(work, unit).exists():
+            if done:
+                done(unit)
+        else:
+            chains.setdefault((unit.entry, unit.stream, unit.seed), []).append(unit)
+    if jobs == 1:
+        return _run_here(work, shelf, list(chains.values()), done)
+    return _run_in_processes(work, list(chains.values()), jobs, done)
+
+
+def _run_here(work: Work, shelf: Shelf, chains: list[list[Unit]], done: Done | None) -> dict[Unit, str]:
+    failed: dict[Unit, str] = {}
+    before = torch.get_num_threads()
+    torch.set_num_threads(work.plan.threads)
+    try:
+        for chain in chains:
+            for unit in chain:
+                error = _attempt(work, shelf, unit)
+                if error is not None:
+                    failed[unit] = error
+                    break
+                if done:
+                    done(unit)
+    finally:
+        torch.set_num_threads(before)
+    return failed
+
+
+def _run_in_processes(work: Work, chains: list[list[Unit]], jobs: int, done: Done | None) -> dict[Unit, str]:
+    failed: dict[Unit, str] = {}
+    waiting = [list(chain) for chain in chains]
+    running: dict[Future[str | None], list[Unit]] = {}
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (work,)) as pool:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                chain = waiting.pop(0)
+                running[pool.submit(_in_process, chain[0])] = chain
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                chain = running.pop(future)
+                error = future.result()
+                if error is not None:
+                    failed[chain[0]] = error
+                    continue
+                if done:
+                    done(chain[0])
+                if chain[1:]:
+                    waiting.insert(0, chain[1:])
+    return failed
+
+
+_here: tuple[Work, Shelf] | None = None  # of a worker process
+
+
+def _begin(work: Work) -> None:
+    global _here
+    torch.set_num_threads(work.plan.threads)
+    _here = work, _shelf(work)
+
+
+def _in_process(unit: Unit) -> str | None:
+    assert _here is not None
+    return _attempt(*_here, unit)
+
+
+def _attempt(work: Work, shelf: Shelf, unit: Unit) -> str | None:
+    try:
+        run_unit(work, shelf, unit)
+    except MoleFlowError as error:
+        return str(error)
+    return None
+
+
+def _claim(work: Work) -> None:
+    """Makes the folder this plan's own, or refuses another plan's."""
+    work.out.mkdir(parents=True, exist_ok=True)
+    path, plan = work.out / "plan.json", work.plan.to_dict()
+    images = hashlib.sha256()
+    for name, product in sorted(work.products.items()):
+        images.update(name.encode())
+        for item in (*product.train, *product.test):
+            images.update(f"{item.path.name} {item.kind} {item.label}\n".encode())
+    plan["images"] = images.hexdigest()
+    if not path.exists():
+        write_json(path, plan)
+        return
+    found = read_json(path)
+    differing = sorted(key for key in found.keys() | plan.keys() if found.get(key) != plan.get(key))
+    if differing:
+        raise BenchError(
+            f"{work.out}: expected this benchmark's own folder, found one with other {', '.join(differing)}; "
+            "choose another --out or remove it"
+        )
+
+
+def _shelf(work: Work) -> Shelf:
+    plan = work.plan
+    return Shelf(
+        FeatureCache(work.cache, Extractor(plan.backbone, weights=plan.weights, image_size=plan.image_size))
+    )

@@ -1,0 +1,227 @@
+"""One step of one method: learn a task, inspect everything learned so far, write what came out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..routing.clusters import find_products
+from . import showcase
+from .figures import digest, measure
+from .files import read_json, read_state, write_json, write_state
+from .methods import make
+from .methods.base import Inspection, Method, PerProduct, Pictures, Setting
+from .pictures import Shelf
+from .plan import Unit, Work
+from .streams import Task
+
+
+def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
+    """Learns one task and measures everything learned so far."""
+    stream = work.plan.streams[unit.stream]
+    task = stream.tasks[unit.step]
+    folder = unit_folder(work, unit)
+    folder.mkdir(parents=True, exist_ok=True)
+    method = _method(work, shelf, unit)
+    before: dict[str, Any] = {}
+    if unit.step:
+        method.restore(read_state(folder / f"state-{unit.step - 1:02}.safetensors"))
+        before = read_json(folder / f"step-{unit.step - 1:02}.json")
+    if method.keeps_images:
+        earlier = [_taught(work, shelf, task, step)[0] for step, task in enumerate(stream.tasks[: unit.step])]
+        method.remind([pictures for task in earlier for pictures in task])
+    pictures, names = _taught(work, shelf, task, unit.step)
+    started = time.perf_counter()
+    method.learn(pictures, lambda share: None)
+    learned = time.perf_counter()
+    experts = {**before.get("experts", {}), **names}
+    known = [name for earlier in stream.tasks[: unit.step + 1] for name in earlier.products]
+    last = unit.step == len(stream.tasks) - 1
+    figures = _measure(work, shelf, method, known, experts, before, last=last)
+    state = method.state()
+    record = {
+        "experts": experts,
+        "products": figures["products"],
+        "pooled": figures["pooled"],
+        "rejected": figures["rejected"],
+        "bytes": state.bytes_of(),
+        "shared_bytes": state.bytes_of("shared"),
+        "numbers": state.numbers_of(),
+        "shared_numbers": state.numbers_of("shared"),
+        "kept_bytes": int(state.notes.get("kept_bytes", 0)),
+    }
+    write_state(folder / f"state-{unit.step:02}.safetensors", state)
+    if last and unit.stream == 0 and unit.seed == work.plan.seeds[0]:
+        products = [work.products[name] for name in known]
+        showcase.keep(folder / "showcase.safetensors", products, figures["found"])
+    write_json(
+        folder / f"time-{unit.step:02}.json",
+        {"learn": learned - started, "inspect_image": figures["inspect_image"]},
+    )
+    write_json(folder / f"step-{unit.step:02}.json", record)
+    (folder / f"state-{unit.step - 1:02}.safetensors").unlink(missing_ok=True)
+
+
+def unit_folder(work: Work, unit: Unit) -> Path:
+    """Where the units of a chain lie."""
+    stream = work.plan.streams[unit.stream]
+    return work.out / "units" / unit.entry / stream.name / f"seed-{unit.seed}"
+
+
+def figures_path(work: Work, unit: Unit) -> Path:
+    """What a unit found; written last, so that where it is the unit is done."""
+    return unit_folder(work, unit) / f"step-{unit.step:02}.json"
+
+
+def _method(work: Work, shelf: Shelf, unit: Unit) -> Method:
+    extractor, plan = shelf.cache.extractor, work.plan
+    setting = Setting(
+        grid=extractor.grid,
+        channels=extractor.dim,
+        image_size=extractor.image_size,
+        seed=unit.seed,
+        config=plan.config(unit.entry),
+        backbone=plan.backbone,
+        weights=plan.weights,
+    )
+    return make(plan.entries[unit.entry].method, setting, plan.own(unit.entry))
+
+
+def _taught(work: Work, shelf: Shelf, task: Task, step: int) -> tuple[list[Pictures], dict[str, str]]:
+    """What the method learns in a step, and which product each of its parts is about.
+
+    Where the stream does not say which image is of which product, the products are found in the pooled
+    images; a part is about the product that most of its images are of. Only the evaluation knows that.
+    """
+    given = [shelf.pictures(work.products[name], "train") for name in task.products]
+    if task.named or len(given) == 1:
+        return given, {pictures.product: pictures.product for pictures in given}
+    pool = _pooled(given)
+    truth = [pictures.product for pictures in given for _ in range(len(pictures))]
+    parts, names = [], {}
+    for number, images in enumerate(find_products(pool.descriptors)):
+        name = f"task {step + 1} part {number + 1}"
+        parts.append(pool.take(images, product=name))
+        of = [truth[i] for i in images]
+        names[name] = max(sorted(set(of)), key=of.count)
+    return parts, names
+
+
+def _pooled(given: Sequence[Pictures]) -> Pictures:
+    at = [(pictures, i) for pictures in given for i in range(len(pictures))]
+    features = torch.cat([pictures.features for pictures in given])
+    return Pictures("pool", features, lambda i, size: at[i][0].read(at[i][1], size))
+
+
+def _measure(
+    work: Work,
+    shelf: Shelf,
+    method: Method,
+    known: Sequence[str],
+    experts: Mapping[str, str],
+    before: Mapping[str, Any],
+    *,
+    last: bool,
+) -> dict[str, Any]:
+    """Figures of every product learned so far, product given and not; pooled at the end of a stream."""
+    size = work.plan.eval_size
+    earlier = _figures_by_digest(before)
+    given: dict[str, list[Inspection]] = {}
+    found: dict[str, list[Inspection]] = {}
+    records, seconds = {}, 0.0
+    for name in known:
+        product = work.products[name]
+        pictures = shelf.pictures(product, "test")
+        started = time.perf_counter()
+        found[name] = list(method.inspect(pictures))
+        seconds += time.perf_counter() - started
+        given[name] = _with_product_given(method, pictures, found[name], experts)
+        record: dict[str, Any] = {}
+        for which, results in (("oracle", given[name]), ("routed", found[name])):
+            told = digest(results)
+            if told not in earlier:
+                earlier[told] = measure([product], [results], size).to_dict()
+            record[which] = {"figures": earlier[told], "digest": told}
+        labels = [item.label for item in product.test]
+        record |= _decisions(found[name], labels, name, experts)
+        records[name] = record
+    pooled, rejected = None, None
+    if last:
+        products = [work.products[name] for name in known]
+        pooled = {
+            "oracle": measure(products, [given[name] for name in known], size).to_dict(),
+            "routed": measure(products, [found[name] for name in known], size).to_dict(),
+        }
+        rejected = _rejections(work, shelf, method, known, experts)
+    images = sum(map(len, found.values()))
+    return {
+        "products": records,
+        "pooled": pooled,
+        "rejected": rejected,
+        "found": found,
+        "inspect_image": seconds / max(images, 1),
+    }
+
+
+def _figures_by_digest(before: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+    """Figures of the step before: what has not changed by a bit need not be measured again."""
+    records = before.get("products", {}).values()
+    return {r[which]["digest"]: r[which]["figures"] for r in records for which in ("oracle", "routed")}
+
+
+def _with_product_given(
+    method: Method, pictures: Pictures, found: list[Inspection], experts: Mapping[str, str]
+) -> list[Inspection]:
+    """The inspections again, those of images that went to another product done anew with theirs given."""
+    own = [part for part, product in experts.items() if product == pictures.product]
+    if not method.routes or not own:
+        return found
+    astray = [i for i, result in enumerate(found) if result.task not in own]
+    if not astray:
+        return found
+    again = dict(zip(astray, method.inspect(pictures.take(astray), task=own[0]), strict=True))
+    return [again.get(i, result) for i, result in enumerate(found)]
+
+
+def _decisions(
+    found: Sequence[Inspection], labels: Sequence[int], name: str, experts: Mapping[str, str]
+) -> dict[str, float | None]:
+    """Shares of the good and of the defective images: routed right, called unknown, called defective."""
+
+    def share(label: int, marks: list[bool | None]) -> float | None:
+        chosen = [mark for mark, own in zip(marks, labels, strict=True) if own == label and mark is not None]
+        return sum(chosen) / len(chosen) if chosen else None
+
+    right = [None if r.task is None else experts.get(r.task) == name for r in found]
+    unknown = [None if r.known is None else not r.known for r in found]
+    alarms = [r.alarm for r in found]
+    return {
+        "routing_good": share(0, right),
+        "routing_defective": share(1, right),
+        "unknown_good": share(0, unknown),
+        "unknown_defective": share(1, unknown),
+        "false_alarms": share(0, alarms),
+        "detected": share(1, alarms),
+    }
+
+
+def _rejections(
+    work: Work, shelf: Shelf, method: Method, known: Sequence[str], experts: Mapping[str, str]
+) -> dict[str, float] | None:
+    """Each product in turn taken out: the share of its test images that is then called unknown."""
+    if not work.plan.leave_out or not isinstance(method, PerProduct) or len(known) < 2:
+        return None
+    shares = {}
+    for name in known:
+        other = method
+        for part in (part for part, product in experts.items() if product == name):
+            other = other.without(part)
+        if not other.parts:
+            continue
+        seen = list(other.recognised(shelf.pictures(work.products[name], "test")))
+        shares[name] = 1 - sum(seen) / max(len(seen), 1)
+    return shares

@@ -1,0 +1,354 @@
+"""`moleflow benchmark`, `ablate` and `sweep`: methods compared on labelled data."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from ..errors import ConfigError, DatasetError
+from .app import app, example
+from .options import as_image_size
+from .screen import complain, interruptible, new_screen, new_table, say
+
+if TYPE_CHECKING:
+    from ..bench.plan import Unit, Work
+    from ..bench.streams import Stream
+    from ..data.layouts import Dataset, Product
+
+GOES_ON = "the same command goes on where it stopped"
+
+Data = Annotated[Path, typer.Argument(metavar="DATA", help="Folder of labelled images.")]
+Layout = Annotated[str, typer.Option(help="How DATA lies on disk: auto, folder, mvtec-ad, visa, ...")]
+Out = Annotated[Path, typer.Option(help="Folder for results and the report.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option(metavar="DIR", help="Folder for features; OUT/features by default."),
+]
+Seeds = Annotated[str, typer.Option(metavar="N,...", help="Seeds, with commas between them.")]
+Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side; as many as cores by default.")]
+Backbone = Annotated[str, typer.Option(help="Backbone of the cached features.")]
+BackboneWeights = Annotated[
+    str | None, typer.Option("--weights", metavar="PATH", help='Local file with its weights, or "random".')
+]
+ImageSize = Annotated[str | None, typer.Option(metavar="N|HxW", help="Size images are brought to.")]
+EvalSize = Annotated[
+    str | None,
+    typer.Option(metavar="N|HxW", help="Size at which maps meet masks; each image's own by default."),
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="An option, such as training.steps=200; may be repeated.",
+    ),
+]
+
+
+@app.command(
+    epilog=example(
+        "moleflow benchmark datasets/mvtec --scenario B --out bench-b",
+        "moleflow benchmark photos --methods moleflow,padim,memory-bank --seeds 0,1,2 --out bench",
+        "moleflow benchmark photos --stream weeks.yaml --out bench-weeks",
+        "moleflow benchmark datasets/visa --check",
+    )
+)
+def benchmark(
+    data: Data,
+    layout: Layout = "auto",
+    check: Annotated[bool, typer.Option("--check", help="Only look whether DATA is in order.")] = False,
+    scenario: Annotated[str, typer.Option(help="Orders: plain, orders, A, B, C, D, visa, ...")] = "plain",
+    stream: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A stream of tasks in YAML, instead of a scenario.")
+    ] = None,
+    order: Annotated[
+        str | None, typer.Option(metavar="P,...", help="Products to learn, in this order.")
+    ] = None,
+    orders: Annotated[int, typer.Option(min=1, help="How many orders of the scenario 'orders'.")] = 5,
+    drift: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PRODUCT", help="Instead: this product under growing drift of colour, blur, pose."
+        ),
+    ] = None,
+    methods: Annotated[str, typer.Option(metavar="M,...", help="Methods to compare, or all.")] = "all",
+    seeds: Seeds = "0,1,2",
+    out: Out = Path("moleflow-benchmark"),
+    cache: Cache = None,
+    jobs: Jobs = None,
+    backbone: Backbone = "efficientnet_lite0",
+    weights: BackboneWeights = None,
+    image_size: ImageSize = None,
+    eval_size: EvalSize = None,
+    settings: Settings = None,
+) -> None:
+    """Compare methods on DATA: every product is learned in turn, everything learned so far is tested.
+
+    Writes report.html, results.json, results.csv and timings.json to OUT. A run that was stopped goes on
+    where it was when the same command is given again.
+    """
+    with interruptible(GOES_ON):
+        from ..data.layouts import read_dataset
+
+        dataset = read_dataset(data, layout=layout)
+        if check:
+            _check(dataset)
+            return
+        from ..bench.benchmark import drift_streams, used
+        from ..bench.plan import Plan, Variant, Work
+
+        streams, products = _streams(dataset, scenario, stream, order, orders)
+        if drift is not None:
+            from ..bench.drift import DRIFTS
+
+            product = used(dataset, _plain(dataset, drift))[drift]
+            streams, products = drift_streams(product, tuple(DRIFTS))
+        plan = Plan(
+            entries={name: Variant(name) for name in _methods(methods)},
+            streams=tuple(streams),
+            seeds=_numbers(seeds),
+            backbone=backbone,
+            weights=weights,
+            image_size=_size(image_size),
+            eval_size=_size(eval_size),
+            options=_settings(settings or []),
+        )
+        _run(Work(plan, products, out, cache or out / "features"), jobs)
+
+
+@app.command(
+    epilog=example(
+        "moleflow ablate photos --out ablation", "moleflow ablate photos --flow-alone --out ablation-flow"
+    )
+)
+def ablate(
+    data: Data,
+    layout: Layout = "auto",
+    order: Annotated[
+        str | None, typer.Option(metavar="P,...", help="Products to learn, in this order.")
+    ] = None,
+    flow_alone: Annotated[
+        bool, typer.Option("--flow-alone", help="With nothing beside the flow: without cell Gaussians.")
+    ] = False,
+    only: Annotated[
+        str | None, typer.Option(metavar="A,...", help="Only these rows, beside the full method.")
+    ] = None,
+    seeds: Seeds = "0,1,2",
+    out: Out = Path("moleflow-ablation"),
+    cache: Cache = None,
+    jobs: Jobs = None,
+    backbone: Backbone = "efficientnet_lite0",
+    weights: BackboneWeights = None,
+    image_size: ImageSize = None,
+    eval_size: EvalSize = None,
+    settings: Settings = None,
+) -> None:
+    """Leave out each part of the method in turn, and say what that changes on DATA.
+
+    All rows learn equally long from the same seeds. Results and resuming as with `benchmark`.
+    """
+    with interruptible(GOES_ON):
+        from ..bench.ablation import ABLATIONS, FLOW_ALONE, FULL
+        from ..bench.plan import Plan, Work
+        from ..data.layouts import read_dataset
+
+        dataset = read_dataset(data, layout=layout)
+        streams, products = _streams(dataset, "plain", None, order, 1)
+        table = FLOW_ALONE if flow_alone else ABLATIONS
+        rows = table if only is None else (FULL, *_among(only, table, "row"))
+        plan = Plan(
+            entries={name: table[name] for name in rows},
+            streams=tuple(streams),
+            seeds=_numbers(seeds),
+            backbone=backbone,
+            weights=weights,
+            image_size=_size(image_size),
+            eval_size=_size(eval_size),
+            options=_settings(settings or []),
+        )
+        _run(Work(plan, products, out, cache or out / "features"), jobs)
+
+
+def _run(work: Work, jobs: int | None) -> None:
+    from ..bench.benchmark import REPORT
+    from ..bench.benchmark import benchmark as run
+
+    with _units(work) as (told, done):
+        found = run(work, command=_command(), jobs=jobs or os.cpu_count() or 1, told=told, done=done)
+    _print_summary(found)
+    say(f"The report: {work.out / REPORT}")
+
+
+def _command() -> str:
+    return shlex.join(["moleflow", *sys.argv[1:]])
+
+
+def _streams(
+    dataset: Dataset, scenario: str, stream: Path | None, order: str | None, orders: int
+) -> tuple[Sequence[Stream], dict[str, Product]]:
+    from ..bench.benchmark import used
+    from ..bench.streams import streams_for, streams_from_yaml
+
+    if stream is not None:
+        if order is not None:
+            raise ConfigError("expected --stream or --order, got both: a stream has its order already")
+        streams = streams_from_yaml(stream, dataset)
+    else:
+        chosen = None if order is None else _words(order)
+        streams = streams_for(dataset, scenario, order=chosen, seeds=range(orders))
+    return streams, used(dataset, streams)
+
+
+def _plain(dataset: Dataset, product: str) -> list[Stream]:
+    from ..bench.streams import streams_for
+
+    return streams_for(dataset, "plain", order=[product])
+
+
+def _methods(text: str) -> tuple[str, ...]:
+    from ..bench.methods import METHODS
+
+    return tuple(METHODS) if text == "all" else _among(text, METHODS, "method")
+
+
+def _among(text: str, known: Any, what: str) -> tuple[str, ...]:
+    names = _words(text)
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown {what} {name!r}; known are {', '.join(known)}")
+    return names
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(word.strip() for word in text.split(",") if word.strip()))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise ConfigError(f"expected seeds such as 0,1,2, got {text!r}") from None
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    return None if text is None else as_image_size(text)
+
+
+def _settings(pairs: Sequence[str]) -> dict[str, Any]:
+    """KEY=VALUE, the values in YAML: 200, 0.5, true, null, [224, 224], random."""
+    import yaml
+
+    table = {}
+    for pair in pairs:
+        key, sign, value = pair.partition("=")
+        if not sign or not key.strip():
+            raise ConfigError(f"expected KEY=VALUE such as training.steps=200, got {pair!r}")
+        try:
+            table[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{pair!r}: expected a number, a word, true, false, null or a list") from error
+    return table
+
+
+def _check(dataset: Dataset) -> None:
+    from ..data.layouts import check_dataset
+
+    table = new_table("product", "train", "good", "defective", "masks", numbers=3)
+    for product in dataset.products.values():
+        bad = sum(item.label for item in product.test)
+        counts = len(product.train), len(product.test) - bad, bad
+        table.add_row(product.name, *map(str, counts), "yes" if product.has_masks else "no")
+    say(f"{dataset.root}: {dataset.layout}, {dataset.licence}")
+    new_screen().print(table)
+    problems = check_dataset(dataset)
+    for problem in problems:
+        say(str(problem))
+    if problems:
+        raise DatasetError(f"{dataset.root}: {len(problems)} problems")
+    say("nothing wrong was found")
+
+
+@contextmanager
+def _units(work: Work) -> Iterator[tuple[Any, Any]]:
+    """Two functions: one is told of features, one of finished units; bars where somebody watches."""
+    total = sum(1 for _ in work.plan.units())
+    screen = new_screen(to_stderr=True)
+    if not screen.is_terminal:
+        begun: set[str] = set()
+
+        def say_features(what: str, done: int, count: int) -> None:
+            if what not in begun:
+                begun.add(what)
+                complain(f"features of {what}: {count} images ...")
+
+        finished = [0]
+
+        def say_unit(unit: Unit) -> None:
+            finished[0] += 1
+            complain(f"{finished[0]} of {total}: {_about(work, unit)}")
+
+        yield say_features, say_unit
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=screen, transient=True) as progress:
+        features = progress.add_task("features", total=None, visible=False)
+        units = progress.add_task("benchmark", total=total)
+
+        def show_features(what: str, done: int, count: int) -> None:
+            progress.update(
+                features, description=f"features of {what}", completed=done, total=count, visible=done < count
+            )
+
+        def show_unit(unit: Unit) -> None:
+            progress.update(units, advance=1, description=_about(work, unit))
+
+        yield show_features, show_unit
+
+
+def _about(work: Work, unit: Unit) -> str:
+    stream = work.plan.streams[unit.stream]
+    return f"{unit.entry}, {stream.name}, seed {unit.seed}, {' + '.join(stream.tasks[unit.step].products)}"
+
+
+def _print_summary(found: dict[str, Any]) -> None:
+    table = new_table(
+        "method",
+        "image AUROC",
+        "pixel AP",
+        "AUPRO",
+        "forgetting",
+        "routed right",
+        "unchanged",
+        "kB a task",
+        numbers=7,
+    )
+    for entry, summary in found["summary"].items():
+        routed = summary["continual"]["routed"]
+        right = summary["shares"]["routing_good"]["mean"], summary["shares"]["routing_defective"]["mean"]
+        size = summary["bytes_per_task"]["mean"]
+        table.add_row(
+            found["titles"][entry],
+            _pm(routed["image_auroc"]["acc"]),
+            _pm(routed["pixel_ap"]["acc"]),
+            _pm(routed["aupro_30"]["acc"]),
+            _pm(routed["image_auroc"]["fm"]),
+            "–" if None in right else f"{right[0]:.3f} / {right[1]:.3f}",
+            "yes" if summary["isolated"] else "no",
+            "–" if size is None else f"{size / 1e3:.0f}",
+        )
+    new_screen().print(table)
+    say("Mean ± standard deviation over streams and seeds; the product found by the method where it can.")
+
+
+def _pm(spread: dict[str, Any]) -> str:
+    if spread["mean"] is None:
+        return "–"
+    return f"{spread['mean']:.3f}" + ("" if spread["sd"] is None else f" ± {spread['sd']:.3f}")

@@ -1,0 +1,99 @@
+"""Features on disk: the backbone sees every image once, whatever is learned from it afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+
+from ..errors import ImageError
+from .extractor import Extractor
+
+BATCH = 8
+Progress = Callable[[int, int], None]  # images done, images in all
+
+
+class FeatureCache:
+    """Features of lists of images, float16, one memory-mapped file for each list.
+
+    A file's name is a hash over the backbone (weights, layers, image size) and the images' paths, sizes,
+    times of change and alterations: other images or another backbone never meet old features. Files are
+    written beside their place and renamed, so that a killed run leaves none half done.
+
+    Args:
+        folder: where the files lie; made when it is missing.
+        extractor: the backbone. Its 32-bit features are rounded to 16 bits for every reader alike.
+    """
+
+    def __init__(self, folder: str | Path, extractor: Extractor) -> None:
+        self.folder, self.extractor = Path(folder), extractor
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def features(
+        self,
+        sources: Sequence[tuple[Path, str]],
+        read: Callable[[int], np.ndarray],
+        *,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Features (N, h, w, D) float16 of N images; written first where they are not on disk yet.
+
+        Args:
+            sources: path and alteration ("" for none) of every image, for the file's name.
+            read: image i, uint8 (h, w, 3) RGB at the extractor's size.
+            progress: told while features are computed.
+
+        Raises:
+            ImageError: from `read`, or a feature that 16 bits cannot hold.
+        """
+        path = self.folder / f"{self._key(sources)}.npy"
+        if not path.exists():
+            with FileLock(f"{path}.lock"):
+                if not path.exists():
+                    self._write(path, len(sources), read, progress)
+        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+    def holds(self, sources: Sequence[tuple[Path, str]]) -> bool:
+        """Whether these images' features are on disk."""
+        return (self.folder / f"{self._key(sources)}.npy").exists()
+
+    def _key(self, sources: Sequence[tuple[Path, str]]) -> str:
+        told = hashlib.sha256(json.dumps(self.extractor.describe(), sort_keys=True).encode())
+        for path, alteration in sources:
+            found = path.stat()
+            line: list[Any] = [str(path.absolute()), found.st_size, found.st_mtime_ns, alteration]
+            told.update(json.dumps(line).encode())
+        return told.hexdigest()[:32]
+
+    def _write(
+        self, path: Path, count: int, read: Callable[[int], np.ndarray], progress: Progress | None
+    ) -> None:
+        extractor = self.extractor
+        part = path.with_suffix(f".{os.getpid()}.part")
+        try:
+            shape = (count, *extractor.grid, extractor.dim)
+            target = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+            for start in range(0, count, BATCH):
+                images = [read(i) for i in range(start, min(start + BATCH, count))]
+                found = extractor.features(extractor.stack(images)).cpu().half()
+                if not torch.isfinite(found).all():
+                    raise ImageError(
+                        f"images {start} to {start + len(images) - 1}: expected features that 16 bits can "
+                        "hold, found larger ones or none"
+                    )
+                target[start : start + len(images)] = found.numpy()
+                if progress:
+                    progress(start + len(images), count)
+            target.flush()
+            del target
+            os.replace(part, path)
+        finally:
+            part.unlink(missing_ok=True)

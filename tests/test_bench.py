@@ -1,0 +1,348 @@
+"""The bench from images to results: units, resuming, processes, streams, every layout, every scenario."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from moleflow.bench import methods, results, unit
+from moleflow.bench.benchmark import benchmark, used
+from moleflow.bench.methods.base import Inspection
+from moleflow.bench.plan import Plan, Variant, Work
+from moleflow.bench.runner import run
+from moleflow.bench.streams import Stream, Task, streams_for
+from moleflow.cli import app
+from moleflow.data.factory import write_product
+from moleflow.data.layouts import MVTEC_OBJECTS, MVTEC_TEXTURES, read_dataset
+from moleflow.errors import BenchError, ConfigError
+from trees import TREES
+
+SIZE = 64
+QUICK = {
+    "flow.hidden": 16,
+    "flow.dia.hidden": 16,
+    "training.steps": 2,
+    "training.base_steps": 2,
+    "training.patches": 128,
+    "scoring.cells": {"side": 2, "rank": 4, "mean_side": 4, "ridge": 0.3},
+    "scoring.folds": 2,
+}
+
+
+@pytest.fixture(scope="session")
+def tree(tmp_path_factory):
+    """Three procedural products in MVTec AD's layout."""
+    root = tmp_path_factory.mktemp("bench") / "data"
+    for product in ("gear", "wood", "bottle_cap"):
+        write_product(product, root, train=10, test_good=3, test_defective=4, size=SIZE)
+    return root
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("features")
+
+
+@pytest.fixture
+def work(tree, cache, tmp_path):
+    """A benchmark of some methods: `work("moleflow", "padim")`."""
+
+    def make(*entries, streams=None, out="out", data=tree, **options):
+        dataset = read_dataset(data)
+        chosen = tuple(streams or streams_for(dataset, "plain"))
+        plan = Plan(
+            {name: Variant(name) for name in entries},
+            chosen,
+            **{"seeds": (0,), "image_size": (SIZE, SIZE), "eval_size": (32, 32), "options": QUICK} | options,
+        )
+        return Work(plan, used(dataset, chosen), tmp_path / out, cache)
+
+    return make
+
+
+def outcome(work):
+    """Every file that may hold no trace of time or of interruptions."""
+    results.write(work, "command")
+    return {name: (work.out / name).read_bytes() for name in ("results.json", "results.csv")}
+
+
+def test_isolated_methods_keep_every_bit_and_sequential_ones_do_not(work):
+    job = work("moleflow", "task-separated", "padim", "fine-tuning")
+    assert run(job) == {}
+    found = results.collect(job)
+    isolated = {entry: summary["isolated"] for entry, summary in found["summary"].items()}
+    assert isolated == {"moleflow": True, "task-separated": True, "padim": True, "fine-tuning": False}
+    for entry in ("moleflow", "task-separated", "padim"):
+        assert found["summary"][entry]["continual"]["oracle"]["image_auroc"]["fm"]["mean"] == 0
+    for one in found["runs"]:
+        matrix = one["matrices"]["oracle"]["image_auroc"]
+        assert [[value is not None for value in row] for row in matrix] == [
+            [True, False, False],
+            [True, True, False],
+            [True, True, True],
+        ]
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(work, monkeypatch):
+    entries = ("moleflow", "joint", "replay", "ewc")
+    whole = work(*entries)
+    assert run(whole) == {}
+    parts = work(*entries, out="parts")
+    genuine, left = unit.write_json, [5]
+
+    def interrupted(path, value):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        genuine(path, value)
+
+    for writes in (3, 8, 13):  # two files a unit: between units, and between the two files of one
+        left[0] = writes
+        monkeypatch.setattr(unit, "write_json", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(parts)
+    monkeypatch.setattr(unit, "write_json", genuine)
+    done = []
+    assert run(parts, done=done.append) == {}
+    assert len(done) == len(list(parts.plan.units()))
+    assert outcome(parts) == outcome(whole)
+    assert run(parts, done=done.append) == {}  # nothing is left to do, and all of it is told
+    assert len(done) == 2 * len(list(parts.plan.units()))
+
+
+def test_side_by_side_is_as_one_after_the_other(work):
+    one = work("moleflow", "padim")
+    two = work("moleflow", "padim", out="two")
+    assert run(one) == {} == run(two, jobs=2)
+    assert outcome(one) == outcome(two)
+
+
+def test_an_unnamed_task_gets_an_expert_for_each_product_found(tmp_path, cache):
+    for product in ("gear", "circuit_board", "wood"):
+        write_product(product, tmp_path / "data", train=16, test_good=3, test_defective=4, size=128)
+    dataset = read_dataset(tmp_path / "data")
+    streams = (Stream("pair", (Task(("circuit_board", "gear"), named=False), Task(("wood",)))),)
+    plan = Plan({"moleflow": Variant("moleflow")}, streams, (0,), image_size=(128, 128), options=QUICK)
+    job = Work(plan, dataset.products, tmp_path / "out", cache)
+    assert run(job) == {}
+    (chain,) = results.read_chains(job)
+    experts = chain.steps[-1]["experts"]
+    assert sorted(experts.values()) == ["circuit_board", "gear", "wood"]
+    assert {"circuit_board", "gear"}.isdisjoint(experts)  # what an expert is called says nothing
+    for record in chain.steps[-1]["products"].values():
+        assert record["routing_good"] == record["routing_defective"] == 1
+    assert chain.isolated()
+
+
+def test_a_folder_belongs_to_one_benchmark(work):
+    assert run(work("padim")) == {}
+    with pytest.raises(BenchError, match=r"one with other .*seeds"):
+        run(work("padim", seeds=(1,)))
+
+
+def test_a_failing_method_does_not_stop_the_others(work, monkeypatch):
+    class Broken(methods.METHODS["padim"]):
+        name = "broken"
+
+        def learn_part(self, pictures, progress):
+            raise BenchError("it broke")
+
+    monkeypatch.setitem(methods.METHODS, "broken", Broken)
+    job = work("broken", "padim")
+    with pytest.raises(BenchError, match=r"1 units failed.*broken, plain, seed 0, step 1: it broke"):
+        benchmark(job, command="moleflow benchmark")
+    found = json.loads((job.out / "results.json").read_text())
+    assert [one["entry"] for one in found["runs"] if one["complete"]] == ["padim"]
+
+
+def test_left_out_products_are_tried(work):
+    job = work("moleflow", "padim", "fine-tuning")
+    assert run(job) == {}
+    found = {one["entry"]: one["rejected"] for one in results.collect(job)["runs"]}
+    assert found["fine-tuning"] is None
+    for entry in ("moleflow", "padim"):
+        assert sorted(found[entry]) == ["bottle_cap", "gear", "wood"]
+        assert all(0 <= share <= 1 for share in found[entry].values())
+
+
+def test_costs_are_those_of_the_state(work):
+    job = work("moleflow", "padim", "fine-tuning", "joint")
+    assert run(job) == {}
+    costs = {one["entry"]: one for one in results.collect(job)["runs"]}
+    assert costs["padim"]["shared_bytes"] == 0
+    assert costs["fine-tuning"]["bytes_per_task"] == [0, 0, 0]
+    assert costs["moleflow"]["shared_bytes"] > 0
+    for entry in ("moleflow", "padim"):
+        own = costs[entry]
+        assert own["bytes"] == own["shared_bytes"] + sum(own["bytes_per_task"])
+    assert costs["joint"]["kept_bytes"] > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"entries": {"x": Variant("nobody")}}, "unknown method 'nobody'"),
+        ({"entries": {"../x": Variant("padim")}}, "cannot be the name of a folder"),
+        ({"entries": {}}, "at least one method"),
+        ({"seeds": ()}, "at least one seed"),
+        ({"options": {"training.stepz": 1}}, "no option 'training.stepz'"),
+        ({"options": {"ewc.power": 1}, "entries": {"ewc": Variant("ewc")}}, "unknown option 'power'"),
+        ({"options": {"joint.x": 1}, "entries": {"joint": Variant("joint")}}, "no options of its own"),
+    ],
+)
+def test_plans_refuse_what_cannot_run(change, said):
+    plan = Plan({"padim": Variant("padim")}, (Stream("s", (Task(("a",)),)),))
+    with pytest.raises(ConfigError, match=said):
+        replace(plan, **change)
+
+
+def test_options_reach_the_line_and_the_method():
+    plan = Plan(
+        {"ewc": Variant("ewc", {"training.steps": 7})},
+        (Stream("s", (Task(("a",)),)),),
+        options={"training.steps": 5, "training.base_steps": 6, "ewc.strength": 2.0},
+    )
+    assert (plan.config("ewc").training.steps, plan.config("ewc").training.base_steps) == (7, 6)
+    assert plan.own("ewc") == {"strength": 2.0}
+
+
+def test_figures_of_a_step_are_measured_once_for_the_same_maps(work, monkeypatch):
+    measured = []
+    genuine = unit.measure
+
+    def counted(products, inspections, size):
+        measured.append(tuple(product.name for product in products))
+        return genuine(products, inspections, size)
+
+    monkeypatch.setattr(unit, "measure", counted)
+    job = work("padim", leave_out=False)
+    assert run(job) == {}
+    chain = results.read_chains(job)[0]
+    assert all(r["routing_good"] == r["routing_defective"] == 1 for r in chain.steps[-1]["products"].values())
+    assert sorted(names for names in measured if len(names) == 1) == [("bottle_cap",), ("gear",), ("wood",)]
+
+
+def test_the_product_given_corrects_what_the_router_sent_astray(work, monkeypatch):
+    """With a router that always says wood, the oracle view still judges every product as itself."""
+    astray = work("padim")
+    genuine = methods.METHODS["padim"].inspect
+
+    def inspect(self, pictures, task=None):
+        for found in genuine(self, pictures, task or "bottle_cap"):
+            yield found if task else replace_task(found, "bottle_cap")
+
+    def replace_task(found, name):
+        return Inspection(name, True, found.score, found.patch_map)
+
+    right = work("padim", out="right")
+    assert run(right) == {}
+    monkeypatch.setattr(methods.METHODS["padim"], "inspect", inspect)
+    assert run(astray) == {}
+    given, found = (results.collect(job)["runs"][0] for job in (right, astray))
+    assert given["matrices"]["oracle"] == found["matrices"]["oracle"]
+    assert found["products"]["wood"]["routing_good"] == 0
+    assert found["matrices"]["routed"]["image_auroc"] != given["matrices"]["routed"]["image_auroc"]
+
+
+# Layouts and scenarios
+
+
+def cli(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize("layout", TREES)
+def test_every_layout_runs_end_to_end(layout, tmp_path):
+    root = TREES[layout][0](tmp_path / "data")
+    quick = [word for key, value in QUICK.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    done = cli(
+        "benchmark", root, "--methods", "moleflow,padim", "--seeds", "0", "--image-size", "64", "--jobs", "1",
+        "--out", tmp_path / "out", *quick,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out" / "results.json").read_text())
+    for one in found["runs"]:
+        for record in one["products"].values():
+            assert None not in record["oracle"].values()
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+
+
+@pytest.fixture(scope="session")
+def fifteen(tmp_path_factory):
+    """A tree with the names of MVTec AD's products, each a plain colour with a texture of its own."""
+    root = tmp_path_factory.mktemp("fifteen")
+    rng = np.random.default_rng(0)
+    for name in (*MVTEC_TEXTURES, *MVTEC_OBJECTS):
+        colour, grain = rng.integers(40, 215, 3), rng.integers(2, 40)
+        for part, count in (("train/good", 3), ("test/good", 2), ("test/dent", 2)):
+            for i in range(count):
+                picture = np.clip(colour + rng.normal(0, grain, (32, 32, 3)), 0, 255).astype(np.uint8)
+                if "dent" in part:
+                    picture[8:16, 8:16] = 255 - picture[8:16, 8:16]
+                    mark = np.zeros((32, 32), np.uint8)
+                    mark[8:16, 8:16] = 255
+                    save(root / name / "ground_truth" / "dent" / f"{i:03}_mask.png", mark)
+                save(root / name / part / f"{i:03}.png", picture)
+    return root
+
+
+def save(path, pixels):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "streams", "tasks"), [("A", 1, 5), ("B", 1, 15), ("C", 5, 15), ("D", 3, 15)]
+)
+def test_scenarios_of_fifteen_products(scenario, streams, tasks, fifteen, cache, tmp_path):
+    dataset = read_dataset(fifteen)
+    chosen = tuple(streams_for(dataset, scenario))
+    assert [len(stream.tasks) for stream in chosen] == [tasks] * streams
+    # The whole of one stream, and of the others their first two tasks: they differ in nothing but order.
+    short = (chosen[0], *(Stream(one.name, one.tasks[:2]) for one in chosen[1:]))
+    plan = Plan(
+        {"padim": Variant("padim")}, short, (0,), image_size=(32, 32), eval_size=(16, 16), options=QUICK
+    )
+    job = Work(plan, used(dataset, short), tmp_path / "out", cache)
+    assert run(job) == {}
+    found = results.collect(job)
+    assert [one["complete"] for one in found["runs"]] == [True] * streams
+    matrix = found["runs"][0]["matrices"]["routed"]["image_auroc"]
+    assert np.shape(matrix) == (tasks, tasks)
+
+
+# The command
+
+
+def test_check_says_what_is_wrong(tree, tmp_path):
+    assert "nothing wrong was found" in cli("benchmark", tree, "--check").output
+    damaged = shutil.copytree(tree, tmp_path / "damaged")
+    twin = next((damaged / "gear" / "train" / "good").iterdir())
+    shutil.copy(twin, damaged / "gear" / "test" / "good" / "twin.png")
+    done = cli("benchmark", damaged, "--check")
+    assert done.exit_code == 1
+    assert "twin.png: the same image is learned from" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--methods", "nobody"), "unknown method 'nobody'; known are moleflow"),
+        (("--scenario", "A"), "expected 15 products, found 3"),
+        (("--scenario", "Z"), "unknown scenario 'Z'"),
+        (("--seeds", "a"), "expected seeds such as 0,1,2"),
+        (("--set", "training.steps"), "expected KEY=VALUE"),
+        (("--set", "nothing.at.all=1"), "no option 'nothing.at.all'"),
+        (("--order", "gear,lid"), "unknown product 'lid'"),
+        (("--stream", "absent.yaml"), "absent.yaml"),
+    ],
+)
+def test_wrong_wishes_are_refused_in_a_sentence(tree, tmp_path, arguments, said):
+    done = cli("benchmark", tree, "--out", tmp_path / "out", *arguments)
+    assert done.exit_code == 1
+    assert said in done.output
+    assert not (tmp_path / "out").exists()
