@@ -10,6 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from moleflow.bench import methods, results, unit
+from moleflow.bench.ablation import ABLATIONS, FLOW_ALONE, FULL
 from moleflow.bench.benchmark import benchmark, used
 from moleflow.bench.methods.base import Inspection
 from moleflow.bench.plan import Plan, Variant, Work
@@ -246,6 +247,22 @@ def test_the_product_given_corrects_what_the_router_sent_astray(work, monkeypatc
     assert given["matrices"]["oracle"] == found["matrices"]["oracle"]
     assert found["products"]["wood"]["routing_good"] == 0
     assert found["matrices"]["routed"]["image_auroc"] != given["matrices"]["routed"]["image_auroc"]
+
+
+def test_every_ablation_learns_resumes_and_reports(tree, cache, tmp_path):
+    dataset = read_dataset(tree)
+    streams = (Stream("two", (Task(("gear",)), Task(("wood",)))),)
+    for name, table in (("all", ABLATIONS), ("flow", FLOW_ALONE)):
+        plan = Plan(table, streams, (0,), image_size=(SIZE, SIZE), eval_size=(32, 32), options=QUICK)
+        found = benchmark(Work(plan, dataset.products, tmp_path / name, cache), command="moleflow ablate")
+        assert all(one["complete"] for one in found["runs"])
+        # Every row is another density and none gives the full method's very scores, but for the one that
+        # changes the router alone.
+        told = {
+            chain.entry: [record["oracle"]["digest"] for record in chain.steps[-1]["products"].values()]
+            for chain in results.read_chains(Work(plan, dataset.products, tmp_path / name, cache))
+        }
+        assert {row for row in told if told[row] == told[FULL]} <= {FULL, "covariance per product"}
 
 
 # Layouts and scenarios

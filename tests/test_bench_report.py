@@ -8,12 +8,12 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from moleflow.bench import charts
-from moleflow.bench.charts import Axis, Point, Series
 from moleflow.bench.figures import NAMES
-from moleflow.bench.published import PRODUCTS, PUBLISHED, dataset_of, published_for
-from moleflow.bench.report import Gallery, build, write_report
+from moleflow.bench.report import Gallery, build, charts, write_report, write_sweep_report
+from moleflow.bench.report.charts import Axis, Point, Series
+from moleflow.bench.report.published import PRODUCTS, PUBLISHED, dataset_of, published_for
 from moleflow.bench.results import SHARES, Chain, spread, summarise
+from moleflow.bench.sweep import Space, _judged
 from moleflow.config import LineConfig, override, to_dict
 from moleflow.report import Card, Picture, mask_uri, number
 
@@ -386,6 +386,155 @@ def test_cost_is_per_product_also_where_a_task_has_several():
     assert row["all at the end"] == "1.4 MB"
     assert row["seconds to learn a task"].split()[0] == "3.0"
     assert row["ms an image"] == "12.0"
+
+
+def test_notes_stand_beside_the_paper_and_random_weights_are_marked():
+    results, times = make_results()
+    before = build(results, times)
+    results["notes"] = {"bank": ["half the coreset"], "dne": ["random weights", "3 epochs"], "moleflow": []}
+    text = build(results, times)
+    rows = Parsed(text).rows("method", "from", "as run here")
+    assert [rows[f"{e} title"]["as run here"] for e in FOUR] == [
+        "",
+        "half the coreset",
+        "",
+        "random weights; 3 epochs",
+    ]
+    assert [name for name in Parsed(text).rows("method", "isolated") if "†" in name] == ["dne title †"]
+    assert "† A network" in text
+    assert "†" not in before
+    assert "as run here" not in before
+
+
+def test_what_sets_single_flows_apart_is_said_where_there_are_any():
+    results, times = make_results()
+    assert "single flow" not in build(results, times)
+    results["plan"]["entries"]["finetune"]["method"] = "fine-tuning"
+    assert "single flow for all products (finetune title) learn from all good images" in build(results, times)
+
+
+# The page of a sweep
+
+SPACE = {
+    "flow.dia": [None, {"blocks": 2, "hidden": 64}],
+    "flow.couplings": [2, 4, 6],
+    "training.noise": {"low": 0.01, "high": 0.1, "log": True},
+}
+
+
+def make_found(count=24, *, oracle=True, failed=()):
+    """What a sweep gives for made-up figures: the criterion follows the couplings, the oracle mostly too."""
+    rng, trials = np.random.default_rng(3), []
+    for i in range(count):
+        couplings = SPACE["flow.couplings"][i % 3]
+        options = {
+            "flow.dia": SPACE["flow.dia"][i // 3 % 2],
+            "flow.couplings": couplings,
+            "training.noise": float(10 ** rng.uniform(-2, -1)),
+        }
+        criterion = None if i in failed else 0.7 + 0.03 * couplings + float(rng.uniform(-0.02, 0.02))
+        test = 0.6 + 0.03 * couplings + float(rng.uniform(-0.04, 0.04))
+        value = test if oracle and i not in failed else None
+        own = {name: None if criterion is None else criterion for name in NAMES}
+        trials.append(
+            {
+                "options": options,
+                "criterion": criterion,
+                "oracle": value,
+                "figures": {"synthetic": own} | ({"oracle": dict.fromkeys(NAMES, value)} if oracle else {}),
+                "seeds": [{"seed": 0, "criterion": criterion, "oracle": value}],
+                "errors": ["seed 0, step 1: TrainingError: not finite"] if i in failed else [],
+            }
+        )
+    found = {
+        "method": "moleflow",
+        "products": list(THREE),
+        "space": Space.from_dict(SPACE).to_dict(),
+        "combinations": None,
+        "sampler": "tpe",
+        "criterion": "balanced",
+        "metrics": ["image_auroc", "pixel_ap"],
+        **{"learning_seeds": [0], "seed": 0, "share": 0.25, "base_options": {"training.steps": 50}},
+        "trials": trials,
+        **_judged(trials),
+    }
+    return json.loads(json.dumps(found))
+
+
+def sweep_page(folder, found, command="moleflow sweep <data>"):
+    write_sweep_report(folder / "sweep.html", found, command)
+    return (folder / "sweep.html").read_text(encoding="utf-8")
+
+
+def test_sweep_page_says_what_was_chosen_and_what_that_lost(tmp_path):
+    found = make_found()
+    text = sweep_page(tmp_path, found)
+    parsed = Parsed(text)
+    for said in (
+        charts.signed(found["loss"]),
+        number(found["best"]["oracle"]),
+        number(found["rank_correlation"], 2),
+        "the mean of image AUROC and pixel AP",
+        "moleflow sweep <data>",
+        "training.steps",
+        "torch",
+    ):
+        assert said in parsed.text, said
+    place = 1 + max(range(24), key=lambda i: found["trials"][i]["criterion"])
+    ideal = 1 + max(range(24), key=lambda i: found["trials"][i]["oracle"])
+    assert place != ideal
+    chosen = f"chosen, best by criterion ({place})"
+    tried = parsed.rows("option", "tried", chosen, f"best by test figure ({ideal})")
+    assert tried["flow.dia"]["tried"] == "left out; blocks 2, hidden 64"
+    assert tried["training.noise"]["tried"] == "0.01 to 0.1, by its logarithm"
+    assert tried["flow.couplings"][chosen] == str(found["best"]["options"]["flow.couplings"])
+    figures = parsed.rows("test figure", "image AUROC")
+    assert figures[f"best by test figure, trial {ideal}"]["test figure"] == number(
+        found["best_by_oracle"]["oracle"]
+    )
+    assert f"<title>best by criterion: {found['best']['oracle']:.3f}</title>" in text
+    assert len(parsed.rows("trial", "options", "criterion", "test figure")) == 24
+    assert not re.search(r"https?:|//|@import|url\(|<script|<link", text)
+    assert not re.search(r"\bnan\b|\binf\b|None", parsed.text)
+
+
+def test_sweep_page_has_means_by_value_largest_effect_first(tmp_path):
+    found = make_found()
+    parsed = Parsed(sweep_page(tmp_path, found))
+    effects = parsed.rows("option", "spread, criterion", "best value, test figure")
+    assert next(iter(effects)) == "flow.couplings"
+    assert effects["flow.couplings"]["best value, criterion"] == "6"
+    (table,) = (t for t in parsed.tables if [c.strip() for c in t[0]][:3] == ["option", "value", "trials"])
+    rows = [[cell.strip() for cell in row] for row in table[1:]]
+    for value in (2, 4, 6):
+        own = [t for t in found["trials"] if t["options"]["flow.couplings"] == value]
+        (row,) = (r for r in rows if r[:2] == ["flow.couplings", str(value)])
+        assert row[2] == "8"
+        assert row[3].split()[0] == number(np.mean([t["criterion"] for t in own]))
+        assert row[4].split()[0] == number(np.mean([t["oracle"] for t in own]))
+    bins = [int(r[2]) for r in rows if r[0] == "training.noise"]
+    assert bins == [6, 6, 6, 6]
+
+
+def test_sweep_page_without_oracle_and_with_failures(tmp_path):
+    parsed = Parsed(sweep_page(tmp_path, make_found(oracle=False, failed=(4, 5))))
+    assert "2 of 24 trials failed" in parsed.text
+    assert "trial 5" in parsed.text
+    assert "The labelled test images were not looked at" in parsed.text
+    assert "Lost by choosing without labels" not in parsed.text
+    assert "None" not in parsed.text
+    with pytest.raises(AssertionError):
+        parsed.rows("spread, test figure")
+
+
+def test_sweep_page_of_one_trial_and_escaped_names(tmp_path):
+    bad = '<img src=x onerror="a">&'
+    found = make_found(1)
+    found["products"], found["trials"][0]["errors"] = [bad], [bad]
+    text = sweep_page(tmp_path, found, bad)
+    assert "<img src=x" not in text
+    assert "chosen, best by both (1)" in Parsed(text).text
+    assert "How much each option matters" not in text
 
 
 # Charts

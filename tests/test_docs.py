@@ -63,13 +63,17 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bottle_cap", folder / "again", train=IMAGES, test_good=0, test_defective=0, size=96
     )
     (again / "train" / "good").rename(folder / "photos" / "bottle" / "new")
+    for product in ("gear", "wood"):
+        write_product(
+            product, folder / "datasets" / "products", train=8, test_good=2, test_defective=2, size=64
+        )
     return folder
 
 
 @pytest.fixture
 def shop(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder of its own for one page, with the photographs in it."""
-    for name in ("photos", "belt"):
+    for name in ("photos", "belt", "datasets"):
         (tmp_path / name).symlink_to(photos / name, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

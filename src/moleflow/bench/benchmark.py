@@ -21,7 +21,13 @@ REPORT = "report.html"
 
 
 def benchmark(
-    work: Work, *, command: str, jobs: int = 1, told: Told | None = None, done: Done | None = None
+    work: Work,
+    *,
+    command: str,
+    jobs: int = 1,
+    device: str = "cpu",
+    told: Told | None = None,
+    done: Done | None = None,
 ) -> dict[str, Any]:
     """Runs what is missing of a plan and writes results.json, results.csv, timings.json and report.html.
 
@@ -29,6 +35,7 @@ def benchmark(
         work: plan, data and folders.
         command: what was typed, for the report.
         jobs: processes side by side.
+        device: where the backbone computes features.
         told: hears of features being computed.
         done: hears of every finished unit.
 
@@ -38,7 +45,7 @@ def benchmark(
     Raises:
         BenchError: the folder holds another benchmark, or units failed; what the others found is written.
     """
-    failed = run(work, jobs=jobs, told=told, done=done)
+    failed = run(work, jobs=jobs, device=device, told=told, done=done)
     found = results.write(work, command)
     write_report(work.out / REPORT, found, results.timings(work, command), galleries=galleries(work))
     if failed:

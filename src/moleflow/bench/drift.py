@@ -65,6 +65,11 @@ class Distortion:
         """For caches: changes with the strength."""
         return f"{self.name}({', '.join(f'{value:g}' for value in _strength(self.kind, self.step))})"
 
+    @property
+    def makes_defects(self) -> bool:
+        """Never: it moves and colours what is there."""
+        return False
+
     def image(self, image: Image, item: Item) -> Image:
         """The distorted image, uint8 (H, W, 3) of the same size."""
         return distort(image, self.kind, self.step, _seed(item))

@@ -6,7 +6,8 @@ defect. Everything behind this file sees the altered image and mask alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -29,6 +30,11 @@ class Alteration(Protocol):
     @property
     def key(self) -> str:
         """Names the change, for caches."""
+        ...
+
+    @property
+    def makes_defects(self) -> bool:
+        """Whether it puts a defect into a good image, so that its mask needs none on disk."""
         ...
 
     def image(self, image: np.ndarray, item: Item) -> np.ndarray:
@@ -71,7 +77,12 @@ def item_mask(item: Item, shape: tuple[int, int] | None) -> Mask:
 def has_masks(product: Product) -> bool:
     """Whether every defective test image says where its defect is."""
     defective = [item for item in product.test if item.label]
-    return bool(defective) and all(item.masks or _alteration(item) is not None for item in defective)
+    return bool(defective) and all(_has_mask(item) for item in defective)
+
+
+def _has_mask(item: Item) -> bool:
+    alteration = _alteration(item)
+    return bool(item.masks) or (alteration is not None and alteration.makes_defects)
 
 
 class Shelf:
@@ -96,6 +107,18 @@ class Shelf:
     def holds(self, product: Product, part: Part) -> bool:
         """Whether the features are there already."""
         return self.cache.holds(_sources(product.train if part == "train" else product.test))
+
+
+def mark(products: Mapping[str, Product]) -> str:
+    """A hash over which images there are, and which are changed how."""
+    told = hashlib.sha256()
+    for name, product in products.items():
+        told.update(f"{name}\n".encode())
+        for item in (*product.train, *product.test):
+            alteration = _alteration(item)
+            change = "" if alteration is None else alteration.key
+            told.update(f"{item.split} {item.path.name} {item.kind} {change}\n".encode())
+    return told.hexdigest()[:12]
 
 
 def _alteration(item: Item) -> Alteration | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +87,9 @@ class Plan:
                         yield Unit(entry, number, seed, step)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; entries with the whole of their options."""
+        """Plain JSON; entries with the whole of their options, and the version whose code learned."""
         values = asdict(self)
+        values["version"] = metadata.version("moleflow")
         values["configs"] = {name: to_dict(self.config(name)) for name in self.entries}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain

@@ -140,6 +140,7 @@ def collect(work: Work) -> dict[str, Any]:
         "titles": {entry: title_of(work.plan, entry) for entry in work.plan.entries},
         "sources": {entry: METHODS[v.method].source for entry, v in work.plan.entries.items()},
         "routes": {entry: METHODS[v.method].routes for entry, v in work.plan.entries.items()},
+        "notes": {chain.entry: chain.steps[-1]["notes"] for chain in chains},
         "runs": [chain.to_dict() for chain in chains],
         "summary": {entry: summarise(chains, entry) for entry in work.plan.entries},
     }

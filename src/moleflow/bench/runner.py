@@ -8,7 +8,6 @@ before and after a kill, with the same result.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
@@ -19,14 +18,16 @@ from ..errors import BenchError, MoleFlowError
 from ..features.cache import FeatureCache
 from ..features.extractor import Extractor
 from .files import read_json, write_json
-from .pictures import Shelf, Told
+from .pictures import Shelf, Told, mark
 from .plan import Unit, Work
 from .unit import figures_path, run_unit
 
 Done = Callable[[Unit], None]
 
 
-def run(work: Work, *, jobs: int = 1, told: Told | None = None, done: Done | None = None) -> dict[Unit, str]:
+def run(
+    work: Work, *, jobs: int = 1, device: str = "cpu", told: Told | None = None, done: Done | None = None
+) -> dict[Unit, str]:
     """Runs what is missing of a plan; returns the errors of units that failed, and of none else.
 
     A failed unit ends its chain (method, stream, seed); the others go on.
@@ -34,6 +35,7 @@ def run(work: Work, *, jobs: int = 1, told: Told | None = None, done: Done | Non
     Args:
         work: plan, data and folders.
         jobs: processes side by side; 1 runs in this one.
+        device: where the backbone computes features; methods learn on the processor.
         told: hears of features being computed.
         done: hears of every unit that is finished, also of those found finished.
 
@@ -42,7 +44,7 @@ def run(work: Work, *, jobs: int = 1, told: Told | None = None, done: Done | Non
         ImageError: an image cannot be read.
     """
     _claim(work)
-    shelf = _shelf(work)
+    shelf = _shelf(work, device)
     for product in work.products.values():
         shelf.pictures(product, "train", told=told)
         shelf.pictures(product, "test", told=told)
@@ -125,12 +127,7 @@ def _claim(work: Work) -> None:
     """Makes the folder this plan's own, or refuses another plan's."""
     work.out.mkdir(parents=True, exist_ok=True)
     path, plan = work.out / "plan.json", work.plan.to_dict()
-    images = hashlib.sha256()
-    for name, product in sorted(work.products.items()):
-        images.update(name.encode())
-        for item in (*product.train, *product.test):
-            images.update(f"{item.path.name} {item.kind} {item.label}\n".encode())
-    plan["images"] = images.hexdigest()
+    plan["images"] = mark(work.products)
     if not path.exists():
         write_json(path, plan)
         return
@@ -143,8 +140,7 @@ def _claim(work: Work) -> None:
         )
 
 
-def _shelf(work: Work) -> Shelf:
+def _shelf(work: Work, device: str = "cpu") -> Shelf:
     plan = work.plan
-    return Shelf(
-        FeatureCache(work.cache, Extractor(plan.backbone, weights=plan.weights, image_size=plan.image_size))
-    )
+    extractor = Extractor(plan.backbone, weights=plan.weights, image_size=plan.image_size, device=device)
+    return Shelf(FeatureCache(work.cache, extractor))

@@ -33,7 +33,7 @@ from ..features.extractor import Extractor
 from .figures import NAMES
 from .files import write_json
 from .methods import METHODS
-from .pictures import AlteredItem, Shelf, Told, has_masks
+from .pictures import Shelf, Told, has_masks, mark
 from .plan import Plan, Variant, Work
 from .results import mean, read_chains
 from .runner import run
@@ -215,9 +215,9 @@ class _Trials:
     marks: dict[str, str] = field(default_factory=dict)  # of the images on each side
 
     def __post_init__(self) -> None:
-        self.marks["synthetic"] = _mark(self.synthetic)
+        self.marks["synthetic"] = mark(self.synthetic)
         if self.oracle:
-            self.marks["oracle"] = _mark(self.products)
+            self.marks["oracle"] = mark(self.products)
 
     def works(self, options: Options) -> list[Work]:
         """One run for every seed on the synthetic defects, and with the oracle one on the test images."""
@@ -610,14 +610,3 @@ def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
     if len(set(a)) < 2 or len(set(b)) < 2:
         return None
     return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
-
-
-def _mark(products: Mapping[str, Product]) -> str:
-    """A hash over which images there are, and which are changed how."""
-    told = hashlib.sha256()
-    for name, product in products.items():
-        told.update(f"{name}\n".encode())
-        for item in (*product.train, *product.test):
-            change = item.alteration.key if isinstance(item, AlteredItem) and item.alteration else ""
-            told.update(f"{item.split} {item.path.name} {item.kind} {change}\n".encode())
-    return told.hexdigest()[:12]

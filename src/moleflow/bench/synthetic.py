@@ -66,6 +66,11 @@ class SyntheticDefect:
         before = "" if self.over is None else f"{self.over.key} "
         return f"{before}synthetic-{self.kind}-{self.seed}"
 
+    @property
+    def makes_defects(self) -> bool:
+        """Always."""
+        return True
+
     def image(self, image: np.ndarray, item: Item) -> np.ndarray:
         """The image, uint8 (H, W, 3), with the defect in it."""
         return self._drawn(image, item)[0]

@@ -45,6 +45,7 @@ def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
     state = method.state()
     record = {
         "experts": experts,
+        "notes": list(method.notes),
         "products": figures["products"],
         "pooled": figures["pooled"],
         "rejected": figures["rejected"],

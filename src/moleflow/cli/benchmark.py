@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,11 +33,15 @@ Cache = Annotated[
     Path | None,
     typer.Option(metavar="DIR", help="Folder for features; OUT/features by default."),
 ]
+Order = Annotated[str | None, typer.Option(metavar="P,...", help="Products to learn, in this order.")]
 Seeds = Annotated[str, typer.Option(metavar="N,...", help="Seeds, with commas between them.")]
 Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side; as many as cores by default.")]
 Backbone = Annotated[str, typer.Option(help="Backbone of the cached features.")]
 BackboneWeights = Annotated[
     str | None, typer.Option("--weights", metavar="PATH", help='Local file with its weights, or "random".')
+]
+FeatureDevice = Annotated[
+    str, typer.Option("--device", help="Where the backbone computes features: cpu, auto, cuda, mps.")
 ]
 ImageSize = Annotated[str | None, typer.Option(metavar="N|HxW", help="Size images are brought to.")]
 EvalSize = Annotated[
@@ -69,9 +74,7 @@ def benchmark(
     stream: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A stream of tasks in YAML, instead of a scenario.")
     ] = None,
-    order: Annotated[
-        str | None, typer.Option(metavar="P,...", help="Products to learn, in this order.")
-    ] = None,
+    order: Order = None,
     orders: Annotated[int, typer.Option(min=1, help="How many orders of the scenario 'orders'.")] = 5,
     drift: Annotated[
         str | None,
@@ -86,6 +89,7 @@ def benchmark(
     jobs: Jobs = None,
     backbone: Backbone = "efficientnet_lite0",
     weights: BackboneWeights = None,
+    device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
     settings: Settings = None,
@@ -121,7 +125,7 @@ def benchmark(
             eval_size=_size(eval_size),
             options=_settings(settings or []),
         )
-        _run(Work(plan, products, out, cache or out / "features"), jobs)
+        _run(Work(plan, products, out, cache or out / "features"), jobs, device)
 
 
 @app.command(
@@ -132,9 +136,7 @@ def benchmark(
 def ablate(
     data: Data,
     layout: Layout = "auto",
-    order: Annotated[
-        str | None, typer.Option(metavar="P,...", help="Products to learn, in this order.")
-    ] = None,
+    order: Order = None,
     flow_alone: Annotated[
         bool, typer.Option("--flow-alone", help="With nothing beside the flow: without cell Gaussians.")
     ] = False,
@@ -147,6 +149,7 @@ def ablate(
     jobs: Jobs = None,
     backbone: Backbone = "efficientnet_lite0",
     weights: BackboneWeights = None,
+    device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
     settings: Settings = None,
@@ -174,15 +177,111 @@ def ablate(
             eval_size=_size(eval_size),
             options=_settings(settings or []),
         )
-        _run(Work(plan, products, out, cache or out / "features"), jobs)
+        _run(Work(plan, products, out, cache or out / "features"), jobs, device)
 
 
-def _run(work: Work, jobs: int | None) -> None:
+@app.command(
+    epilog=example(
+        "moleflow sweep photos --trials 40 --eval-size 256 --out sweep",
+        "moleflow sweep photos --space options.yaml --sampler tpe --no-oracle --out sweep",
+    )
+)
+def sweep(
+    data: Data,
+    layout: Layout = "auto",
+    order: Order = None,
+    space: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Options to try, in YAML; a space of ten by default.")
+    ] = None,
+    trials: Annotated[int, typer.Option(min=1, help="Combinations to try.")] = 32,
+    sampler: Annotated[str, typer.Option(help="How they are chosen: grid, or tpe of Optuna.")] = "grid",
+    criterion: Annotated[
+        str, typer.Option(help="What the best is best at: balanced, or max_image_auroc.")
+    ] = "balanced",
+    oracle: Annotated[
+        bool, typer.Option("--oracle/--no-oracle", help="Measure the labelled test images beside it.")
+    ] = True,
+    seeds: Seeds = "0",
+    out: Out = Path("moleflow-sweep"),
+    cache: Cache = None,
+    jobs: Jobs = None,
+    backbone: Backbone = "efficientnet_lite0",
+    weights: BackboneWeights = None,
+    image_size: ImageSize = None,
+    eval_size: EvalSize = None,
+    settings: Settings = None,
+) -> None:
+    """Search the method's options, chosen without labels: by synthetic defects in held-out good images.
+
+    The labelled test images choose nothing. With --oracle they are measured beside it, so that the report
+    can say what choosing without labels cost. Writes sweep.json and sweep.html; resumes like `benchmark`.
+    """
+    with interruptible(GOES_ON):
+        from ..bench.report import write_sweep_report
+        from ..bench.sweep import Space, default_space
+        from ..bench.sweep import sweep as search
+        from ..data.layouts import read_dataset
+
+        dataset = read_dataset(data, layout=layout)
+        _, products = _streams(dataset, "plain", None, order, 1)
+        tried = default_space() if space is None else Space.from_yaml(space)
+        with _bars("sweep") as (told, show):
+            found = search(
+                tried,
+                list(products.values()),
+                out,
+                cache or out / "features",
+                trials=trials,
+                seeds=_numbers(seeds),
+                sampler=sampler,  # type: ignore[arg-type]
+                criterion=criterion,
+                oracle=oracle,
+                jobs=jobs or os.cpu_count() or 1,
+                options=_settings(settings or []),
+                backbone=backbone,
+                weights=weights,
+                image_size=_size(image_size),
+                eval_size=_size(eval_size),
+                told=told,
+                done=lambda done, total: show(done, total, "runs"),
+            )
+        write_sweep_report(out / "sweep.html", found, _command())
+    _print_sweep(found)
+    say(f"The report: {out / 'sweep.html'}")
+
+
+def _print_sweep(found: dict[str, Any]) -> None:
+    table = new_table("", "by synthetic defects", "on the labelled test images", "options", numbers=2)
+    for what, name in (("chosen", "best"), ("best with labels", "best_by_oracle")):
+        trial = found[name]
+        if trial is not None:
+            options = ", ".join(f"{key}={value}" for key, value in trial["options"].items())
+            table.add_row(what, _number(trial["criterion"]), _number(trial["oracle"]), options)
+    new_screen().print(table)
+    say(
+        f"{len(found['trials'])} trials; lost by choosing without labels {_number(found['loss'])}, "
+        f"rank correlation {_number(found['rank_correlation'])}"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
+
+
+def _run(work: Work, jobs: int | None, device: str) -> None:
     from ..bench.benchmark import REPORT
     from ..bench.benchmark import benchmark as run
 
-    with _units(work) as (told, done):
-        found = run(work, command=_command(), jobs=jobs or os.cpu_count() or 1, told=told, done=done)
+    total, finished = sum(1 for _ in work.plan.units()), count(1)
+    with _bars("benchmark") as (told, show):
+        found = run(
+            work,
+            command=_command(),
+            jobs=jobs or os.cpu_count() or 1,
+            device=device,
+            told=told,
+            done=lambda unit: show(next(finished), total, _about(work, unit)),
+        )
     _print_summary(found)
     say(f"The report: {work.out / REPORT}")
 
@@ -277,40 +376,32 @@ def _check(dataset: Dataset) -> None:
 
 
 @contextmanager
-def _units(work: Work) -> Iterator[tuple[Any, Any]]:
-    """Two functions: one is told of features, one of finished units; bars where somebody watches."""
-    total = sum(1 for _ in work.plan.units())
+def _bars(what: str) -> Iterator[tuple[Callable[[str, int, int], None], Callable[[int, int, str], None]]]:
+    """Two functions: one is told of features, one of how much is done in all; lines where nobody watches."""
     screen = new_screen(to_stderr=True)
     if not screen.is_terminal:
         begun: set[str] = set()
 
-        def say_features(what: str, done: int, count: int) -> None:
-            if what not in begun:
-                begun.add(what)
-                complain(f"features of {what}: {count} images ...")
+        def say_features(of: str, done: int, total: int) -> None:
+            if of not in begun:
+                begun.add(of)
+                complain(f"features of {of}: {total} images ...")
 
-        finished = [0]
-
-        def say_unit(unit: Unit) -> None:
-            finished[0] += 1
-            complain(f"{finished[0]} of {total}: {_about(work, unit)}")
-
-        yield say_features, say_unit
+        yield say_features, lambda done, total, about: complain(f"{done} of {total}: {about}")
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=screen, transient=True) as progress:
         features = progress.add_task("features", total=None, visible=False)
-        units = progress.add_task("benchmark", total=total)
+        whole = progress.add_task(what, total=None)
 
-        def show_features(what: str, done: int, count: int) -> None:
-            progress.update(
-                features, description=f"features of {what}", completed=done, total=count, visible=done < count
-            )
+        def show_features(of: str, done: int, total: int) -> None:
+            text = f"features of {of}"
+            progress.update(features, description=text, completed=done, total=total, visible=done < total)
 
-        def show_unit(unit: Unit) -> None:
-            progress.update(units, advance=1, description=_about(work, unit))
+        def show(done: int, total: int, about: str) -> None:
+            progress.update(whole, completed=done, total=total, description=about)
 
-        yield show_features, show_unit
+        yield show_features, show
 
 
 def _about(work: Work, unit: Unit) -> str:

@@ -141,6 +141,11 @@ class Method(ABC):
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a report has to say beside the figures: how this run departs from the paper."""
+        return ()
+
     @abstractmethod
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
         """Learns one task: good images of one product, or of several."""

@@ -141,7 +141,8 @@ class MoleFlow(TaskSeparated):
     def restore(self, state: State) -> None:
         """The base first: experts are made for it."""
         shared = {k.removeprefix("shared/"): v for k, v in state.tensors.items() if k.startswith("shared/")}
-        self.base = self._base_from(shared) if shared else None
+        # Not "if shared": a base without couplings and mixer has nothing to keep and is one all the same.
+        self.base = self._base_from(shared) if state.notes["products"] else None
         super().restore(state)
 
 

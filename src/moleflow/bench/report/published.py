@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from ..data.layouts import MVTEC_OBJECTS, MVTEC_TEXTURES
+from ...data.layouts import MVTEC_OBJECTS, MVTEC_TEXTURES
 
 PRODUCTS = {
     "mvtec": frozenset((*MVTEC_TEXTURES, *MVTEC_OBJECTS)),

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..report import Html, escaped, number
+from ...report import Html, escaped, number
 
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "var(--ink)")
 DASHES = ("none", "7 4", "2 3", "9 3 2 3")

@@ -1,0 +1,121 @@
+"""What sections ask of a benchmark's results, and the metrics they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ..figures import AUPRO_LIMITS
+from ..results import spread
+
+Spread = Mapping[str, Any]  # mean, sd, count; as `results.spread` gives it
+METRICS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "aupro_30": f"AUPRO {AUPRO_LIMITS[0]}",
+    "aupro_05": f"AUPRO {AUPRO_LIMITS[1]}",
+    "aupimo": "AUPIMO",
+}
+MAIN = ("image_auroc", "pixel_ap")
+HEADLINE = (*MAIN, "aupro_30", "aupro_05", "aupimo")
+MOST = 12  # entries a chart can tell apart; with more it shows the first of each method
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The results with the questions that several sections ask of them."""
+
+    results: Mapping[str, Any]
+    times: Mapping[str, Any]
+
+    @property
+    def plan(self) -> Mapping[str, Any]:
+        """The plan that was run, as plain JSON."""
+        return self.results["plan"]
+
+    @cached_property
+    def entries(self) -> tuple[str, ...]:
+        """In the order they were run in: JSON on disk is sorted, so the plan has lost it."""
+        return tuple(dict.fromkeys([*(run["entry"] for run in self.results["runs"]), *self.plan["entries"]]))
+
+    @cached_property
+    def leaders(self) -> tuple[str, ...]:
+        """The first entry of every method."""
+        first: dict[str, str] = {}
+        for entry in self.entries:
+            first.setdefault(self.method(entry), entry)
+        return tuple(first.values())
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """The entries that stand in charts."""
+        return self.entries if len(self.entries) <= MOST else self.leaders
+
+    @cached_property
+    def groups(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
+        """Streams over the same products: the products as the first of them orders them, streams' names."""
+        found: dict[frozenset[str], tuple[tuple[str, ...], list[str]]] = {}
+        for stream in self.plan["streams"]:
+            products = tuple(p for task in stream["tasks"] for p in task["products"])
+            found.setdefault(frozenset(products), (products, []))[1].append(stream["name"])
+        return tuple((products, tuple(names)) for products, names in found.values())
+
+    def method(self, entry: str) -> str:
+        """The name of an entry's method."""
+        return self.plan["entries"][entry]["method"]
+
+    def title(self, entry: str) -> str:
+        """An entry as tables call it."""
+        return self.results["titles"].get(entry, entry)
+
+    def notes(self, entry: str) -> Sequence[str]:
+        """What the method has to say of how it was run; nothing before its first unit is done."""
+        return self.results.get("notes", {}).get(entry, ())
+
+    def untrained(self, entry: str) -> bool:
+        """Whether a network that a method brings along had random weights."""
+        return "random weights" in self.notes(entry)
+
+    def summary(self, entry: str) -> Mapping[str, Any]:
+        """Means and spreads over an entry's complete runs."""
+        return self.results["summary"][entry]
+
+    def runs(self, entry: str) -> list[Mapping[str, Any]]:
+        """Complete ones; nothing else is ever averaged."""
+        return [run for run in self.results["runs"] if run["entry"] == entry and run["complete"]]
+
+    def acc(self, entry: str, metric: str, view: str = "routed", name: str = "acc") -> Spread:
+        """ACC (or BWT, FM) of an entry over its runs."""
+        return self.summary(entry)["continual"][view][metric][name]
+
+    def of_product(self, entry: str, streams: Sequence[str], product: str, *key: str) -> float | None:
+        """A product's figure, such as ("routed", "pixel_ap"), averaged over streams and seeds."""
+        values = []
+        for run in self.runs(entry):
+            if run["stream"] in streams:
+                value: Any = run["products"][product]
+                for part in key:
+                    value = value[part]
+                values.append(value)
+        return spread(values)["mean"]
+
+    def per_product(self, entry: str, key: str) -> Spread:
+        """Bytes or numbers that all tasks added, divided by the number of products."""
+        return spread([sum(r[f"{key}_per_task"]) / len(r["products"]) for r in self.runs(entry)])
+
+    def whole_bytes(self, entry: str) -> float | None:
+        """What has to be kept at the end of a stream, images included."""
+        return spread([run["bytes"] + run["kept_bytes"] for run in self.runs(entry)])["mean"]
+
+    def seconds(self, entry: str, what: str) -> Spread:
+        """Of learning a task ("learn") or inspecting an image ("inspect_image")."""
+        return self.times.get("entries", {}).get(entry, {}).get(what) or spread([])
+
+    def style(self, entry: str) -> int:
+        """Colour and mark, the same in all charts."""
+        return self.drawn.index(entry)

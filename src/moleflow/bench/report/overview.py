@@ -1,0 +1,144 @@
+"""What was compared, and the figures of all methods at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ... import report as html
+from ...report import Html, joined
+from ..figures import NAMES
+from ..methods import METHODS
+from ..methods.single import SingleFlow
+from ..results import VIEWS
+from .findings import HEADLINE, MAIN, METRICS, Findings
+from .tables import figures_table, left, yes
+
+_UNTRAINED = (
+    " † A network that the method brings along had random weights instead of trained ones: these figures say "
+    "nothing of the method as published."
+)
+
+
+def compared(bench: Findings) -> Html:
+    """What a reader has to know before any figure: the rules, the methods, the streams."""
+    plan, products = bench.plan, {p for products, _ in bench.groups for p in products}
+    runs = sum(run["complete"] for run in bench.results["runs"])
+    open_runs = [run for run in bench.results["runs"] if not run["complete"]]
+    size = plan["eval_size"]
+    at = "the size of each image" if size is None else f"{size[0]} × {size[1]} pixels"
+    said = [
+        f"{bench.title(run['entry'])} on {run['stream']}, seed {run['seed']}: "
+        f"{len(run['bytes_per_task'])} of {len(run['tasks'])} tasks"
+        for run in open_runs
+    ]
+    heads = ["method", left("from"), "chooses a product"]
+    rows: list[list[object]] = [
+        [bench.title(e), left(bench.results["sources"][e]), yes(bench.results["routes"][e])]
+        for e in bench.leaders
+    ]
+    noted = any(bench.notes(e) for e in bench.leaders)
+    if noted:
+        heads.insert(2, left("as run here"))
+        for row, entry in zip(rows, bench.leaders, strict=True):
+            row.insert(2, left("; ".join(bench.notes(entry))))
+    return joined(
+        [
+            html.paragraph(
+                "Products are learned one task after another, from good images alone; after every task all "
+                f"products learned so far are inspected. Maps meet masks at {at}. Unless said otherwise a "
+                "figure is routed: nobody tells the method which product an image shows. It is the mean over "
+                "tasks, and over the products of each, at the end of a stream; ± is the standard deviation "
+                "over runs (streams and seeds)."
+            ),
+            html.notice("Not complete and therefore in no mean: " + "; ".join(said) + ".") if said else "",
+            html.key_figures(
+                [
+                    (str(len(bench.leaders)), "Methods", f"{len(bench.entries)} entries with their variants"),
+                    (str(len(products)), "Products", f"streams: {len(plan['streams'])}"),
+                    (str(len(plan["seeds"])), "Seeds", ", ".join(map(str, plan["seeds"]))),
+                    (str(runs), "Complete runs", "each an entry on a stream with a seed"),
+                ]
+            ),
+            html.section(
+                "What was compared",
+                html.table(
+                    heads,
+                    rows,
+                    caption="All see the same cached features, orders and image sizes"
+                    + (", but for what is said of a method." if noted else "."),
+                ),
+                html.folded(
+                    f"Streams: {len(plan['streams'])}",
+                    html.settings([(s["name"], _order(s)) for s in plan["streams"]]),
+                ),
+            ),
+        ]
+    )
+
+
+def _order(stream: Mapping[str, Any]) -> str:
+    return " → ".join(
+        " + ".join(task["products"]) + ("" if task.get("named", True) else " (not told apart)")
+        for task in stream["tasks"]
+    )
+
+
+def headline(bench: Findings) -> Html:
+    """The section with the figures of all entries, and what to bear in mind when reading them."""
+
+    def name(entry: str) -> str:
+        return bench.title(entry) + (" †" if bench.untrained(entry) else "")
+
+    def cells(entry: str) -> list[object]:
+        summary, routes = bench.summary(entry), bench.results["routes"][entry]
+        return [
+            *(bench.acc(entry, metric) for metric in HEADLINE),
+            *(bench.acc(entry, metric, name="fm") for metric in MAIN),
+            bench.acc(entry, "image_auroc", name="bwt"),
+            summary["router_gap"]["image_auroc"] if routes else None,
+            yes(summary["isolated"]) if summary["runs"] else None,
+        ]
+
+    further = [
+        [f"{name(entry)}, {said}", *(bench.acc(entry, metric, view) for metric in NAMES)]
+        for entry in bench.entries
+        for view, said in zip(VIEWS, ("product given", "routed"), strict=True)
+    ]
+    continual = ["FM image AUROC", "FM pixel AP", "BWT image AUROC", "router gap", "isolated"]
+    return html.section(
+        "At a glance",
+        figures_table(
+            ["method", *(METRICS[metric] for metric in HEADLINE), *continual],
+            [[name(entry), *cells(entry)] for entry in bench.entries],
+            best=(1,) * len(HEADLINE) + (-1, -1, 1),
+            caption="Higher is better; FM (forgetting) and router gap (image AUROC, product given less "
+            "routed) are better when lower. Isolated: with the product given, all maps and scores stayed "
+            "the same to the bit whatever was learned later. The best of a column is bold; – means that it "
+            "cannot be measured: no maps, no masks, or no product to choose."
+            + (_UNTRAINED if any(map(bench.untrained, bench.entries)) else ""),
+        ),
+        _as_meant(bench),
+        html.folded(
+            "All metrics, product given and routed",
+            figures_table(
+                ["method", *(METRICS[m] for m in NAMES)],
+                further,
+                caption="F1-max picks its threshold by the labels.",
+            ),
+        ),
+    )
+
+
+def _as_meant(bench: Findings) -> Html:
+    """What sets rivals with a single flow apart from the line, besides how they keep what they know."""
+    single = [e for e in bench.leaders if issubclass(METHODS.get(bench.method(e), object), SingleFlow)]
+    if not single:
+        return Html("")
+    return html.paragraph(
+        "Methods are compared as each is meant to be used. Those with a single flow for all products "
+        f"({', '.join(bench.title(e) for e in single)}) learn from all good images, where the line holds "
+        "some of them out to calibrate its scores; they have no cell Gaussians beside the flow and no "
+        "calibration by position. Flow against flow, like for like, stand the entries of the ablation that "
+        "have the flow alone (moleflow ablate --flow-alone)."
+    )
