@@ -7,10 +7,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..errors import BenchError
+from ..errors import BenchError, ConfigError
 from .methods.base import State
 
 _NOTES = "notes"
@@ -37,6 +38,15 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise BenchError(f"{path}: expected JSON of an earlier run: {error}") from error
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file of the user's holds. Raises ConfigError, with the path, where it cannot be read."""
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"{path}: cannot be read as YAML: {reason}") from error
 
 
 def write_state(path: Path, state: State) -> None:

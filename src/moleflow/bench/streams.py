@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ..data.layouts import MVTEC_OBJECTS, MVTEC_TEXTURES, Dataset
 from ..errors import ConfigError
+from .files import read_yaml
 
 FIRST_TASK = ("leather", "grid", "transistor")
 """What the standard grouping of MVTec AD learns first."""
@@ -123,11 +123,7 @@ def streams_from_yaml(path: str | Path, dataset: Dataset) -> list[Stream]:
     that the data set does not hold or that comes twice, and for two streams of one name.
     """
     source = Path(path)
-    try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ConfigError(f"{source}: cannot be read as YAML: {reason}") from error
+    content = read_yaml(source)
     try:
         return _parsed(content, source.stem, dataset)
     except ConfigError as error:

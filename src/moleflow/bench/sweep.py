@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import yaml
 from scipy import stats
 
 from ..config import LineConfig, override
@@ -31,7 +30,7 @@ from ..errors import BenchError, ConfigError
 from ..features.cache import FeatureCache
 from ..features.extractor import Extractor
 from .figures import NAMES
-from .files import write_json
+from .files import read_yaml, write_json
 from .methods import METHODS
 from .pictures import Shelf, Told, has_masks, mark
 from .plan import Plan, Variant, Work
@@ -139,11 +138,7 @@ class Space:
         values that it cannot have.
         """
         source = Path(path)
-        try:
-            content = yaml.safe_load(source.read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise ConfigError(f"{source}: cannot be read as YAML: {reason}") from error
+        content = read_yaml(source)
         try:
             return cls.from_dict(content)
         except ConfigError as error:
