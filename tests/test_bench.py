@@ -363,3 +363,34 @@ def test_wrong_wishes_are_refused_in_a_sentence(tree, tmp_path, arguments, said)
     assert done.exit_code == 1
     assert said in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_ablate_and_sweep_from_the_command(tree, tmp_path):
+    quick = [word for key, value in QUICK.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    common = (
+        "--order",
+        "gear,wood",
+        "--seeds",
+        "0",
+        "--image-size",
+        "64",
+        "--eval-size",
+        "32",
+        "--jobs",
+        "1",
+    )
+    done = cli(
+        "ablate", tree, "--flow-alone", "--only", "no DIA", "--out", tmp_path / "ablation", *common, *quick
+    )
+    assert done.exit_code == 0, done.output
+    assert "no DIA" in done.output
+    assert "no LoRA" not in done.output
+    (tmp_path / "space.yaml").write_text("training.noise: [0.1, 0.5]\n")
+    done = cli(
+        "sweep", tree, "--space", tmp_path / "space.yaml", "--out", tmp_path / "sweep", *common, *quick
+    )
+    assert done.exit_code == 0, done.output
+    assert "2 trials; lost by choosing without labels" in done.output
+    found = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert {trial["options"]["training.noise"] for trial in found["trials"]} == {0.1, 0.5}
+    assert (tmp_path / "sweep" / "sweep.html").stat().st_size > 5_000
