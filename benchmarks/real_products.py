@@ -82,7 +82,7 @@ def run(products: dict[str, Product], seed: int, options: argparse.Namespace) ->
             known = sum(a.known != b.known for a, b in zip(routed_before, routed, strict=True))
             figures |= {"first product rerouted": changed, "first product known changed": known}
     figures |= unknown(line, products, options)
-    print({k: round(v, 2) for k, v in figures.items()}, flush=True)
+    print(", ".join(f"{name} {float(value):.4g}" for name, value in figures.items()), flush=True)
     return figures
 
 
