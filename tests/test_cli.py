@@ -250,7 +250,7 @@ def test_update_then_rollback(line, data):
 @pytest.fixture
 def no_models(monkeypatch):
     monkeypatch.setattr("moleflow.detector.Detector.load", lambda *a, **k: pytest.fail("a model was loaded"))
-    monkeypatch.setattr("moleflow.store._load_tensors", lambda *a, **k: pytest.fail("tensors were read"))
+    monkeypatch.setattr("moleflow.store.line.load_tensors", lambda *a, **k: pytest.fail("tensors were read"))
 
 
 def test_list_and_info(saved, no_models):

@@ -12,9 +12,10 @@ import time
 import pytest
 import torch
 
-from moleflow import store as module
 from moleflow.errors import LineBusyError, LineError, TaskError
-from moleflow.store import LineStore, TaskRecord, check_task_name, fingerprint
+from moleflow.store import LineStore, TaskRecord, check_task_name, files, fingerprint
+from moleflow.store import line as line_module
+from moleflow.store.tensors import sha256_of
 
 BASE = {"flow.weight": torch.arange(6.0).reshape(2, 3), "flow.bias": torch.zeros(2, dtype=torch.float64)}
 PRINT = fingerprint(BASE)
@@ -295,7 +296,7 @@ def test_overrides_merge_and_can_be_taken_back(line):
 def test_a_transaction_is_one_step(line, monkeypatch):
     replaced = []
     replace = os.replace
-    monkeypatch.setattr(module.os, "replace", lambda *paths: (replaced.append(paths), replace(*paths)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (replaced.append(paths), replace(*paths)))
     with line.transaction() as change:
         change.put(record("cable"))
         change.put(record("bottle", 2.0))
@@ -436,7 +437,7 @@ def test_damaged_and_missing_files(line, file):
 def test_bytes_that_are_not_safetensors(line):
     path = line.path / "base.safetensors"
     path.write_bytes(b"\xff" * 40)
-    edit(line, lambda document: document["base"].update(sha256=module._sha256(b"\xff" * 40)))
+    edit(line, lambda document: document["base"].update(sha256=sha256_of(b"\xff" * 40)))
     with pytest.raises(LineError, match="expected safetensors"):
         line.read()
 
@@ -590,7 +591,7 @@ def fail():
 def outcome(monkeypatch, counter, call):
     """Return the text of the LineError that the failing disk led to, None if it led to none."""
     with monkeypatch.context() as patch:
-        counter.install(lambda name, function: patch.setattr(module.os, name, function))
+        counter.install(lambda name, function: patch.setattr(os, name, function))
         try:
             call()
         except LineError as error:
@@ -646,7 +647,7 @@ def test_an_interrupt_just_behind_the_replacement_does_not_break_the_line(line, 
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os, "replace", interrupted)
+        patch.setattr(os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             line.put(record("cable"))
     assert names(line) == ["bottle", "cable"]
@@ -656,7 +657,7 @@ def test_a_read_only_folder_is_named(line, monkeypatch):
     def refuse(*args, **kwargs):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(module, "open", refuse, raising=False)
+    monkeypatch.setattr(files, "open", refuse, raising=False)
     with pytest.raises(LineError, match=r"line-3.*Permission denied"):
         line.put(record("cable"))
     monkeypatch.undo()
@@ -668,7 +669,7 @@ def test_a_read_only_folder_is_named(line, monkeypatch):
 
 def test_a_read_begins_again_when_a_product_goes_meanwhile(line, monkeypatch):
     line.put(record("cable"))
-    load, calls = module._load_tensors, []
+    load, calls = line_module.load_tensors, []
 
     def late(root, path, sha256):
         calls.append(path)
@@ -676,7 +677,7 @@ def test_a_read_begins_again_when_a_product_goes_meanwhile(line, monkeypatch):
             line.remove("bottle")
         return load(root, path, sha256)
 
-    monkeypatch.setattr(module, "_load_tensors", late)
+    monkeypatch.setattr(line_module, "load_tensors", late)
     assert names(line) == ["cable"]
 
 
@@ -827,7 +828,7 @@ def die_at_every_step(path, change, last):
         child = os.fork()
         if child == 0:
             counter = Counter(lambda: os.kill(os.getpid(), signal.SIGKILL), at)
-            counter.install(lambda name, function: setattr(module.os, name, function))
+            counter.install(lambda name, function: setattr(os, name, function))
             with contextlib.suppress(Exception):
                 CHANGES.get(change, CREATE)(store)
                 os._exit(0)

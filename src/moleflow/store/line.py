@@ -1,0 +1,305 @@
+"""The folder of a line: one lock, one index, transactions."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+from torch import Tensor
+
+from moleflow.errors import LineBusyError, LineError
+
+from .debris import sweep
+from .files import (
+    BASE,
+    CREATING,
+    DEBRIS,
+    EXPERT,
+    INDEX,
+    LOCK,
+    TASKS,
+    discard,
+    discard_empty,
+    discard_unfinished,
+    make_folder,
+    read_bytes,
+    reason_of,
+    sync_folder,
+    translated,
+    write_file,
+)
+from .index import (
+    Entry,
+    Index,
+    dump_json,
+    entry_at,
+    find_entry,
+    load_info,
+    parse_index,
+    parse_json,
+    usable_versions,
+)
+from .names import check_task_name, some_of
+from .records import LineRecord, TaskRecord
+from .tensors import dump_tensors, load_tensors, sha256_of
+from .transaction import Transaction
+
+_READ_ATTEMPTS = 10
+
+
+class LineStore:
+    """The folder of one line. Every write takes the line's lock and reads `line.json` anew inside it."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._local = threading.local()
+
+    def exists(self) -> bool:
+        """Tell whether the folder holds a line."""
+        return (self.path / INDEX).is_file()
+
+    @contextmanager
+    def lock(self, timeout: float | None = 600) -> Iterator[None]:
+        """Hold the line for this thread; re-entrant within one `LineStore`. `timeout` in seconds, None waits.
+
+        The lock belongs to the process: it falls when the process dies, and a `.lock` file left behind is no
+        obstacle. Raises `LineBusyError` when another holds it for longer than `timeout`.
+        """
+        if not self.path.is_dir():
+            raise LineError(f"{self.path}: expected the folder of a line, found no folder")
+        held = self._held()
+        try:
+            held.lock.acquire(timeout=-1 if timeout is None else timeout)
+        except filelock.Timeout as error:
+            waited = f"within {timeout:g} s" if timeout else "at once"
+            raise LineBusyError(
+                f"{self.path}: another process writes to this line, not free {waited}"
+            ) from error
+        except RuntimeError as error:  # a second LineStore of the same thread would wait for itself
+            raise LineBusyError(f"{self.path}: this line is already locked: {error}") from error
+        except (OSError, NotImplementedError) as error:
+            raise LineError(f"{self.path / LOCK}: cannot lock the line: {reason_of(error)}") from error
+        try:
+            yield
+        finally:
+            held.lock.release()
+
+    def read(self, *, tensors: bool = True) -> LineRecord:
+        """Read the line without taking its lock, checking every file against the SHA-256 in `line.json`.
+
+        With `tensors=False` only the JSON is read and all `tensors` and `base` are empty: enough for a list.
+        Raises `LineError` naming the file, what was expected and what was found: damaged or missing files,
+        unsafe names, a format of a later library, an expert that was learned on another base.
+        """
+
+        def load(index: Index) -> LineRecord:
+            base = {}
+            if tensors:
+                base = load_tensors(self.path, self.path / BASE, index.base_sha256)
+            tasks = tuple(self._load_task(index, entry, tensors) for entry in index.entries.values())
+            return LineRecord(index.settings, base, index.base_info, index.fingerprint, tasks)
+
+        return self._consistently(load)
+
+    def read_task(self, name: str, version: str | None = None) -> TaskRecord:
+        """Read one product, in the version in use or in another one, with the overrides of that version."""
+        name = check_task_name(name)
+
+        def load(index: Index) -> TaskRecord:
+            entry = find_entry(index, name, self.path)
+            if version is not None and version != entry.version:
+                entry = entry_at(self.path, index, entry, version)
+            return self._load_task(index, entry, True)
+
+        return self._consistently(load)
+
+    def versions(self, name: str) -> list[str]:
+        """List the versions of a product that are on disk, oldest first."""
+        name = check_task_name(name)
+        return usable_versions(self.path, find_entry(self._read_index(), name, self.path))
+
+    def create(
+        self,
+        settings: Mapping[str, Any],
+        base: Mapping[str, Tensor],
+        *,
+        fingerprint: str,
+        base_info: Mapping[str, Any] | None = None,
+        tasks: Iterable[TaskRecord] = (),
+    ) -> None:
+        """Write a new line. `fingerprint` names the base that every expert of this line was learned on.
+
+        Raises `LineError` if the folder holds a line already, or anything else.
+        """
+        self._refuse_occupied()
+        with translated(self.path, "create a line in"):
+            made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
+            self.path.mkdir(parents=True, exist_ok=True)
+            for folder in made:
+                sync_folder(folder.parent)
+        with self.lock():
+            try:
+                self._refuse_occupied()
+                self._write_new(dict(settings), base, fingerprint, dict(base_info or {}), tasks)
+            except BaseException:
+                if made and not self.exists():
+                    discard(self.path / LOCK)
+                    discard_empty(made)
+                raise
+
+    @contextmanager
+    def transaction(self, timeout: float | None = 600) -> Iterator[Transaction]:
+        """Collect several changes and make them visible together, in one replacement of `line.json`.
+
+        Inside an open transaction of the same thread it joins that one. An exception undoes everything.
+        """
+        current = self._held().transaction
+        if current is not None:
+            yield current
+            return
+        self._require_line()
+        with self.lock(timeout):
+            index = self._read_index()
+            sweep(self.path, index)
+            with self._begun(Transaction(self.path, index)) as transaction:
+                yield transaction
+
+    def put(self, record: TaskRecord, *, fingerprint: str | None = None) -> str:
+        """Write a product as a new version and use it; see `Transaction.put`."""
+        with self.transaction() as change:
+            return change.put(record, fingerprint=fingerprint)
+
+    def remove(self, name: str) -> None:
+        """Take a product and all its versions off the line."""
+        with self.transaction() as change:
+            change.remove(name)
+
+    def point(self, name: str, version: str) -> None:
+        """Use another version of a product that is on disk; see `Transaction.point`."""
+        with self.transaction() as change:
+            change.point(name, version)
+
+    def override(self, name: str, values: Mapping[str, Any]) -> None:
+        """Change a product's overrides; see `Transaction.override`."""
+        with self.transaction() as change:
+            change.override(name, values)
+
+    def adopt(self, source: str | Path, name: str | None = None) -> str:
+        """Copy a product's version folder of another line in; see `Transaction.adopt`."""
+        with self.transaction() as change:
+            return change.adopt(source, name)
+
+    @contextmanager
+    def _begun(self, transaction: Transaction) -> Iterator[Transaction]:
+        held = self._held()
+        held.transaction = transaction
+        try:
+            yield transaction
+            transaction._commit()
+        except BaseException:
+            transaction._abort()
+            raise
+        finally:
+            held.transaction = None
+
+    def _held(self) -> _Held:
+        """Return what this thread holds; a forked process starts with nothing."""
+        held = getattr(self._local, "held", None)
+        if held is None or held.process != os.getpid():
+            held = self._local.held = _Held(os.getpid(), filelock.FileLock(self.path / LOCK))
+        return held
+
+    def _write_new(
+        self,
+        settings: dict[str, Any],
+        base: Mapping[str, Tensor],
+        fingerprint: str,
+        base_info: dict[str, Any],
+        tasks: Iterable[TaskRecord],
+    ) -> None:
+        data = dump_tensors(base, f"{self.path}: the base")
+        dump_json([settings, base_info], f"{self.path}: the settings")
+        index = Index(settings, sha256_of(data), fingerprint, base_info, {})
+        try:
+            with translated(self.path, "create a line in"):
+                discard_unfinished(self.path)
+                write_file(self.path / CREATING, b"")
+                sync_folder(self.path)
+                write_file(self.path / BASE, data)
+                make_folder(self.path / TASKS)
+            with self._begun(Transaction(self.path, index, fresh=True)) as transaction:
+                for record in tasks:
+                    transaction.put(record)
+        except BaseException:
+            if not self.exists():
+                discard_unfinished(self.path)
+            raise
+        discard(self.path / CREATING)
+
+    def _refuse_occupied(self) -> None:
+        """Accept a missing folder, an empty one, and what a killed `create` left behind; refuse all else."""
+        if self.exists():
+            raise LineError(f"{self.path}: expected a new folder, found a line")
+        if not self.path.is_dir():
+            if self.path.exists() or self.path.is_symlink():
+                raise LineError(f"{self.path}: expected a folder, found a file")
+            return
+        try:
+            present = {entry.name for entry in self.path.iterdir()}
+        except OSError as error:
+            raise LineError(f"{self.path}: cannot be listed: {reason_of(error)}") from error
+        foreign = present - {LOCK} - ({BASE, TASKS} if CREATING in present else set())
+        foreign = {name for name in foreign if not name.startswith(DEBRIS)}
+        if foreign:
+            raise LineError(f"{self.path}: expected an empty folder, found {some_of(foreign)} and no {INDEX}")
+
+    def _require_line(self) -> None:
+        if not self.exists():
+            found = "no such file" if self.path.is_dir() else "no folder"
+            raise LineError(f"{self.path / INDEX}: expected the index of a line, found {found}")
+
+    def _consistently(self, load: Callable[[Index], Any]) -> Any:
+        """Read without a lock: begin again if a writer changed the line meanwhile."""
+        for attempt in range(_READ_ATTEMPTS):
+            self._require_line()
+            before = self._state()
+            try:
+                return load(self._read_index())
+            except LineError:
+                if attempt == _READ_ATTEMPTS - 1 or self._state() == before:
+                    raise
+        raise AssertionError("unreachable")
+
+    def _state(self) -> tuple[int, int, int] | None:
+        try:
+            status = os.stat(self.path / INDEX)
+        except OSError:
+            return None
+        return status.st_ino, status.st_mtime_ns, status.st_size
+
+    def _read_index(self) -> Index:
+        self._require_line()
+        path = self.path / INDEX
+        return parse_index(parse_json(read_bytes(self.path, path), path), path)
+
+    def _load_task(self, index: Index, entry: Entry, tensors: bool) -> TaskRecord:
+        folder = self.path / TASKS / entry.name / entry.version
+        info = load_info(self.path, folder, index.fingerprint, sha256=entry.info_sha256)
+        loaded = load_tensors(self.path, folder / EXPERT, entry.sha256) if tensors else {}
+        overrides = entry.overrides.get(entry.version, {})
+        return TaskRecord(entry.name, entry.version, loaded, info["info"], dict(overrides))
+
+
+@dataclass
+class _Held:
+    """The lock of one thread, and the transaction it is in."""
+
+    process: int
+    lock: filelock.BaseFileLock
+    transaction: Transaction | None = None

@@ -1,0 +1,33 @@
+"""What is read from a line and written to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class TaskRecord:
+    """One product: the tensors and JSON of a version, and what was changed since without relearning.
+
+    `version` is None as long as the product is not on disk.
+    """
+
+    name: str
+    version: str | None
+    tensors: dict[str, Tensor]
+    info: dict[str, Any] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class LineRecord:
+    """A whole line: its settings, the frozen base, and the products in the order they were added."""
+
+    settings: dict[str, Any]
+    base: dict[str, Tensor]
+    base_info: dict[str, Any]
+    fingerprint: str
+    tasks: tuple[TaskRecord, ...] = ()
