@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from moleflow.bench import methods, results, unit
+from moleflow.bench import files, methods, results, unit
 from moleflow.bench.ablation import ABLATIONS, FLOW_ALONE, FULL
 from moleflow.bench.benchmark import benchmark, used
-from moleflow.bench.methods.base import Inspection
+from moleflow.bench.files import alone
+from moleflow.bench.methods.base import Inspection, State
 from moleflow.bench.plan import Plan, Variant, Work
 from moleflow.bench.runner import run
 from moleflow.bench.streams import Stream, Task, streams_for
@@ -143,6 +144,23 @@ def test_a_folder_belongs_to_one_benchmark(work):
     assert run(work("padim")) == {}
     with pytest.raises(BenchError, match=r"one with other .*seeds"):
         run(work("padim", seeds=(1,)))
+
+
+def test_two_runs_in_one_folder_are_refused(work):
+    job = work("padim")
+    with alone(job.out), pytest.raises(BenchError, match="another process runs a benchmark"):
+        benchmark(job, command="moleflow benchmark")
+
+
+def test_what_cannot_be_written_is_named_and_leaves_no_draft(tmp_path, monkeypatch):
+    def full(*paths):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    for write, value in ((files.write_json, {}), (files.write_state, State({}))):
+        with pytest.raises(BenchError, match=r"figures\.x: cannot be written: .*No space left"):
+            write(tmp_path / "figures.x", value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_failing_method_does_not_stop_the_others(work, monkeypatch):

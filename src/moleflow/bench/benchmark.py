@@ -9,6 +9,7 @@ from ..data.layouts import Dataset, Product
 from ..errors import BenchError, ConfigError
 from . import results
 from .drift import drift
+from .files import alone
 from .pictures import Told
 from .plan import Unit, Work
 from .report import Gallery, write_report
@@ -43,11 +44,14 @@ def benchmark(
         What results.json holds.
 
     Raises:
-        BenchError: the folder holds another benchmark, or units failed; what the others found is written.
+        BenchError: the folder holds another benchmark or one is running in it, or units failed; what the
+            others found is written.
     """
-    failed = run(work, jobs=jobs, device=device, told=told, done=done)
-    found = results.write(work, command)
-    write_report(work.out / REPORT, found, results.timings(work, command), galleries=galleries(work))
+    with alone(work.out):
+        failed = run(work, jobs=jobs, device=device, told=told, done=done)
+        found = results.write(work, command)
+        times = results.timings(work, command)
+        write_report(work.out / REPORT, found, times, galleries=galleries(work))
     if failed:
         listed = "; ".join(f"{_named(work, unit)}: {error}" for unit, error in failed.items())
         raise BenchError(f"{len(failed)} units failed, what the others found is in {work.out}: {listed}")

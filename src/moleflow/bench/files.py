@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
@@ -24,12 +27,10 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Beside its place first, then renamed."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    with draft.open("w", encoding="utf-8") as file:
+    with _draft(path) as draft, draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(draft, path)
 
 
 def read_json(path: Path) -> Any:
@@ -51,11 +52,10 @@ def read_yaml(path: str | Path) -> Any:
 
 def write_state(path: Path, state: State) -> None:
     """Tensors and notes in one safetensors file."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
     # Clones, because two names may share one memory, which the format refuses.
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.tensors.items()}
-    save_file(tensors, draft, metadata={_NOTES: json.dumps(state.notes)})
-    os.replace(draft, path)
+    with _draft(path) as draft:
+        save_file(tensors, draft, metadata={_NOTES: json.dumps(state.notes)})
 
 
 def read_state(path: Path) -> State:
@@ -66,3 +66,36 @@ def read_state(path: Path) -> State:
             return State(tensors, json.loads(file.metadata()[_NOTES]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path}: expected the state of a method: {error}") from error
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder; the lock goes with the process that holds it.
+
+    Raises BenchError where another process works in it, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".lock")
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BenchError(f"{folder}: another process runs a benchmark in this folder") from error
+    except OSError as error:
+        raise BenchError(f"{folder}: cannot be written: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _draft(path: Path) -> Iterator[Path]:
+    """A place to write beside a file, which takes its name in the end; BenchError, with the path, if not."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield draft
+        os.replace(draft, path)
+    except (OSError, SafetensorError) as error:
+        raise BenchError(f"{path}: cannot be written: {error}") from error
+    finally:
+        draft.unlink(missing_ok=True)

@@ -217,6 +217,7 @@ def sweep(
     can say what choosing without labels cost. Writes sweep.json and sweep.html; resumes like `benchmark`.
     """
     with interruptible(GOES_ON):
+        from ..bench.files import alone
         from ..bench.report import write_sweep_report
         from ..bench.sweep import Space, default_space
         from ..bench.sweep import sweep as search
@@ -225,7 +226,7 @@ def sweep(
         dataset = read_dataset(data, layout=layout)
         _, products = _streams(dataset, "plain", None, order, 1)
         tried = default_space() if space is None else Space.from_yaml(space)
-        with _bars("sweep") as (told, show):
+        with alone(out), _bars("sweep") as (told, show):
             found = search(
                 tried,
                 list(products.values()),
