@@ -511,11 +511,8 @@ class Detector:
 
     def _verdict(self, line: _Line, name: str) -> tuple[float | None, float]:
         """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
-        overrides = line.overrides.get(name, {})
-        if "threshold" in overrides:
-            return None, float(overrides["threshold"])
-        rate = float(overrides.get("false_alarm_rate", self.false_alarm_rate))
-        return rate, line.products[name].calibration.threshold(rate)
+        calibration = line.products[name].calibration
+        return calibration.verdict(line.overrides.get(name, {}), self.false_alarm_rate)
 
 
 def _rerouted(before: _Line, after: _Line, added: str) -> dict[str, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -122,6 +123,18 @@ class ScoreCalibration:
             raise CalibrationError(f"a false-alarm rate lies between 0 and 1, got {false_alarm_rate}")
         centre, width, freedom = self._predictive
         return _unshift(float(stats.t.isf(false_alarm_rate, freedom)) * width + centre)
+
+    def verdict(self, overrides: Mapping[str, Any], rate: float) -> tuple[float | None, float]:
+        """The false-alarm rate that counts (None: set by hand) and the threshold.
+
+        Args:
+            overrides: what was changed for this product: "threshold", or "false_alarm_rate".
+            rate: the line's own, where nothing was.
+        """
+        if "threshold" in overrides:
+            return None, float(overrides["threshold"])
+        rate = float(overrides.get("false_alarm_rate", rate))
+        return rate, self.threshold(rate)
 
     @cached_property
     def _predictive(self) -> tuple[float, float, float]:

@@ -166,16 +166,14 @@ def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]
     """The threshold of a product, and the false-alarm rate it follows from; None where it was set by hand."""
     from ..scoring import ScoreCalibration
 
-    if "threshold" in record.overrides:
-        return float(record.overrides["threshold"]), None
-    rate = float(record.overrides.get("false_alarm_rate", setting_of(read, "false_alarm_rate")))
     try:
         calibration = ScoreCalibration.from_dict(record.info["calibration"])
     except (KeyError, TypeError, ValueError) as error:
         raise LineError(
             f"{record.name}: expected the scores of good images, but {error!r} is amiss"
         ) from error
-    return calibration.threshold(rate), rate
+    rate, threshold = calibration.verdict(record.overrides, float(setting_of(read, "false_alarm_rate")))
+    return threshold, rate
 
 
 def _calibration(record: TaskRecord) -> str:

@@ -178,5 +178,10 @@ def _report_learned(learned: TaskInfo, line: Path) -> None:
         f"  threshold {learned.threshold:.4f}{rate}, "
         f"from {learned.calibration_images} {learned.calibration} images"
     )
+    if learned.calibration == "in-sample":
+        complain(
+            "note: one image does not show how good ones vary; "
+            "until it is taught more, hardly anything alarms"
+        )
     for other, count in learned.rerouted.items():
         complain(f"note: {count} good images of {other} are now taken for another product")
