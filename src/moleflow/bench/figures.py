@@ -75,12 +75,12 @@ def measure(
                 size = eval_size or _own_size(item_image(item))
                 assert found.patch_map is not None
                 pixels.add(enlarged(found.patch_map, size), item_mask(item, size), defective=bool(item.label))
-            summary = pixels.summary(limit=AUPRO_LIMITS[0])
+            summary = pixels.summary(limits=AUPRO_LIMITS)
             figures |= {
                 "pixel_auroc": summary.auroc,
                 "pixel_ap": summary.ap,
-                "aupro_30": summary.aupro,
-                "aupro_05": pixels.aupro(AUPRO_LIMITS[1]),
+                "aupro_30": summary.aupro[AUPRO_LIMITS[0]],
+                "aupro_05": summary.aupro[AUPRO_LIMITS[1]],
                 "aupimo": summary.aupimo.mean,
             }
     return Figures(**figures)

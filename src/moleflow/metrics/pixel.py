@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -54,14 +54,13 @@ class Aupimo:
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """All pixel metrics of a product at once; the limits they were computed with stand beside them."""
+    """All pixel metrics of a product at once; ``aupro`` is by the limit it goes up to."""
 
     auroc: float
     ap: float
     f1_max: F1Max
-    aupro: float
+    aupro: dict[float, float]
     aupimo: Aupimo
-    aupro_limit: float
     aupimo_bounds: tuple[float, float]
 
 
@@ -198,19 +197,18 @@ class PixelScores:
         return self._aupimo_from(tail)
 
     def summary(
-        self, *, limit: float = AUPRO_LIMIT, bounds: tuple[float, float] = AUPIMO_BOUNDS
+        self, *, limits: Sequence[float] = (AUPRO_LIMIT,), bounds: tuple[float, float] = AUPIMO_BOUNDS
     ) -> PixelMetrics:
         """All metrics in one pass over the sorted pixels; errors as for each of them."""
         area, curve = self._roc_area(), self._precision_recall()
-        overlap, tail = self._region_overlap(limit), self._good_tail(bounds)
-        self._sweep(area, curve, overlap, tail)
+        overlaps, tail = {limit: self._region_overlap(limit) for limit in limits}, self._good_tail(bounds)
+        self._sweep(area, curve, *overlaps.values(), tail)
         return PixelMetrics(
             auroc=area.result(),
             ap=curve.average_precision(),
             f1_max=curve.best,
-            aupro=overlap.result(),
+            aupro={limit: overlap.result() for limit, overlap in overlaps.items()},
             aupimo=self._aupimo_from(tail),
-            aupro_limit=limit,
             aupimo_bounds=bounds,
         )
 
