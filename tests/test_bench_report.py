@@ -446,6 +446,15 @@ def make_found(count=24, *, oracle=True, failed=()):
                 "errors": ["seed 0, step 1: TrainingError: not finite"] if i in failed else [],
             }
         )
+    as_is = {"flow.dia": SPACE["flow.dia"][1], "flow.couplings": 2, "training.noise": 0.3}
+    flat = {"criterion": 0.5, "oracle": 0.4 if oracle else None}
+    unchanged = {
+        "options": as_is,
+        **flat,
+        "figures": {"synthetic": dict.fromkeys(NAMES, 0.5), "oracle": dict.fromkeys(NAMES, 0.4)},
+        "seeds": [{"seed": 0, **flat}],
+        "errors": [],
+    }
     found = {
         "method": "moleflow",
         "products": list(THREE),
@@ -455,6 +464,8 @@ def make_found(count=24, *, oracle=True, failed=()):
         "criterion": "balanced",
         "metrics": ["image_auroc", "pixel_ap"],
         **{"learning_seeds": [0], "seed": 0, "share": 0.25, "base_options": {"training.steps": 50}},
+        **{"backbone": "efficientnet_lite0", "weights": None, "image_size": [96, 128], "eval_size": None},
+        "unchanged": unchanged,
         "trials": trials,
         **_judged(trials),
     }
@@ -477,6 +488,9 @@ def test_sweep_page_says_what_was_chosen_and_what_that_lost(tmp_path):
         "the mean of image AUROC and pixel AP",
         "moleflow sweep <data>",
         "training.steps",
+        "96 x 128",
+        "every image's own size",
+        "unchanged options: 0.400",
         "torch",
     ):
         assert said in parsed.text, said
@@ -484,11 +498,13 @@ def test_sweep_page_says_what_was_chosen_and_what_that_lost(tmp_path):
     ideal = 1 + max(range(24), key=lambda i: found["trials"][i]["oracle"])
     assert place != ideal
     chosen = f"chosen, best by criterion ({place})"
-    tried = parsed.rows("option", "tried", chosen, f"best by test figure ({ideal})")
+    tried = parsed.rows("option", "tried", "unchanged", chosen, f"best by test figure ({ideal})")
     assert tried["flow.dia"]["tried"] == "left out; blocks 2, hidden 64"
     assert tried["training.noise"]["tried"] == "0.01 to 0.1, by its logarithm"
     assert tried["flow.couplings"][chosen] == str(found["best"]["options"]["flow.couplings"])
+    assert tried["training.noise"]["unchanged"] == "0.3"
     figures = parsed.rows("test figure", "image AUROC")
+    assert figures["unchanged"]["test figure"] == "0.400"
     assert figures[f"best by test figure, trial {ideal}"]["test figure"] == number(
         found["best_by_oracle"]["oracle"]
     )

@@ -115,6 +115,8 @@ def test_a_grid_is_tried_as_a_whole_and_the_best_chosen_by_the_criterion(whole):
         {"scoring.top_share": a, "scoring.flow_weight": b}
         for a, b in itertools.product((0.005, 1.0), (0.0, 0.5))
     ]
+    assert results["unchanged"]["options"] == {"scoring.top_share": 0.005, "scoring.flow_weight": 0.5}
+    assert results["unchanged"]["criterion"] == trials[1]["criterion"]  # the very same options
     assert results["best"]["criterion"] == max(t["criterion"] for t in trials)
     assert results["best_by_oracle"]["oracle"] == max(t["oracle"] for t in trials)
     assert results["loss"] == results["best"]["oracle"] - results["best_by_oracle"]["oracle"] <= 0
@@ -132,7 +134,7 @@ def test_a_killed_grid_ends_with_the_same_bytes(whole, tried, tmp_path, kill_aft
     with pytest.raises(Killed):
         tried(GRID, tmp_path)
     monkeypatch.undo()
-    kill_after(5)  # what was done is not done again
+    kill_after(7)  # what was done is not done again
     tried(GRID, tmp_path)
     assert (tmp_path / "sweep.json").read_bytes() == (whole / "sweep.json").read_bytes()
 
@@ -232,7 +234,11 @@ def test_seeds_and_products_are_averaged(tried, products, tmp_path):
     assert results["products"] == [p.name for p in products]
     assert [s["seed"] for s in trial["seeds"]] == [0, 1]
     assert trial["criterion"] == pytest.approx(sum(s["criterion"] for s in trial["seeds"]) / 2)
-    (folder,) = (tmp_path / "trials").iterdir()
+    folders = list((tmp_path / "trials").iterdir())
+    assert len(folders) == 2  # the trial, and the unchanged options
+    (folder,) = [
+        f for f in folders if any("scoring.flow_weight" in p.read_text() for p in f.rglob("plan.json"))
+    ]
     assert not list(tmp_path.rglob("state-*"))
     for path in folder.rglob("step-01.json"):
         records = [read_json(path)["products"][p.name]["routed"]["figures"] for p in products]
@@ -247,7 +253,7 @@ def test_seeds_and_products_are_averaged(tried, products, tmp_path):
 def test_processes_change_nothing(whole, tried, tmp_path):
     told = []
     tried(GRID, tmp_path, jobs=2, done=lambda *a: told.append(a))
-    assert told == [(n, 8) for n in range(1, 9)]
+    assert told == [(n, 10) for n in range(1, 11)]
     assert (tmp_path / "sweep.json").read_bytes() == (whole / "sweep.json").read_bytes()
 
 

@@ -8,6 +8,7 @@ all training images and judged on the labelled test images. The oracle is report
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -24,7 +25,7 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from ..config import LineConfig, override
+from ..config import LineConfig, override, to_dict
 from ..data.layouts import Product
 from ..errors import BenchError, ConfigError
 from ..features.cache import FeatureCache
@@ -292,6 +293,9 @@ def sweep(
 ) -> dict[str, Any]:
     """Tries options and chooses the best by synthetic defects; writes `sweep.json` and returns what it holds.
 
+    Before all trials the options are measured as they are, unchanged: what a search was worth is the
+    difference to these.
+
     Every finished unit is kept in `out`, and a trial's suggestions follow from the seed and the figures of
     the trials before it, which are read there again. So a killed sweep that is started anew ends with the
     very same bytes, and one with more trials or another criterion goes on from what is there.
@@ -317,11 +321,12 @@ def sweep(
         done: hears of every run that is finished.
 
     Returns:
-        Plain JSON. "trials" are in the order they were tried, each with its "options", their value by the
-        "criterion" and by the "oracle" (None where it failed or was not asked for), the mean "figures" behind
-        both and the values of each seed. "best" is the trial of the largest criterion, "best_by_oracle" that
-        of the largest oracle; "loss" is the oracle of the first less that of the second, zero or below, and
-        "rank_correlation" Spearman's between both values over all trials.
+        Plain JSON. "unchanged" is what the options give before any search. "trials" are in the order they
+        were tried, each with its "options", their value by the "criterion" and by the "oracle" (None where it
+        failed or was not asked for), the mean "figures" behind both and the values of each seed. "best" is
+        the trial of the largest criterion, "best_by_oracle" that of the largest oracle; "loss" is the oracle
+        of the first less that of the second, zero or below, and "rank_correlation" Spearman's between both
+        values over all trials.
 
     Raises:
         ConfigError: an impossible argument, or a criterion that the method or the test images have no figures
@@ -353,10 +358,8 @@ def sweep(
         told=told,
     )
     with _workers(setting, jobs) as finish:
-        if sampler == "grid":
-            records = _grid(space, setting, trials, seed, finish, done)
-        else:
-            records = _tpe(space, setting, trials, seed, finish, done)
+        search = _grid if sampler == "grid" else _tpe
+        unchanged, *records = search(space, setting, trials, seed, finish, done)
     results = {
         "method": method,
         "products": list(listed),
@@ -368,7 +371,12 @@ def sweep(
         "learning_seeds": list(seeds),
         "seed": seed,
         "share": share,
+        "backbone": backbone,
+        "weights": weights,
+        "image_size": image_size and list(image_size),
+        "eval_size": eval_size and list(eval_size),
         "base_options": dict(options or {}),
+        "unchanged": unchanged | {"options": _unchanged(space, setting)},
         "trials": records,
         **_judged(records),
     }
@@ -476,7 +484,7 @@ def _complete(work: Work) -> bool:
 def _grid(
     space: Space, setting: _Trials, trials: int, seed: int, finish: _Finish, done: Done | None
 ) -> list[dict[str, Any]]:
-    tried = _combinations(space, trials, seed)
+    tried = [{}, *_combinations(space, trials, seed)]
     errors = finish(tried, done)
     return [setting.record(options, errors) for options in tried]
 
@@ -514,6 +522,7 @@ def _tpe(
     """
     optuna = _optuna()
     runs = len(setting.seeds) * len(setting.marks)
+    unchanged = setting.record({}, finish([{}], None))
     records: dict[str, dict[str, Any]] = {}
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -526,7 +535,7 @@ def _tpe(
             if name not in records:
                 records[name] = setting.record(options, finish([options], None))
             if done:
-                done((number + 1) * runs, trials * runs)
+                done((number + 2) * runs, (trials + 1) * runs)
             value = records[name]["criterion"]
             if value is None:
                 study.tell(trial, state=optuna.trial.TrialState.FAIL)
@@ -534,7 +543,7 @@ def _tpe(
                 study.tell(trial, value)
     finally:
         optuna.logging.set_verbosity(before)
-    return list(records.values())
+    return [unchanged, *records.values()]
 
 
 def _optuna() -> Any:
@@ -594,6 +603,16 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "loss": None if ideal is None or best["oracle"] is None else best["oracle"] - ideal["oracle"],
         "rank_correlation": _rank_correlation([r["criterion"] for r in both], [r["oracle"] for r in both]),
     }
+
+
+def _unchanged(space: Space, setting: _Trials) -> Options:
+    """The values of a space's options where none of them is changed."""
+    config = to_dict(setting.works({})[0].plan.config("trial"))
+    return {name: functools.reduce(_inside, name.split("."), config) for name in space.options}
+
+
+def _inside(table: Any, name: str) -> Any:
+    return None if table is None else table[name]  # a part that was left out has no options
 
 
 def _short(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -253,7 +253,11 @@ def sweep(
 
 def _print_sweep(found: dict[str, Any]) -> None:
     table = new_table("", "by synthetic defects", "on the labelled test images", "options", numbers=2)
-    for what, name in (("chosen", "best"), ("best with labels", "best_by_oracle")):
+    for what, name in (
+        ("unchanged", "unchanged"),
+        ("chosen", "best"),
+        ("best with labels", "best_by_oracle"),
+    ):
         trial = found[name]
         if trial is not None:
             options = ", ".join(f"{key}={value}" for key, value in trial["options"].items())

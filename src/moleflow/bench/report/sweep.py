@@ -101,14 +101,22 @@ def _number_of(found: Mapping[str, Any], best: str) -> int:
 def _key_figures(found: Mapping[str, Any]) -> Html:
     best, count = found["best"], len(found["trials"])
     where = f"trial {_number_of(found, 'best')} of {count}"
-    tiles = [(number(best["criterion"]), "Criterion of the chosen trial", where)]
+    before = found["unchanged"]
+    tiles = [
+        (number(best["criterion"]), "Criterion of the chosen trial", where),
+        (number(before["criterion"]), "Criterion of the unchanged options", "what there was to beat"),
+    ]
     if _measured(found):
         ideal, pairs = found["best_by_oracle"], len(both_values(found["trials"]))
         chance = mean([trial["oracle"] for trial in found["trials"]])
         # Two trials always agree or disagree fully.
         agree = found["rank_correlation"] if pairs > 2 else None
         tiles += [
-            (number(best["oracle"]), "Its test figure", f"mean of all trials: {number(chance)}"),
+            (
+                number(best["oracle"]),
+                "Test figure of the chosen trial",
+                f"unchanged options: {number(before['oracle'])}, mean of all trials: {number(chance)}",
+            ),
             (
                 signed(found["loss"]),
                 "Lost by choosing without labels",
@@ -124,7 +132,8 @@ def _chosen(found: Mapping[str, Any]) -> Html:
     places = {said: _number_of(found, best) for best, said in kinds.items() if found[best] is not None}
     if len(set(places.values())) < len(places):
         places = {"chosen, best by both": _number_of(found, "best")}
-    options = [found["trials"][place - 1]["options"] for place in places.values()]
+    options = [found["unchanged"]["options"]]
+    options += [found["trials"][place - 1]["options"] for place in places.values()]
     rows = [
         [name, left(_tried(tried)), *(left(said_value(own[name])) for own in options)]
         for name, tried in found["space"].items()
@@ -136,7 +145,12 @@ def _chosen(found: Mapping[str, Any]) -> Html:
     return html.section(
         "What was tried and what was chosen",
         html.table(
-            ["option", left("tried"), *(left(f"{said} ({place})") for said, place in places.items())],
+            [
+                "option",
+                left("tried"),
+                left("unchanged"),
+                *(left(f"{said} ({place})") for said, place in places.items()),
+            ],
             rows,
             caption=bound if _measured(found) else "",
         ),
@@ -156,13 +170,15 @@ def _figures(found: Mapping[str, Any], places: Mapping[str, int], value: str) ->
         ),
         "oracle": ("oracle", "test figure", "the labelled test images"),
     }[value]
+    named = {"unchanged": found["unchanged"]}
+    named |= {f"{said}, trial {place}": trials[place - 1] for said, place in places.items()}
     rows: list[Row] = [
         [
-            f"{said}, trial {place}",
-            spread([seed[value] for seed in trials[place - 1]["seeds"]]),
-            *(trials[place - 1]["figures"][side][metric] for metric in NAMES),
+            said,
+            spread([seed[value] for seed in trial["seeds"]]),
+            *(trial["figures"][side][metric] for metric in NAMES),
         ]
-        for said, place in places.items()
+        for said, trial in named.items()
     ]
     means = [mean([trial["figures"][side][metric] for trial in trials]) for metric in NAMES]
     rows.append(["mean of all trials", spread([trial[value] for trial in trials]), *means])
@@ -181,6 +197,10 @@ def _tried(tried: Any) -> str:
     return "; ".join(said_value(value) for value in tried)
 
 
+def _side(size: Sequence[int] | None) -> str:
+    return "" if size is None else f"{size[0]} x {size[1]}"
+
+
 def _made(found: Mapping[str, Any], command: str) -> Html:
     combinations = found["combinations"]
     rows = [
@@ -193,6 +213,10 @@ def _made(found: Mapping[str, Any], command: str) -> Html:
         ("seeds of learning", ", ".join(map(str, found["learning_seeds"]))),
         ("seed of sampler, images and defects", str(found["seed"])),
         ("training images held out", f"{found['share']:.0%}"),
+        ("backbone", found["backbone"]),
+        ("weights", found["weights"] or "pretrained"),
+        ("image size", _side(found["image_size"]) or "the backbone's own"),
+        ("maps compared at", _side(found["eval_size"]) or "every image's own size"),
         *flat(found["base_options"]),
     ]
     versions = [("python", platform.python_version())]

@@ -1,0 +1,154 @@
+"""What documentation shows of a benchmark: its tables in Markdown, its charts as SVG files of their own.
+
+    python benchmarks/publish.py moleflow-benchmark [--charts docs/figures/rivals]
+
+The folder is what `moleflow benchmark` or `ablate` wrote. The tables go to standard output; figures are in
+per cent, mean +- standard deviation over all orders and seeds. The last table holds differences from the
+first row, run by run: same order, same seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from moleflow.bench.report import write_report
+from moleflow.bench.results import spread
+
+# A chart takes its colours from the page; on its own it stands on white.
+COLOURS = {"var(--ink)": "#1c2430", "var(--soft)": "#5b6675", "var(--line)": "#d9dfe7"}
+COLUMNS = {
+    "I-AUROC": ("continual", "routed", "image_auroc", "acc"),
+    "P-AP": ("continual", "routed", "pixel_ap", "acc"),
+    "AUPRO 0.3": ("continual", "routed", "aupro_30", "acc"),
+    "AUPIMO": ("continual", "routed", "aupimo", "acc"),
+    "FM": ("continual", "routed", "image_auroc", "fm"),
+    "routed good": ("shares", "routing_good"),
+    "routed defective": ("shares", "routing_defective"),
+}
+DIFFERENCES = ("I-AUROC", "P-AP", "AUPRO 0.3")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("bench", type=Path, help="folder of results.json and timings.json")
+    parser.add_argument("--charts", type=Path, help="folder for the SVG files")
+    options = parser.parse_args()
+    results = json.loads((options.bench / "results.json").read_text())
+    times = json.loads((options.bench / "timings.json").read_text())
+    print(f"`{times['command']}`\n")
+    print(whole(results, times))
+    print(products(results))
+    print(differences(results))
+    if options.charts:
+        draw(results, times, options.charts)
+
+
+def whole(results: dict[str, Any], times: dict[str, Any]) -> str:
+    """Every entry: means over products, forgetting, routing, bytes and seconds."""
+    rows = []
+    for entry in entries(results):
+        of = results["summary"][entry]
+        cells = [percent(inside(of, path)) for path in COLUMNS.values()]
+        seconds = {what: value["mean"] for what, value in times["entries"][entry].items()}
+        kept = of["kept_bytes"]["mean"] or 0
+        cells += [
+            f"{((of['bytes']['mean'] or 0) + kept) / 1e6:.2f}",
+            f"{seconds['learn']:.0f}",
+            f"{1e3 * seconds['inspect_image']:.0f}",
+        ]
+        rows.append([results["titles"][entry], *cells])
+    return table(["", *COLUMNS, "MB in all", "s a product", "ms an image"], rows)
+
+
+def products(results: dict[str, Any]) -> str:
+    """Every entry and product: image AUROC and pixel AP at the end of a stream."""
+    names = sorted({name for run in results["runs"] for name in run["products"]})
+    rows = []
+    for entry in entries(results):
+        runs = [r for r in results["runs"] if r["entry"] == entry and r["complete"]]
+        cells = []
+        for name in names:
+            for metric in ("image_auroc", "pixel_ap"):
+                values = [r["products"][name]["routed"][metric] for r in runs]
+                cells.append(percent(spread(values)))
+        rows.append([results["titles"][entry], *cells])
+    return table(["", *(f"{name} {what}" for name in names for what in ("I-AUROC", "P-AP"))], rows)
+
+
+def differences(results: dict[str, Any]) -> str:
+    """Every entry less the first, on the same stream with the same seed."""
+    first, *others = entries(results)
+
+    def found(entry: str, path: tuple[str, ...]) -> dict[tuple[str, int], float | None]:
+        runs = [r for r in results["runs"] if r["entry"] == entry and r["complete"]]
+        return {(r["stream"], r["seed"]): inside(r, path) for r in runs}
+
+    rows = []
+    for entry in others:
+        cells = []
+        for column in DIFFERENCES:
+            base, own = (found(name, COLUMNS[column]) for name in (first, entry))
+            pairs = [(base[at], own[at]) for at in base if at in own]
+            cells.append(
+                percent(spread([b - a for a, b in pairs if a is not None and b is not None]), sign=True)
+            )
+        rows.append([results["titles"][entry], *cells])
+    title = f"less {results['titles'][first]}"
+    return table([title, *DIFFERENCES], rows)
+
+
+def draw(results: dict[str, Any], times: dict[str, Any], folder: Path) -> None:
+    """Every chart of the report as a file named by its title."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "report.html"
+    write_report(page, results, times, galleries=[])
+    text = page.read_text(encoding="utf-8")
+    page.unlink()
+    for chart in re.findall(r"<svg .*?</svg>", text, re.DOTALL):
+        title = html.unescape(re.search(r'aria-label="([^"]*)"', chart)[1])
+        name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+        for variable, colour in COLOURS.items():
+            chart = chart.replace(variable, colour)
+        width, height = re.search(r'viewBox="0 0 (\d+) (\d+)"', chart).groups()
+        chart = re.sub(r' style="[^"]*"', "", chart, count=1)
+        opened = (
+            '<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" '
+            f'width="{width}" height="{height}" '
+        )
+        ground = f'<rect width="{width}" height="{height}" fill="#ffffff"/>'
+        chart = re.sub(r">", f">{ground}", chart.replace("<svg ", opened, 1), count=1)
+        (folder / f"{name}.svg").write_text(chart + "\n", encoding="utf-8")
+        print(f"{folder / name}.svg: {title}")
+
+
+def entries(results: dict[str, Any]) -> list[str]:
+    return list(dict.fromkeys(run["entry"] for run in results["runs"]))
+
+
+def inside(value: Any, path: tuple[str, ...]) -> Any:
+    for key in path:
+        value = value[key]
+    return value
+
+
+def percent(value: dict[str, Any], *, sign: bool = False) -> str:
+    if value["mean"] is None:
+        return "–"
+    mean = f"{100 * value['mean']:{'+' if sign else ''}.1f}"
+    return mean if value["sd"] is None else f"{mean} ± {100 * value['sd']:.1f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---", *("---:" for _ in head[1:])], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

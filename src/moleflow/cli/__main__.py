@@ -1,5 +1,0 @@
-"""`python -m moleflow.cli`."""
-
-from . import main
-
-main()
