@@ -404,18 +404,36 @@ def test_one_product() -> None:
     assert metrics.backward_transfer([[0.7]]) == 0.0
 
 
+def test_products_weigh_the_same_in_tasks_of_several() -> None:
+    matrix = [[0.9, 0.7, NAN], [0.8, 0.4, 0.6], [0.5, 0.5, 0.9]]
+    assert metrics.average_accuracy(matrix, [0, 0, 1]) == pytest.approx((0.5 + 0.5 + 0.9) / 3)
+    assert metrics.backward_transfer(matrix, [0, 0, 1]) == pytest.approx((-0.4 - 0.2 + 0.3) / 3)
+    assert metrics.forgetting(matrix, [0, 0, 1]) == pytest.approx((0.4 + 0.2 - 0.3) / 3)
+    assert metrics.backward_transfer(matrix, [0, 0, 2]) == pytest.approx((-0.4 - 0.2) / 2)
+
+
+def test_a_product_without_the_metric_leaves_the_others_as_they_are() -> None:
+    """Where the last task's product has no masks, the last row is still the last row."""
+    matrix = np.array([[0.9, NAN, NAN], [0.8, 0.9, NAN], [0.2, 0.3, NAN]])[:, :2]
+    assert metrics.average_accuracy(matrix, [0, 1]) == pytest.approx(0.25)
+    assert metrics.forgetting(matrix, [0, 1]) == pytest.approx((0.7 + 0.6) / 2)
+
+
 @pytest.mark.parametrize(
-    ("matrix", "text"),
+    ("matrix", "learned", "text"),
     [
-        ([[0.5, 0.5]], r"\(T, T\)"),
-        (np.zeros((0, 0)), r"\(T, T\)"),
-        ([[0.5, NAN], [NAN, 0.5]], r"a\[1, 0\]"),
+        ([[0.5, 0.5]], None, r"\(1, 2\) does not fit 2 products"),
+        ([[0.5, 0.5]], [0], r"does not fit 1 products"),
+        ([[0.5, 0.5]], [0, 1], r"among 0 to 0"),
+        (np.zeros((0, 0)), None, r"\(T, P\)"),
+        ([[0.5, NAN], [NAN, 0.5]], None, r"a\[1, 0\]"),
+        ([[0.5, NAN]], [0, 0], r"a\[0, 1\]"),
     ],
 )
-def test_continual_errors(matrix, text) -> None:
+def test_continual_errors(matrix, learned, text) -> None:
     for function in (metrics.average_accuracy, metrics.backward_transfer, metrics.forgetting):
         with pytest.raises(ConfigError, match=text):
-            function(matrix)
+            function(matrix, learned)
 
 
 def test_router_gap_needs_the_same_products() -> None:

@@ -60,28 +60,32 @@ class Chain:
         """Whether all its units are done."""
         return len(self.steps) == len(self.tasks)
 
+    @property
+    def columns(self) -> tuple[tuple[str, int], ...]:
+        """Every product with the task it is learned in, in order: the columns of matrices."""
+        return tuple((name, number) for number, task in enumerate(self.tasks) for name in task)
+
     def matrix(self, metric: str, view: str) -> list[list[float | None]]:
-        """a[k][j], the mean over task j's products after task k; None above the diagonal or unmeasured."""
-        rows = []
-        for k, step in enumerate(self.steps):
-            row: list[float | None] = []
-            for j, products in enumerate(self.tasks):
-                values = [step["products"][p][view]["figures"][metric] for p in products] if j <= k else []
-                row.append(mean(values))
-            rows.append(row)
-        return rows
+        """a[k][j], on product j after task k; None where it is not learned yet, or has no such figure."""
+        return [
+            [
+                step["products"][name][view]["figures"][metric] if task <= k else None
+                for name, task in self.columns
+            ]
+            for k, step in enumerate(self.steps)
+        ]
 
     def continual(self, metric: str, view: str) -> dict[str, float | None]:
-        """ACC, BWT and FM over the tasks that have this metric; None where no task has it."""
-        matrix = self.matrix(metric, view)
-        having = [j for j in range(len(self.tasks)) if matrix[-1][j] is not None]
-        if not self.complete or not having:
+        """ACC, BWT and FM over the products that have this metric; None where none has it."""
+        matrix = np.array(self.matrix(metric, view), dtype=np.float64)
+        having = np.isfinite(matrix[-1]) if self.complete else np.zeros(len(self.columns), bool)
+        if not having.any():
             return {"acc": None, "bwt": None, "fm": None}
-        chosen = np.array([[matrix[k][j] for j in having] for k in having], dtype=np.float64)
+        learned = [task for (_, task), has in zip(self.columns, having, strict=True) if has]
         return {
-            "acc": average_accuracy(chosen),
-            "bwt": backward_transfer(chosen),
-            "fm": forgetting(chosen),
+            "acc": average_accuracy(matrix[:, having], learned),
+            "bwt": backward_transfer(matrix[:, having], learned),
+            "fm": forgetting(matrix[:, having], learned),
         }
 
     def isolated(self) -> bool:
@@ -110,6 +114,7 @@ class Chain:
             "seed": self.seed,
             "tasks": [list(products) for products in self.tasks],
             "complete": self.complete,
+            "columns": [name for name, _ in self.columns],
             "matrices": {v: {m: self.matrix(m, v) for m in NAMES} for v in VIEWS},
             "continual": {v: {m: self.continual(m, v) for m in NAMES} for v in VIEWS},
             "products": {

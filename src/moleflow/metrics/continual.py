@@ -1,8 +1,9 @@
 """Continual metrics: functions of the result matrix, and how often images find their product.
 
-The result matrix ``a`` is (T, T): ``a[k, j]`` is the metric on product j after learning product k,
-0-based. Only the entries on and below the diagonal are read (j <= k); above it, where the product
-is not yet known, NaN is usual.
+The result matrix ``a`` is (T, P): ``a[k, j]`` is the metric on product j after task k, 0-based, and
+``learned[j]`` the task that product j was learned in. Left out, every task is a product of its own:
+T = P and learned[j] = j. Only entries with k >= learned[j] are read; above them, where the product is
+not yet known, NaN is usual.
 """
 
 from __future__ import annotations
@@ -27,50 +28,51 @@ class RoutingAccuracy:
     defective_images: int
 
 
-def average_accuracy(a: ArrayLike) -> float:
-    """ACC = (1/T) sum_j a[T-1, j], the mean over all products after the last one was learned.
+def average_accuracy(a: ArrayLike, learned: Sequence[int] | None = None) -> float:
+    """ACC = (1/P) sum_j a[T-1, j], the mean over all products after the last task.
 
-    ``a`` is (T, T). Raises ConfigError for another shape or a non-finite entry with j <= k.
+    ``a`` is (T, P), ``learned`` (P,). Raises ConfigError for other shapes, for tasks that there are not,
+    or for a non-finite entry of a known product.
     """
-    return float(_checked(a)[-1].mean())
+    matrix, _ = _checked(a, learned)
+    return float(matrix[-1].mean())
 
 
-def backward_transfer(a: ArrayLike) -> float:
-    """BWT = 1/(T-1) sum_{j<T-1} (a[T-1, j] - a[j, j]) (Lopez-Paz and Ranzato 2017).
+def backward_transfer(a: ArrayLike, learned: Sequence[int] | None = None) -> float:
+    """BWT: the mean of a[T-1, j] - a[learned[j], j] over products not of the last task (Lopez-Paz and
+    Ranzato 2017).
 
-    Negative when later products did harm. With one product nothing came later: 0.0.
-    Errors as for :func:`average_accuracy`.
+    Negative when later tasks did harm. Where nothing came later: 0.0. Errors as for
+    :func:`average_accuracy`.
     """
-    matrix = _checked(a)
-    if len(matrix) == 1:
-        return 0.0
-    return float(np.mean(matrix[-1, :-1] - np.diagonal(matrix)[:-1]))
+    matrix, tasks = _checked(a, learned)
+    earlier = [j for j, task in enumerate(tasks) if task < len(matrix) - 1]
+    return float(np.mean([matrix[-1, j] - matrix[tasks[j], j] for j in earlier])) if earlier else 0.0
 
 
-def forgetting(a: ArrayLike) -> float:
-    """FM = 1/(T-1) sum_{j<T-1} (max_{j<=l<T-1} a[l, j] - a[T-1, j]) (Chaudhry et al. 2018).
+def forgetting(a: ArrayLike, learned: Sequence[int] | None = None) -> float:
+    """FM: the mean of max_{learned[j] <= l < T-1} a[l, j] - a[T-1, j] over products not of the last task
+    (Chaudhry et al. 2018).
 
-    The best a product ever was before the last one was learned, less what it is in the end;
-    positive when something was forgotten. With one product nothing can be forgotten: 0.0.
-    Errors as for :func:`average_accuracy`.
+    The best a product ever was before the last task, less what it is in the end; positive when something
+    was forgotten. Where nothing came later: 0.0. Errors as for :func:`average_accuracy`.
     """
-    matrix = _checked(a)
-    last = len(matrix) - 1
-    if last == 0:
-        return 0.0
-    return float(np.mean([matrix[j:last, j].max() - matrix[last, j] for j in range(last)]))
+    matrix, tasks = _checked(a, learned)
+    earlier = [j for j, task in enumerate(tasks) if task < len(matrix) - 1]
+    lost = [matrix[tasks[j] : -1, j].max() - matrix[-1, j] for j in earlier]
+    return float(np.mean(lost)) if lost else 0.0
 
 
-def router_gap(oracle: ArrayLike, routed: ArrayLike) -> float:
+def router_gap(oracle: ArrayLike, routed: ArrayLike, learned: Sequence[int] | None = None) -> float:
     """ACC of the oracle matrix less ACC of the routed one: what choosing the product costs.
 
-    Both are (T, T). Errors as for :func:`average_accuracy`, and ConfigError for two different T.
+    Both are (T, P). Errors as for :func:`average_accuracy`, and ConfigError for two different shapes.
     """
     if np.shape(oracle) != np.shape(routed):
         raise ConfigError(
             f"both matrices must cover the same products, not {np.shape(oracle)} and {np.shape(routed)}"
         )
-    return average_accuracy(oracle) - average_accuracy(routed)
+    return average_accuracy(oracle, learned) - average_accuracy(routed, learned)
 
 
 def routing_accuracy(
@@ -103,12 +105,19 @@ def _share_right(good: list[bool], defective: list[bool]) -> RoutingAccuracy:
     )
 
 
-def _checked(a: ArrayLike) -> Floats:
+def _checked(a: ArrayLike, learned: Sequence[int] | None) -> tuple[Floats, list[int]]:
     matrix = np.asarray(a, dtype=np.float64)
-    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.size == 0:
-        raise ConfigError(f"a result matrix must be (T, T) with T > 0, not {matrix.shape}")
-    wrong = np.argwhere(np.tril(~np.isfinite(matrix)))
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ConfigError(f"a result matrix must be (T, P) with T, P > 0, not {matrix.shape}")
+    steps, products = matrix.shape
+    tasks = list(range(products)) if learned is None else [int(task) for task in learned]
+    if (learned is None and steps != products) or len(tasks) != products:
+        raise ConfigError(f"a result matrix of {matrix.shape} does not fit {len(tasks)} products' tasks")
+    if any(not 0 <= task < steps for task in tasks):
+        raise ConfigError(f"expected every product's task among 0 to {steps - 1}, got {tasks}")
+    known = np.arange(steps)[:, None] >= np.array(tasks)
+    wrong = np.argwhere(known & ~np.isfinite(matrix))
     if len(wrong):
         k, j = (int(i) for i in wrong[0])
-        raise ConfigError(f"a result matrix must be finite on and below its diagonal; a[{k}, {j}] is not")
-    return matrix
+        raise ConfigError(f"a result matrix must be finite once a product is known; a[{k}, {j}] is not")
+    return matrix, tasks

@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import report as html
 from ...report import Html
-from ..results import SHARES, VIEWS, spread
+from ..results import SHARES, VIEWS, mean, spread
 from .charts import Axis, Point, Series, plot
 from .findings import MAIN, METRICS, Findings
 from .products import product_table
@@ -94,8 +94,10 @@ def _run(bench: Findings, entry: str, stream: str, seed: int) -> Mapping[str, An
 def _curves(bench: Findings, stream: str, tasks: Sequence[str], metric: str) -> Html:
     series = []
     for entry in bench.drawn:
-        runs = [run["matrices"]["routed"][metric] for run in bench.runs(entry) if run["stream"] == stream]
-        steps = [spread([matrix[k][0] for matrix in runs]) for k in range(len(tasks))] if runs else []
+        runs = [run for run in bench.runs(entry) if run["stream"] == stream]
+        steps = (
+            [spread([_of_first(run, metric, k) for run in runs]) for k in range(len(tasks))] if runs else []
+        )
         points = tuple(Point(k, s["mean"], s["sd"]) for k, s in enumerate(steps, 1) if s["mean"] is not None)
         if points:
             series.append(Series(bench.title(entry), points, bench.style(entry)))
@@ -109,15 +111,21 @@ def _curves(bench: Findings, stream: str, tasks: Sequence[str], metric: str) -> 
     )
 
 
+def _of_first(run: Mapping[str, Any], metric: str, step: int) -> float | None:
+    """The mean over the products of the first task after a step."""
+    return mean(run["matrices"]["routed"][metric][step][: len(run["tasks"][0])])
+
+
 def _result_matrix(run: Mapping[str, Any], tasks: Sequence[str], metric: str) -> Html:
-    values = np.array(run["matrices"]["routed"][metric], dtype=np.float64).reshape(-1, len(tasks))
+    products = run["columns"]
+    values = np.array(run["matrices"]["routed"][metric], dtype=np.float64).reshape(-1, len(products))
     rows = [f"after {name}" for name in tasks[: len(values)]]
     caption = (
         f"{METRICS[metric]}, routed, stream {run['stream']}, seed {run['seed']}: rows are moments, "
         "columns are what is inspected. Read a column downwards."
     )
     low = 0.5 if metric == "image_auroc" else 0.0
-    return narrow(tasks, lambda names: html.matrix(values, rows, names, low=low, caption=caption))
+    return narrow(products, lambda names: html.matrix(values, rows, names, low=low, caption=caption))
 
 
 def _task(products: Sequence[str]) -> str:
