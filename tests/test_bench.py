@@ -1,7 +1,11 @@
 """The bench from images to results: units, resuming, processes, streams, every layout, every scenario."""
 
 import json
+import re
 import shutil
+import subprocess
+import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -146,6 +150,100 @@ def test_a_folder_belongs_to_one_benchmark(work):
         run(work("padim", seeds=(1,)))
 
 
+def test_other_images_under_the_same_names_are_another_benchmark(work, tmp_path):
+    job = work("padim")
+    assert run(job) == {}
+    moved = shutil.copytree(job.products["gear"].train[0].path.parents[3], tmp_path / "moved")
+    dataset = read_dataset(moved)
+    again = Work(job.plan, used(dataset, job.plan.streams), job.out, job.cache)
+    assert run(again) == {}
+    path = next((moved / "gear/test/good").iterdir())
+    path.write_bytes(path.read_bytes() + bytes(1))
+    with pytest.raises(BenchError, match="one with other images"):
+        run(again)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seeds": (0, 0)}, "different seeds"),
+        ({"entries": {"a/b": Variant("padim")}}, "entry 'a/b': cannot be the name of a folder"),
+        ({"entries": {"x": Variant("padim"), "X": Variant("padim")}}, "entry 'X': expected different"),
+        ({"streams": (Stream("../x", (Task(("gear",)),)),)}, "stream '../x': cannot be the name"),
+        ({"streams": (Stream("s", (Task(("shared",)),)),)}, "no product can be called 'shared'"),
+        ({"options": {"ewc.strength": 3.0}}, "a method that is not compared"),
+        ({"entries": {"x": Variant("padim", {"ewc.strength": 3.0})}}, "no option of padim"),
+        ({"options": {"training.steps": 2.5}}, "expected a whole number, got 2.5"),
+    ],
+)
+def test_plans_that_cannot_work_are_refused(change, message):
+    plan = {"entries": {"padim": Variant("padim")}, "streams": (Stream("s", (Task(("gear",)),)),)}
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        Plan(**{**plan, **change})
+
+
+def test_whatever_goes_wrong_ends_one_chain_alone(work, monkeypatch):
+    def learn(self, products, progress):
+        raise ValueError("not thought of")
+
+    monkeypatch.setattr(methods.METHODS["fine-tuning"], "learn", learn)
+    job = work("fine-tuning", "padim")
+    with pytest.raises(BenchError, match="ValueError: not thought of"):
+        benchmark(job, command="moleflow benchmark")
+    found = json.loads((job.out / "results.json").read_text())
+    assert found["summary"]["padim"]["runs"] == 1
+    text = (job.out / "report.html").read_text()
+    assert "fine-tuning on plain, seed 0: 0 of 3 tasks (ValueError: not thought of)" in text
+
+
+@pytest.mark.slow
+def test_killed_with_two_jobs_and_run_again_gives_the_same_bytes(tree, cache, tmp_path):
+    """The workers of a killed run end with it, and leave nothing that another run would trip over."""
+
+    def command(out):
+        settings = [f"--set={name}={json.dumps(value)}" for name, value in QUICK.items()]
+        return [
+            *(
+                sys.executable,
+                "-m",
+                "moleflow",
+                "benchmark",
+                tree,
+                "--methods",
+                "moleflow,padim",
+                "--jobs",
+                "2",
+            ),
+            *("--seeds", "0", "--image-size", str(SIZE), "--eval-size", "32", "--cache", cache, "--out", out),
+            *settings,
+        ]
+
+    whole, out = tmp_path / "whole", tmp_path / "killed"
+    subprocess.run(command(whole), check=True, capture_output=True)
+    process = subprocess.Popen(command(out), start_new_session=True, stderr=subprocess.DEVNULL)
+    until(lambda: list(out.rglob("step-*.json")))
+    process.kill()
+    process.wait()
+    until(lambda: not alive(process.pid))
+    assert len(list(out.rglob("step-*.json"))) < len(list(whole.rglob("step-*.json")))
+    subprocess.run(command(out), check=True, capture_output=True)
+    for name in ("results.json", "results.csv"):
+        assert (out / name).read_bytes() == (whole / name).read_bytes()
+
+
+def until(done, seconds=120):
+    end = time.monotonic() + seconds
+    while not done():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def alive(session):
+    """Whether any process of a session is left."""
+    found = subprocess.run(["ps", "-o", "stat=", "-s", str(session)], capture_output=True, text=True)
+    return any(line.strip() and not line.startswith("Z") for line in found.stdout.splitlines())
+
+
 def test_two_runs_in_one_folder_are_refused(work):
     job = work("padim")
     with alone(job.out), pytest.raises(BenchError, match="another process runs a benchmark"):
@@ -185,7 +283,7 @@ def test_left_out_products_are_tried(work):
     assert found["fine-tuning"] is None
     for entry in ("moleflow", "padim"):
         assert sorted(found[entry]) == ["bottle_cap", "gear", "wood"]
-        assert all(0 <= share <= 1 for share in found[entry].values())
+        assert min(found[entry].values()) > 0.5, found[entry]  # drawn products look nothing like each other
 
 
 def test_costs_are_those_of_the_state(work):
@@ -233,16 +331,18 @@ def test_figures_of_a_step_are_measured_once_for_the_same_maps(work, monkeypatch
     measured = []
     genuine = unit.measure
 
-    def counted(products, inspections, size):
+    def counted(products, inspections, size, **options):
         measured.append(tuple(product.name for product in products))
-        return genuine(products, inspections, size)
+        return genuine(products, inspections, size, **options)
 
     monkeypatch.setattr(unit, "measure", counted)
     job = work("padim", leave_out=False)
     assert run(job) == {}
     chain = results.read_chains(job)[0]
     assert all(r["routing_good"] == r["routing_defective"] == 1 for r in chain.steps[-1]["products"].values())
-    assert sorted(names for names in measured if len(names) == 1) == [("bottle_cap",), ("gear",), ("wood",)]
+    assert sorted(measured, key=len) == sorted(
+        [*((name,) for name in chain.steps[-1]["products"]), tuple(chain.steps[-1]["products"])], key=len
+    )  # the oracle view is the routed one, pooled too
 
 
 def test_the_product_given_corrects_what_the_router_sent_astray(work, monkeypatch):
@@ -412,3 +512,31 @@ def test_ablate_and_sweep_from_the_command(tree, tmp_path):
     found = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
     assert {trial["options"]["training.noise"] for trial in found["trials"]} == {0.1, 0.5}
     assert (tmp_path / "sweep" / "sweep.html").stat().st_size > 5_000
+
+
+def test_a_sweep_without_labels_needs_none(tmp_path):
+    write_product("gear", tmp_path / "data", train=8, test_good=1, test_defective=1, size=SIZE)
+    shutil.rmtree(tmp_path / "data/gear/test")
+    shutil.rmtree(tmp_path / "data/gear/ground_truth")
+    (tmp_path / "space.yaml").write_text("padim.ridge: [1e-2, 0.1]\n")
+    quick = [word for key, value in QUICK.items() for word in ("--set", f"{key}={json.dumps(value)}")]
+    common = ("--out", tmp_path / "out", "--image-size", "64", "--eval-size", "32", "--jobs", "1", *quick)
+    done = cli(
+        *("sweep", tmp_path / "data", "--method", "padim", "--no-oracle"),
+        *("--space", tmp_path / "space.yaml", *common),
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "out/sweep.json").read_text())
+    assert [trial["options"] for trial in found["trials"]] == [{"padim.ridge": r} for r in (0.01, 0.1)]
+    assert found["unchanged"]["options"] == {"padim.ridge": 0.1}
+    assert found["best_by_oracle"] is None
+
+
+def test_what_says_what_is_learned_twice_is_refused(tree):
+    for words, message in (
+        (("--drift", "gear", "--scenario", "orders"), "got --drift and --scenario"),
+        (("--drift", "gear", "--order", "wood"), "--drift says already"),
+    ):
+        done = cli("benchmark", tree, *words)
+        assert done.exit_code == 1
+        assert message in done.output

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from moleflow.bench.methods import banks
 from moleflow.bench.methods.banks import (
     Bank,
     BankOptions,
@@ -21,6 +22,7 @@ from moleflow.config import LineConfig, ScoringConfig
 from moleflow.errors import ConfigError, TaskError, TrainingError
 from moleflow.features.backbones import get_backbone
 from moleflow.product import split
+from moleflow.scoring import PositionCalibration, image_scores, smooth
 
 GRID, CHANNELS = (6, 6), 12
 SETTING = Setting(grid=GRID, channels=CHANNELS, image_size=(48, 48))
@@ -134,7 +136,9 @@ def test_size_follows_the_share_between_its_bounds(patches, size):
     assert SMALL.size(patches) == size
 
 
-@pytest.mark.parametrize("wrong", [{"share": 0}, {"share": 1.5}, {"least": 61}, {"neighbours": True}])
+@pytest.mark.parametrize(
+    "wrong", [{"share": 0}, {"share": 1.5}, {"least": 61}, {"neighbours": True}, {"projection": 64.5}]
+)
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         replace(SMALL, **wrong)
@@ -253,10 +257,46 @@ def test_a_place_where_good_images_differ_is_judged_milder():
     found = next(made.inspect(probe, "a"))
     part = made.parts["a"]
     distance = part.bank.nearest(probe.features.float().flatten(0, 2)).distance.reshape(GRID)
-    expected = (distance - part.position.level) / part.position.spread
-    np.testing.assert_allclose(found.patch_map, expected, rtol=1e-5)
-    assert found.patch_map[3, 5] / distance[3, 5] < 0.9 * found.patch_map[3, 1] / distance[3, 1]
-    assert found.score == pytest.approx(float(np.sort(found.patch_map, axis=None)[-3:].mean()), rel=1e-5)
+    expected = part.calibration.standardise((distance - part.position.level) / part.position.spread)
+    np.testing.assert_allclose(found.patch_map, expected, rtol=1e-4)
+    raw = (found.patch_map - part.calibration.standardise(torch.tensor(0.0)).item()) / distance.numpy()
+    assert raw[3, 5] < 0.9 * raw[3, 1]
+    assert found.score == pytest.approx(float(np.sort(found.patch_map, axis=None)[-3:].mean()), rel=1e-4)
+
+
+def test_the_calibrated_bank_keeps_held_out_scores_and_calls_defects():
+    made = taught(CalibratedMemoryBank)
+    calibration = made.parts["a"].calibration
+    assert calibration.kind == "cross-fitted"
+    assert list(calibration.scores) == sorted(calibration.scores)
+    assert len(calibration.scores) == 12
+    good, bad = (list(made.inspect(pictures, "a")) for pictures in (images("a", 20, seed=5), faulty("a")))
+    assert {i.threshold for i in good} == {calibration.threshold(0.01)}
+    assert all(i.alarm for i in bad)
+    assert sum(i.alarm for i in good) <= 2
+    assert abs(np.mean([i.score for i in good])) < 2  # spreads from the typical good image
+
+
+def test_a_held_out_image_is_scored_without_its_own_share_in_the_calibration():
+    """Against a plain loop that leaves out one image at a time."""
+    maps = torch.rand(9, *GRID, generator=torch.Generator().manual_seed(0))
+    scoring = SETTING.config.scoring
+    expected = []
+    for i in range(9):
+        position = PositionCalibration.fit(torch.cat([maps[:i], maps[i + 1 :]]), scoring)
+        expected.append(float(image_scores(smooth(position(maps[i : i + 1]), scoring.smoothing), scoring)))
+    assert banks._left_out_scores(maps, SETTING) == pytest.approx(expected)
+
+
+@every_method
+def test_the_report_hears_how_patches_were_chosen(method):
+    notes = "; ".join(method(SETTING, SMALL).notes)
+    assert "candidates: 300 patches at random at most" in notes
+    assert "random projection to 8 dimensions" in notes
+    assert "projection" not in "; ".join(method(SETTING, EXACT).notes)
+    assert ("not PatchCore's" in notes) == (method is CalibratedMemoryBank)
+    assert ("after CADIC, but not its selection" in notes) == (method is SharedCoreset)
+    assert ("10 % of the patches kept, 20 to 60" in notes) == (method is not SharedCoreset)
 
 
 # State
@@ -273,9 +313,8 @@ def test_a_state_comes_back_to_the_bit(method):
 
 
 def same_bytes(one, other):
-    assert one.notes == other.notes
     assert one.tensors.keys() == other.tensors.keys()
-    return all(
+    return one.notes == other.notes and all(
         t.dtype == other.tensors[name].dtype and torch.equal(t, other.tensors[name])
         for name, t in one.tensors.items()
     )

@@ -53,9 +53,11 @@ def tell(inspections):
     return [(i.task, i.known, i.score, i.patch_map.tobytes(), i.alarm) for i in inspections]
 
 
-def reference(train, test, chosen, ridge):
+def reference(train, test, chosen, share=0.1):
     """Mahalanobis distances place by place, float64 (n, h, w)."""
     train, test = (x.double().numpy()[..., chosen] for x in (train, test))
+    variance = train.var(0, ddof=1).mean() if len(train) > 1 else 0.0
+    ridge = max(share * variance, padim.LEAST_RIDGE)
     distance = np.empty(test.shape[:3])
     for row, column in np.ndindex(*GRID):
         good = train[:, row, column]
@@ -76,7 +78,7 @@ def maps(made, pictures, task="a"):
 def test_the_map_is_the_mahalanobis_distance_of_every_place(count, options):
     made, probe = taught(count=count, setting=RAW, options=options), faulty("a")
     chosen = made.parts["a"].chosen.tolist()
-    assert len(chosen) == min(options.channels, CHANNELS)
+    assert len(chosen) == min(options.channels or 100, CHANNELS)
     expected = reference(images("a", count).features, probe.features, chosen, options.ridge)
     np.testing.assert_allclose(maps(made, probe), expected, rtol=5e-3)  # 16 bits
 
@@ -102,7 +104,7 @@ def test_large_features_with_little_spread_are_no_trouble():
     made = PaDiM(RAW, GaussianOptions())
     made.learn([Pictures("a", steady.half(), no_pixels)], lambda share: None)
     probe = Pictures("a", steady[:3].half() + 1, no_pixels)
-    expected = reference(steady, probe.features, list(range(CHANNELS)), 0.01)
+    expected = reference(steady, probe.features, list(range(CHANNELS)))
     np.testing.assert_allclose(maps(made, probe), expected, rtol=5e-3)
 
 
@@ -187,15 +189,50 @@ def test_progress_rises_to_one(monkeypatch):
     assert shares[-1] == pytest.approx(1)
 
 
+def test_the_ridge_follows_the_scale_of_the_features():
+    pictures, probe = images("a"), faulty("a")
+    plain, wide = PaDiM(RAW), PaDiM(RAW)
+    plain.learn([pictures], lambda share: None)
+    wide.learn([replace(pictures, features=8 * pictures.features)], lambda share: None)
+    # A power of two, so that nothing but the last bit of 16 may differ.
+    scaled = maps(wide, replace(probe, features=8 * probe.features))
+    np.testing.assert_allclose(scaled, maps(plain, probe), rtol=5e-3)
+
+
+def test_one_ridge_serves_quiet_and_lively_places():
+    pictures = images("a", 40)
+    pictures.features[:, 0] = pictures.features[:1, 0]  # a row that never changes
+    made = PaDiM(RAW, GaussianOptions(channels=CHANNELS))
+    made.learn([pictures], lambda share: None)
+    ridge = 0.1 * float(pictures.features.double().var(0).mean())
+    probe = pictures.features[:1].clone()
+    probe[0, 0, 2, 4] += 1
+    step = float(probe[0, 0, 2, 4] - pictures.features[0, 0, 2, 4])
+    found = maps(made, Pictures("a", probe, no_pixels))
+    assert found[0, 0, 2] == pytest.approx(step / ridge**0.5, rel=1e-3)
+
+
+@pytest.mark.parametrize(("available", "drawn"), [(64, 64), (448, 100), (449, 449), (2000, 550)])
+def test_as_many_channels_are_drawn_as_the_paper_does_for_such_a_backbone(available, drawn):
+    assert GaussianOptions().width(available) == drawn
+    assert GaussianOptions(channels=30).width(available) == 30
+
+
+def test_the_report_hears_of_ridge_and_channels():
+    ridge, channels = PaDiM(SETTING, SUBSET).notes
+    assert "0.1 of a product's mean variance" in ridge
+    assert channels == "7 of 12 channels, layers 2, 3 of efficientnet_lite0"
+
+
 def test_constant_features_are_judged_by_the_ridge_alone():
     made = PaDiM(RAW, GaussianOptions(channels=4))
     made.learn([Pictures("a", torch.ones(5, *GRID, CHANNELS).half(), no_pixels)], lambda share: None)
     probe = Pictures("a", torch.full((1, *GRID, CHANNELS), 1.5).half(), no_pixels)
-    np.testing.assert_allclose(maps(made, probe), 0.5 * 2 / 0.1, rtol=1e-3)
+    np.testing.assert_allclose(maps(made, probe), 0.5 * 2 / padim.LEAST_RIDGE**0.5, rtol=1e-3)
 
 
 def test_impossible_options_images_and_features_are_refused():
-    for wrong in ({"channels": 0}, {"ridge": -1.0}):
+    for wrong in ({"channels": 0}, {"channels": 2.5}, {"ridge": -1.0}, {"ridge": None}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             GaussianOptions(**wrong)
     broken = images("a")

@@ -52,6 +52,7 @@ def make_results(entries=None, streams=None, seeds=(0, 1), *, steps_done=None):
     }
     results = {
         "plan": plan,
+        "order": list(entries),
         "titles": {name: f"{name} title" for name in entries},
         "sources": {name: f"Paper of {v[0]}, 2020" for name, v in entries.items()},
         "routes": {name: v[4] for name, v in entries.items()},
@@ -349,7 +350,9 @@ def test_published_figures_stand_beside_ours_for_exactly_their_products(dataset)
 
 
 def test_no_published_figures_for_other_products(plain):
-    assert "No published figures exist for these products: bolt, gear, plate." in plain[3].text
+    assert (
+        "No published figures for exactly these products are listed here: bolt, gear, plate." in plain[3].text
+    )
     assert "published, other protocol" not in plain[3].text
 
 

@@ -24,6 +24,7 @@ from moleflow.bench.methods.single import (
     SingleFlow,
     Step,
     fisher_information,
+    price,
 )
 from moleflow.config import Context, Dia, FlowConfig, LineConfig, TrainingConfig
 from moleflow.errors import ConfigError, TaskError, TrainingError
@@ -99,10 +100,11 @@ class Course:
 @pytest.fixture(scope="module")
 def courses() -> dict[str, Course]:
     held_a, held_b = product(0, 20, seed=9), product(1, 20, seed=9)
+    # With so few steps the default weight of LwF would rather keep A than learn B.
+    options = {"ewc": Consolidation(windows=32), "lwf": Distillation(weight=1.0)}
     found = {}
     for name, kind in METHODS.items():
-        options = {"options": Consolidation(windows=32)} if name == "ewc" else {}
-        method = kind(setting(LONGER), **options)
+        method = kind(setting(LONGER), **({"options": options[name]} if name in options else {}))
         method.learn([product(0, 40)], lambda share: None)
         old, new = nll(method, held_a), nll(method, held_b)
         method.learn([product(1, 40)], lambda share: None)
@@ -425,11 +427,20 @@ def test_replay_keeps_five_per_cent_and_one_image_at_least(images, kept):
     assert method.state().notes["kept_images"] == kept
 
 
-def test_what_replay_keeps_is_counted_in_its_state():
+def test_replay_pays_for_images_and_not_for_the_features_that_stand_for_them():
     tasks = [product(0, 40), product(1, 60)]
     bare, kept = taught("fine-tuning", tasks).state(), taught("replay", tasks).state()
-    assert kept.bytes_of() - bare.bytes_of() == (2 + 3) * math.prod(GRID) * CHANNELS * 2
-    assert kept.bytes_of("shared") == kept.bytes_of()
+    assert {"shared/memory.0", "shared/memory.1"} == set(kept.tensors) - set(bare.tensors)
+    for owner in (None, "shared", "A"):
+        assert kept.bytes_of(owner) == bare.bytes_of(owner)
+        assert kept.numbers_of(owner) == bare.numbers_of(owner)
+    assert (kept.notes["kept_images"], kept.notes["kept_bytes"]) == (5, 5 * 48 * 48 * 3)
+
+
+def test_a_kept_image_costs_its_file_or_its_pixels_if_these_are_fewer():
+    pictures = replace(product(0, 4), file_bytes=(100, 10**9, 200, 300))
+    assert price(pictures, [0, 1, 3], setting()) == 100 + 48 * 48 * 3 + 300
+    assert taught("joint", [pictures]).state().notes["kept_bytes"] == 100 + 48 * 48 * 3 + 200 + 300
 
 
 def test_half_of_a_step_is_old_and_every_old_product_weighs_alike():
@@ -447,7 +458,7 @@ def test_joint_keeps_no_images_in_its_state_but_says_what_it_needs():
     assert state.notes == {
         "products": ["A", "B"],
         "kept_images": 50,
-        "kept_bytes": 50 * math.prod(GRID) * CHANNELS * 2,
+        "kept_bytes": 50 * 48 * 48 * 3,
     }
     assert state.bytes_of() == taught("fine-tuning", [product(0)]).state().bytes_of()
 
@@ -475,6 +486,13 @@ def test_a_product_taught_twice_counts_twice():
 def test_impossible_options_are_refused(build):
     with pytest.raises(ConfigError):
         build()
+
+
+def test_notes_say_how_each_departs_from_the_line_and_from_its_paper():
+    notes = {name: made(name).notes for name in METHODS}
+    assert all("no cell Gaussians" in said[0] for said in notes.values())
+    own = {name: len(said) - 1 for name, said in notes.items()}
+    assert own == {"fine-tuning": 0, "ewc": 1, "lwf": 1, "replay": 0, "joint": 0}
 
 
 def test_names_are_those_of_the_command_line():

@@ -89,7 +89,7 @@ def whole(tried, tmp_path_factory):
     return out
 
 
-class Killed(Exception):
+class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 

@@ -10,19 +10,23 @@ import torch
 import torch.nn.functional as F
 
 from moleflow.bench.files import read_state, write_state
+from moleflow.bench.methods import options_of, ucad
 from moleflow.bench.methods.base import Inspection, Pictures, Setting
 from moleflow.bench.methods.ucad import (
     NEIGHBOURS,
+    PUBLISHED,
+    QUICK,
     UCAD,
+    Schedule,
     UcadOptions,
     farthest_points,
     find_regions,
-    image_score,
     structure_loss,
 )
 from moleflow.data.factory import make_sample
 from moleflow.errors import ConfigError, TaskError
 from moleflow.features.extractor import Extractor
+from moleflow.scoring import smooth
 
 TINY = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@11"
 SIZE = 96
@@ -203,6 +207,70 @@ def test_the_report_hears_of_random_weights():
     assert "random weights" not in UCAD(SETTING, UcadOptions(backbone=TINY)).notes
 
 
+def test_the_report_hears_of_every_departure():
+    notes = "; ".join(UCAD(SETTING, UcadOptions(backbone=TINY)).notes)
+    assert "tiny_patch16_224.augreg_in21k_ft_in1k at 224x224 of its own, 6 blocks" in notes
+    assert "SAM" in notes
+    assert "prefixes" in notes
+    assert "25 epochs over all images at 0.0005, none chosen on test images" in notes
+    assert "key and knowledge from 256 images" in notes
+    quick = "; ".join(UCAD(SETTING, UcadOptions(backbone=TINY, weights="random")).notes)
+    assert "5 epochs over at most 64 images at 0.01 instead of 25 epochs over all images at 0.0005" in quick
+
+
+def test_the_weights_choose_the_schedule_and_options_change_it():
+    assert UcadOptions().schedule == UcadOptions(weights="vit.safetensors").schedule == PUBLISHED
+    assert UcadOptions(weights="random").schedule == QUICK
+    assert UcadOptions(epochs=3).schedule == Schedule(None, 3, 5e-4)
+    assert UcadOptions(weights="random", images=200).schedule == Schedule(200, 5, 1e-2)
+
+
+def test_every_image_teaches_where_none_is_left_out(monkeypatch):
+    monkeypatch.setattr(ucad, "QUICK", Schedule(None, 1, 1e-2))
+    read: set[int] = set()
+
+    def reader(i: int, size: tuple[int, int]) -> np.ndarray:
+        read.add(i)
+        return make_sample("gear", i, size=SIZE).image
+
+    method = UCAD(SETTING, UcadOptions(**OPTIONS | {"memory_images": 3, "epochs": None}))
+    method.learn([Pictures("gear", torch.empty(12, 1, 1, 1), reader)], lambda share: None)
+    assert read == set(range(12))
+
+
+def test_a_single_number_is_a_square_image():
+    assert UcadOptions(**{"image_size": 96}).image_size == (96, 96)
+    assert UcadOptions(**{"image_size": [96, 64]}).image_size == (96, 64)
+    assert options_of("ucad", {"image_size": 96}).image_size == (96, 96)
+
+
+def test_smoothing_is_in_pixels_of_the_transformers_image():
+    plain, smoothed = learned("gear", smoothing=1e-3), learned("gear", smoothing=16.0)
+    image = pictures("gear", 1, first=500)
+    raw, map16 = (next(iter(m.inspect(image))).patch_map for m in (plain, smoothed))
+    one_patch = smooth(torch.from_numpy(raw)[None], 1.0)[0].numpy()  # a patch is 16 pixels wide
+    np.testing.assert_allclose(map16, one_patch, rtol=1e-5)
+
+
+def test_the_image_score_is_that_of_the_memory_banks(two):
+    image = pictures("gear", 1, first=500)
+    memory = two._memories["gear"]
+    patches = two._prompted(two._images(image, [0]), memory.prompt)[0].flatten(0, 1).double()
+    table = torch.cdist(patches, memory.knowledge.double()).numpy()
+    worst = table.min(1).argmax()
+    entry = table[worst].argmin()
+    near = torch.cdist(memory.knowledge.double(), memory.knowledge.double())[entry].argsort()[:NEIGHBOURS]
+    weight = 1 - np.exp(table[worst, entry]) / np.exp(table[worst, near]).sum()
+    found = next(iter(two.inspect(image, task="gear")))
+    assert found.score == pytest.approx(weight * table[worst, entry], rel=1e-4)
+
+
+def test_a_transformer_with_too_few_blocks_is_named():
+    method = UCAD(SETTING, UcadOptions(**OPTIONS | {"layers": 13}))
+    with pytest.raises(ConfigError, match=r"layer 12 asked for, it has 0 to 11"):
+        method.learn([pictures("gear")], lambda share: None)
+
+
 def test_farthest_points_against_brute_force():
     points = random(60, 5)
     chosen = [points[(points - points.mean(0)).norm(dim=1).argmin()]]
@@ -253,20 +321,22 @@ def test_structure_loss_of_one_region_stays_finite():
     assert torch.isfinite(structure_loss(random(1, 4, 3), torch.zeros(1, 4, dtype=torch.long)))
 
 
-def test_image_score_against_the_papers_formula():
-    knowledge, patches = random(30, 4).double(), random(9, 4, seed=1).double()
-    distances = torch.cdist(patches, knowledge)
-    worst = max(range(9), key=lambda p: min(distances[p]))
-    entry = min(range(30), key=lambda k: distances[worst, k])
-    near = sorted(range(30), key=lambda k: float((knowledge[k] - knowledge[entry]).norm()))[:NEIGHBOURS]
-    plain = float(distances[worst, entry])
-    weight = 1 - np.exp(plain) / sum(np.exp(float(distances[worst, k])) for k in near)
-    assert image_score(distances, knowledge) == pytest.approx(weight * plain)
-    assert image_score(1000 * distances, 1000 * knowledge) == pytest.approx(1000 * plain, rel=1e-3)
-    assert image_score(distances[:, :1], knowledge[:1]) == pytest.approx(float(distances[:, 0].max()))
-
-
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"regions": -1}, {"learning_rate": 0.0}, {"images": True}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"epochs": 0},
+        {"epochs": 2.5},
+        {"regions": -1},
+        {"regions": None},
+        {"key_size": 64.5},
+        {"learning_rate": 0.0},
+        {"images": True},
+        {"image_size": 0},
+        {"image_size": 96.0},
+        {"image_size": [96, 96, 3]},
+        {"image_size": "96"},
+    ],
+)
 def test_impossible_options_are_refused(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         UcadOptions(**wrong)

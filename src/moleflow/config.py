@@ -191,7 +191,13 @@ def check(
     least_zero: tuple[str, ...] = (),
     share: tuple[str, ...] = (),
 ) -> None:
-    """Refuses values outside of their range."""
+    """Refuses values outside of their range, and parts of a number where the field's type is int."""
+    for field_ in dataclasses.fields(config):
+        value = getattr(config, field_.name)
+        if field_.type in ("int", int) and (isinstance(value, bool) or not isinstance(value, int)):
+            raise ConfigError(
+                f"{type(config).__name__}.{field_.name}: expected a whole number, got {value!r}"
+            )
     for names, fits, wanted in (
         (positive, lambda v: v > 0, "a number above 0"),
         (least_zero, lambda v: v >= 0, "a number of at least 0"),

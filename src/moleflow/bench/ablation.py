@@ -35,6 +35,12 @@ noise, position calibration, the cells beside the flow, the shared metric of the
 the cell Gaussians out, so the other rows with the cells in place are read beside it: where the cells carry
 the detection, a part of the flow cannot move it far."""
 
+BARE = {"scoring.cells": None, "scoring.position_calibration": False}
+LIKE_FOR_LIKE: Mapping[str, Variant] = {
+    f"{method}-flow-alone": Variant(method, BARE) for method in ("moleflow", "task-separated")
+}
+"""What rivals with a single flow compare with: they have neither cells nor calibration by position."""
+
 FLOW_ALONE: Mapping[str, Variant] = {
     name: Variant(variant.method, {**variant.options, "scoring.cells": None})
     for name, variant in ABLATIONS.items()

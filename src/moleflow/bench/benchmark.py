@@ -49,8 +49,7 @@ def benchmark(
     """
     with alone(work.out):
         failed = run(work, jobs=jobs, device=device, told=told, done=done)
-        found = results.write(work, command)
-        times = results.timings(work, command)
+        found, times = results.write(work, command, jobs=jobs, failed=failed)
         write_report(work.out / REPORT, found, times, galleries=galleries(work))
     if failed:
         listed = "; ".join(f"{_named(work, unit)}: {error}" for unit, error in failed.items())
@@ -68,19 +67,22 @@ def galleries(work: Work) -> list[Gallery]:
     return []
 
 
-def used(dataset: Dataset, streams: Sequence[Stream]) -> dict[str, Product]:
+def used(dataset: Dataset, streams: Sequence[Stream], *, tested: bool = True) -> dict[str, Product]:
     """The products that streams speak of, by name.
 
-    Raises ConfigError for one without training or without test images.
+    Raises ConfigError for one without training images or, where products are `tested`, without good and
+    defective test images.
     """
     names = dict.fromkeys(name for stream in streams for name in stream.products)
     products = {name: dataset.products[name] for name in names}
     for name, product in products.items():
-        labels = {item.label for item in product.test}
-        if not product.train or labels != {0, 1}:
+        if not product.train:
+            raise ConfigError(f"{dataset.root}: expected training images of {name}, found none")
+        defective = sum(item.label for item in product.test)
+        if tested and not 0 < defective < len(product.test):
             raise ConfigError(
-                f"{dataset.root}: expected training images and good and defective test images of {name}, "
-                f"found {len(product.train)} to train, {len(product.test)} to test"
+                f"{dataset.root}: expected good and defective test images of {name}, "
+                f"found {len(product.test) - defective} good and {defective} defective ones"
             )
     return products
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..data.layouts import Product
+from ..data.layouts import Item, Product
 from ..metrics import PixelScores, image_ap, image_auroc, image_f1_max
 from .methods.base import Inspection
 from .pictures import has_masks, item_image, item_mask
@@ -47,13 +48,18 @@ def measure(
     products: Sequence[Product],
     inspections: Sequence[Sequence[Inspection]],
     eval_size: tuple[int, int] | None,
+    *,
+    spill: Path | None = None,
 ) -> Figures:
     """Figures over the test images of products, pooled where there are several.
+
+    None for pixels where no mask has one left at `eval_size`.
 
     Args:
         products: whose test images were inspected.
         inspections: of each product's test images, in their order.
         eval_size: (H, W) at which maps and masks are compared; None for every image's own size.
+        spill: folder for pixels that memory does not hold; the system's temporary one by default.
     """
     pairs = [
         (item, found)
@@ -70,20 +76,31 @@ def measure(
         "image_f1_max": image_f1_max(scores, labels).f1,
     }
     if all(found.patch_map is not None for _, found in pairs) and all(has_masks(p) for p in products):
-        with PixelScores() as pixels:
-            for item, found in pairs:
-                size = eval_size or _own_size(item_image(item))
-                assert found.patch_map is not None
-                pixels.add(enlarged(found.patch_map, size), item_mask(item, size), defective=bool(item.label))
-            summary = pixels.summary(limits=AUPRO_LIMITS)
-            figures |= {
-                "pixel_auroc": summary.auroc,
-                "pixel_ap": summary.ap,
-                "aupro_30": summary.aupro[AUPRO_LIMITS[0]],
-                "aupro_05": summary.aupro[AUPRO_LIMITS[1]],
-                "aupimo": summary.aupimo.mean,
-            }
+        figures |= _of_pixels(pairs, eval_size, spill)
     return Figures(**figures)
+
+
+def _of_pixels(
+    pairs: Sequence[tuple[Item, Inspection]], eval_size: tuple[int, int] | None, spill: Path | None
+) -> dict[str, float]:
+    marked = 0
+    with PixelScores(spill_dir=spill) as pixels:
+        for item, found in pairs:
+            size = eval_size or _own_size(item_image(item))
+            mask = item_mask(item, size)
+            marked += int(np.count_nonzero(mask))
+            assert found.patch_map is not None
+            pixels.add(enlarged(found.patch_map, size), mask, defective=bool(item.label))
+        if not marked:
+            return {}
+        summary = pixels.summary(limits=AUPRO_LIMITS)
+    return {
+        "pixel_auroc": summary.auroc,
+        "pixel_ap": summary.ap,
+        "aupro_30": summary.aupro[AUPRO_LIMITS[0]],
+        "aupro_05": summary.aupro[AUPRO_LIMITS[1]],
+        "aupimo": summary.aupimo.mean,
+    }
 
 
 def enlarged(patch_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:

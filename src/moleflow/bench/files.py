@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ..errors import BenchError, ConfigError
 from .methods.base import State
 
 _NOTES = "notes"
+DRAFT = ".draft-"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -27,10 +29,8 @@ def write_json(path: Path, value: Any) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Beside its place first, then renamed."""
-    with _draft(path) as draft, draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
+    with _draft(path) as draft:
+        draft.write_text(text, encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -48,6 +48,14 @@ def read_yaml(path: str | Path) -> Any:
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConfigError(f"{path}: cannot be read as YAML: {reason}") from error
+
+
+def number_or_same(value: Any) -> Any:
+    """YAML 1.1 takes 1e-3 for text, since it has no point; no option is text that reads as a number."""
+    if isinstance(value, str):
+        with suppress(ValueError):
+            return float(value)
+    return value
 
 
 def write_state(path: Path, state: State) -> None:
@@ -72,6 +80,8 @@ def read_state(path: Path) -> State:
 def alone(folder: Path) -> Iterator[None]:
     """Keeps a second run out of a folder; the lock goes with the process that holds it.
 
+    What a killed run left half written in it is removed.
+
     Raises BenchError where another process works in it, or the folder cannot be made.
     """
     try:
@@ -83,6 +93,8 @@ def alone(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise BenchError(f"{folder}: cannot be written: {error}") from error
     try:
+        for left in folder.rglob(f"{DRAFT}*"):  # by a run that was killed
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
         yield
     finally:
         lock.release()
@@ -91,9 +103,11 @@ def alone(folder: Path) -> Iterator[None]:
 @contextmanager
 def _draft(path: Path) -> Iterator[Path]:
     """A place to write beside a file, which takes its name in the end; BenchError, with the path, if not."""
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft = path.with_name(f"{DRAFT}{path.name}.{os.getpid()}")
     try:
         yield draft
+        with draft.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(draft, path)
     except (OSError, SafetensorError) as error:
         raise BenchError(f"{path}: cannot be written: {error}") from error

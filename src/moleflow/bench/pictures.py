@@ -102,22 +102,20 @@ class Shelf:
             if told is None
             else lambda done, count: told(f"{product.name} {part}", done, count),
         )
-        return Pictures(product.name, features, lambda i, at: resize(item_image(items[i]), at))
-
-    def holds(self, product: Product, part: Part) -> bool:
-        """Whether the features are there already."""
-        return self.cache.holds(_sources(product.train if part == "train" else product.test))
+        file_bytes = tuple(item.path.stat().st_size for item in items)
+        return Pictures(product.name, features, lambda i, at: resize(item_image(items[i]), at), file_bytes)
 
 
 def mark(products: Mapping[str, Product]) -> str:
-    """A hash over which images there are, and which are changed how."""
+    """A hash over the names and sizes of images and masks, and over which are changed how."""
     told = hashlib.sha256()
     for name, product in products.items():
         told.update(f"{name}\n".encode())
         for item in (*product.train, *product.test):
             alteration = _alteration(item)
             change = "" if alteration is None else alteration.key
-            told.update(f"{item.split} {item.path.name} {item.kind} {change}\n".encode())
+            files = [(path.name, path.stat().st_size) for path in (item.path, *item.masks)]
+            told.update(f"{item.split} {files} {item.kind} {change}\n".encode())
     return told.hexdigest()[:12]
 
 

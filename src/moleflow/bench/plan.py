@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -55,13 +55,22 @@ class Plan:
         for what, given in (("method", self.entries), ("stream", self.streams), ("seed", self.seeds)):
             if not given:
                 raise ConfigError(f"expected at least one {what} to run, got none")
-        if len({stream.name for stream in self.streams}) < len(self.streams):
-            raise ConfigError("expected streams with different names")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(f"expected different seeds, got {', '.join(map(str, self.seeds))}")
+        _check_folders("entry", self.entries)
+        _check_folders("stream", [stream.name for stream in self.streams])
+        if any("shared" in stream.products for stream in self.streams):
+            raise ConfigError("no product can be called 'shared': states name so what is no product's alone")
+        compared = {variant.method for variant in self.entries.values()}
+        for option in self.options:
+            if _owner(option) not in (None, *compared):
+                raise ConfigError(f"{option}: an option of a method that is not compared")
         for name, variant in self.entries.items():
             if variant.method not in METHODS:
                 raise ConfigError(f"unknown method {variant.method!r}; known are {', '.join(METHODS)}")
-            if name != Path(name).name or name.startswith("."):
-                raise ConfigError(f"{name!r} cannot be the name of a folder")
+            for option in variant.options:
+                if _owner(option) not in (None, variant.method):
+                    raise ConfigError(f"entry {name!r}: {option} is no option of {variant.method}")
             self.config(name)  # a wrong option shows here, not after an hour
             options_of(variant.method, self.own(name))
 
@@ -120,6 +129,26 @@ class Work:
     products: Mapping[str, Product]
     out: Path
     cache: Path
+
+
+def check_option(name: str, value: Any) -> None:
+    """Refuses, with a ConfigError, an option that there is not and a value that it cannot have alone."""
+    owner = _owner(name)
+    if owner is None:
+        override(LineConfig(), {name: value})
+    else:
+        options_of(owner, {name.removeprefix(f"{owner}."): value})
+
+
+def _check_folders(what: str, names: Iterable[str]) -> None:
+    """Refuses names that are no folders of their own, also where letters' case makes no difference."""
+    seen: set[str] = set()
+    for name in names:
+        if name != Path(name).name or "\\" in name or ":" in name or name.startswith("."):
+            raise ConfigError(f"{what} {name!r}: cannot be the name of a folder")
+        if name.casefold() in seen:
+            raise ConfigError(f"{what} {name!r}: expected different names")
+        seen.add(name.casefold())
 
 
 def _owner(option: str) -> str | None:

@@ -11,10 +11,11 @@ import io
 import os
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
-from pathlib import Path
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ SHARES = (
     "false_alarms",
     "detected",
 )
+SIZES = ("bytes", "shared_bytes", "shared_numbers", "kept_bytes")
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ def collect(work: Work) -> dict[str, Any]:
     chains = [chain for chain in read_chains(work) if chain.steps]
     return {
         "plan": read_json(work.out / "plan.json"),
+        "order": list(work.plan.entries),  # JSON on disk is sorted by name
         "titles": {entry: title_of(work.plan, entry) for entry in work.plan.entries},
         "sources": {entry: METHODS[v.method].source for entry, v in work.plan.entries.items()},
         "routes": {entry: METHODS[v.method].routes for entry, v in work.plan.entries.items()},
@@ -177,58 +180,55 @@ def read_chains(work: Work) -> list[Chain]:
 
 
 def summarise(chains: Sequence[Chain], entry: str) -> dict[str, Any]:
-    """Mean and standard deviation over all complete chains (streams and seeds) of one entry."""
+    """Mean and standard deviation over the seeds of all complete chains of one entry."""
     own = [chain for chain in chains if chain.entry == entry and chain.complete]
     records = [chain.to_dict() for chain in own]
-    continual = {
-        view: {
-            metric: {
-                name: spread([r["continual"][view][metric][name] for r in records])
-                for name in ("acc", "bwt", "fm")
-            }
-            for metric in NAMES
-        }
-        for view in VIEWS
-    }
-    gaps = {
-        metric: spread(
-            [
-                _difference(r["continual"]["oracle"][metric]["acc"], r["continual"]["routed"][metric]["acc"])
-                for r in records
-            ]
-        )
-        for metric in NAMES
-    }
+
+    def over(value: Callable[[Mapping[str, Any]], float | None]) -> dict[str, float | int | None]:
+        return over_seeds(records, value)
+
+    def continual(view: str, metric: str, name: str) -> dict[str, float | int | None]:
+        return over(lambda r: r["continual"][view][metric][name])
+
     return {
         "runs": len(own),
-        "continual": continual,
-        "router_gap": gaps,
-        "pooled": {v: {m: spread([_pooled(r, v, m) for r in records]) for m in NAMES} for v in VIEWS},
-        "shares": {
-            share: spread([mean([p[share] for p in r["products"].values()]) for r in records])
-            for share in SHARES
+        "continual": {
+            view: {m: {name: continual(view, m, name) for name in ("acc", "bwt", "fm")} for m in NAMES}
+            for view in VIEWS
         },
-        "rejected": spread([mean(list((r["rejected"] or {}).values())) for r in records]),
+        "router_gap": {metric: over(partial(_router_gap, metric)) for metric in NAMES},
+        "pooled": {view: {m: over(partial(_pooled, view, m)) for m in NAMES} for view in VIEWS},
+        "shares": {share: over(partial(_share, share)) for share in SHARES},
+        "rejected": over(lambda r: mean(list((r["rejected"] or {}).values()))),
         "isolated": bool(records) and all(r["isolated"] for r in records),
-        "bytes_per_task": spread([mean(r["bytes_per_task"]) for r in records]),
-        "numbers_per_task": spread([mean(r["numbers_per_task"]) for r in records]),
-        "bytes": spread([r["bytes"] for r in records]),
-        "shared_bytes": spread([r["shared_bytes"] for r in records]),
-        "shared_numbers": spread([r["shared_numbers"] for r in records]),
-        "kept_bytes": spread([r["kept_bytes"] for r in records]),
+        **{name: over(partial(_mean_of, name)) for name in ("bytes_per_task", "numbers_per_task")},
+        **{name: over(itemgetter(name)) for name in SIZES},
     }
 
 
-def timings(work: Work, command: str) -> dict[str, Any]:
-    """Seconds of every unit, their means by entry, and the machine they were taken on."""
-    chains = [chain for chain in read_chains(work) if chain.steps]
-    by_entry = {}
-    for entry in work.plan.entries:
-        times = [time for chain in chains if chain.entry == entry for time in chain.times]
-        by_entry[entry] = {
-            "learn": spread([time["learn"] for time in times]),
-            "inspect_image": spread([time["inspect_image"] for time in times]),
+def over_seeds(
+    runs: Iterable[Mapping[str, Any]], value: Callable[[Mapping[str, Any]], float | None]
+) -> dict[str, float | int | None]:
+    """Spread over seeds of a value's mean over streams.
+
+    Over all runs at once a method that does the same in every order would seem surer than its seeds are.
+    """
+    by_seed: dict[int, list[float | None]] = {}
+    for run in runs:
+        by_seed.setdefault(run["seed"], []).append(value(run))
+    return spread([mean(values) for values in by_seed.values()])
+
+
+def timings(work: Work, command: str, jobs: int = 1) -> dict[str, Any]:
+    """Seconds of a task, mean and deviation over complete runs, and the machine they were taken on."""
+    chains = [chain for chain in read_chains(work) if chain.complete]
+    by_entry = {
+        entry: {
+            what: spread([mean([t[what] for t in chain.times]) for chain in chains if chain.entry == entry])
+            for what in ("learn", "inspect_image")
         }
+        for entry in work.plan.entries
+    }
     return {
         "command": command,
         "machine": {
@@ -238,28 +238,36 @@ def timings(work: Work, command: str) -> dict[str, Any]:
             "python": platform.python_version(),
             **{name: metadata.version(name) for name in ("torch", "timm", "numpy")},
             "threads": work.plan.threads,
+            "jobs": jobs,
         },
         "entries": by_entry,
     }
 
 
-def write(work: Work, command: str) -> dict[str, Any]:
-    """Writes results.json, results.csv and timings.json; returns what results.json holds."""
-    results = collect(work)
-    write_json(work.out / "results.json", results)
-    write_text(work.out / "results.csv", table(results))
-    write_json(work.out / "timings.json", timings(work, command))
-    return results
+def write(
+    work: Work, command: str, *, jobs: int = 1, failed: Mapping[Unit, str] | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Writes results.json, results.csv and timings.json; returns what the first and the last hold."""
+    found, times = collect(work), timings(work, command, jobs)
+    times["failed"] = {
+        f"{unit.entry}, {work.plan.streams[unit.stream].name}, seed {unit.seed}": error
+        for unit, error in (failed or {}).items()
+    }
+    write_json(work.out / "results.json", found)
+    write_text(work.out / "results.csv", table(found))
+    write_json(work.out / "timings.json", times)
+    return found, times
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Every figure in one row: entry, stream, seed, step, product, view, metric, value."""
+    """Every figure in one row; of a run that is not complete those after its last step."""
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("entry", "stream", "seed", "product", "view", "metric", "value"))
+    rows.writerow(("entry", "stream", "seed", "step", "complete", "product", "view", "metric", "value"))
     for run in results["runs"]:
         for name, record in run["products"].items():
-            where = (run["entry"], run["stream"], run["seed"], name)
+            reached = len(run["bytes_per_task"]), "yes" if run["complete"] else "no"
+            where = (run["entry"], run["stream"], run["seed"], *reached, name)
             for view in VIEWS:
                 for metric, value in record[view].items():
                     if value is not None:
@@ -286,14 +294,18 @@ def spread(values: Sequence[float | None]) -> dict[str, float | int | None]:
     }
 
 
-def _pooled(record: Mapping[str, Any], view: str, metric: str) -> float | None:
-    return None if record["pooled"] is None else record["pooled"][view][metric]
+def _router_gap(metric: str, run: Mapping[str, Any]) -> float | None:
+    oracle, routed = (run["continual"][view][metric]["acc"] for view in VIEWS)
+    return None if oracle is None or routed is None else oracle - routed
 
 
-def _difference(a: float | None, b: float | None) -> float | None:
-    return None if a is None or b is None else a - b
+def _pooled(view: str, metric: str, run: Mapping[str, Any]) -> float | None:
+    return None if run["pooled"] is None else run["pooled"][view][metric]
 
 
-def load_results(out: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """results.json and timings.json of a finished run's folder."""
-    return read_json(out / "results.json"), read_json(out / "timings.json")
+def _share(share: str, run: Mapping[str, Any]) -> float | None:
+    return mean([product[share] for product in run["products"].values()])
+
+
+def _mean_of(name: str, run: Mapping[str, Any]) -> float | None:
+    return mean(run[name])

@@ -8,8 +8,13 @@ before and after a kill, with the same result.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 
 import torch
@@ -22,6 +27,7 @@ from .pictures import Shelf, Told, mark
 from .plan import Unit, Work
 from .unit import figures_path, run_unit
 
+MOST_JOBS = 61  # what Windows can wait for at once
 Done = Callable[[Unit], None]
 
 
@@ -40,11 +46,12 @@ def run(
         done: hears of every unit that is finished, also of those found finished.
 
     Raises:
-        BenchError: the folder holds another benchmark.
+        BackboneError: the backbone cannot be had; the folder is then left as it was.
+        BenchError: the folder holds another benchmark, or the system ended a process.
         ImageError: an image cannot be read.
     """
-    _claim(work)
     shelf = _shelf(work, device)
+    _claim(work, shelf)
     for product in work.products.values():
         shelf.pictures(product, "train", told=told)
         shelf.pictures(product, "test", told=told)
@@ -55,9 +62,10 @@ def run(
                 done(unit)
         else:
             chains.setdefault((unit.entry, unit.stream, unit.seed), []).append(unit)
-    if jobs == 1:
+    if jobs == 1 or len(chains) < 2:
         return _run_here(work, shelf, list(chains.values()), done)
-    return _run_in_processes(work, list(chains.values()), jobs, done)
+    with ended_processes_named():
+        return _run_in_processes(work, list(chains.values()), min(jobs, len(chains), MOST_JOBS), done)
 
 
 def _run_here(work: Work, shelf: Shelf, chains: list[list[Unit]], done: Done | None) -> dict[Unit, str]:
@@ -101,11 +109,39 @@ def _run_in_processes(work: Work, chains: list[list[Unit]], jobs: int, done: Don
     return failed
 
 
+@contextmanager
+def ended_processes_named() -> Iterator[None]:
+    """A process that the system ended is a BenchError that says what to do."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise BenchError(
+            "the system ended a process, perhaps for want of memory; the same command goes on where it "
+            "stopped, with fewer --jobs if it happens again"
+        ) from error
+
+
+def end_with_parent() -> None:
+    """Ends this worker process as soon as its parent is gone, however that ended.
+
+    A worker that outlives a killed run would go on writing into a folder that another run has taken up.
+    """
+    threading.Thread(target=_watch_parent, daemon=True).start()
+
+
+def _watch_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
 _here: tuple[Work, Shelf] | None = None  # of a worker process
 
 
 def _begin(work: Work) -> None:
     global _here
+    end_with_parent()
     torch.set_num_threads(work.plan.threads)
     _here = work, _shelf(work)
 
@@ -120,14 +156,17 @@ def _attempt(work: Work, shelf: Shelf, unit: Unit) -> str | None:
         run_unit(work, shelf, unit)
     except MoleFlowError as error:
         return str(error)
+    except Exception as error:  # whatever it is, the other chains have nothing to do with it
+        return f"{type(error).__name__}: {error}"
     return None
 
 
-def _claim(work: Work) -> None:
+def _claim(work: Work, shelf: Shelf) -> None:
     """Makes the folder this plan's own, or refuses another plan's."""
     work.out.mkdir(parents=True, exist_ok=True)
     path, plan = work.out / "plan.json", work.plan.to_dict()
     plan["images"] = mark(work.products)
+    plan["weights_hash"] = shelf.cache.extractor.weights_hash
     if not path.exists():
         write_json(path, plan)
         return

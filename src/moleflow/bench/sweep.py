@@ -25,18 +25,18 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from ..config import LineConfig, override, to_dict
+from ..config import to_dict
 from ..data.layouts import Product
 from ..errors import BenchError, ConfigError
 from ..features.cache import FeatureCache
 from ..features.extractor import Extractor
 from .figures import NAMES
-from .files import read_yaml, write_json
-from .methods import METHODS
+from .files import number_or_same, read_yaml, write_json
+from .methods import METHODS, options_of
 from .pictures import Shelf, Told, has_masks, mark
-from .plan import Plan, Variant, Work
+from .plan import Plan, Variant, Work, check_option
 from .results import mean, read_chains
-from .runner import run
+from .runner import MOST_JOBS, end_with_parent, ended_processes_named, run
 from .streams import Stream, Task
 from .synthetic import validation_of
 
@@ -96,7 +96,7 @@ class Range:
 
 @dataclass(frozen=True)
 class Space:
-    """Which options are tried, by dotted paths into `LineConfig`."""
+    """Which options are tried: those of a `Plan`."""
 
     options: Mapping[str, Choice | Range]
 
@@ -106,7 +106,7 @@ class Space:
         for name, tried in self.options.items():
             ends = tried.values if isinstance(tried, Choice) else (tried.low, tried.high)
             for value in ends:
-                override(LineConfig(), {name: value})  # a wrong one shows here, not after an hour
+                check_option(name, value)  # a wrong one shows here, not after an hour
 
     @property
     def size(self) -> int | None:
@@ -157,38 +157,50 @@ class Space:
 
 def _tried(content: Any) -> Choice | Range:
     if isinstance(content, list):
-        return Choice(tuple(_number(value) for value in content))
+        return Choice(tuple(number_or_same(value) for value in content))
     keys = {"low", "high"}
     if isinstance(content, dict) and keys <= content.keys() <= keys | {"log"}:
-        return Range(_number(content["low"]), _number(content["high"]), content.get("log", False))
+        low, high = (number_or_same(content[end]) for end in ("low", "high"))
+        return Range(low, high, content.get("log", False))
     raise ConfigError(f"expected a list of values or low, high and perhaps log; got {reprlib.repr(content)}")
 
 
-def _number(value: Any) -> Any:
-    """YAML 1.1 takes 1e-3 for text, since it has no point; no option is text that reads as a number."""
-    if isinstance(value, str):
-        with contextlib.suppress(ValueError):
-            return float(value)
-    return value
+_FLOW = {"training.learning_rate": [5e-4, 1e-3, 2e-3], "training.steps": [250, 500, 1000]}
+_SPACES: Mapping[str, Mapping[str, Any]] = {
+    "moleflow": {
+        "training.tail_weight": [0.5, 0.7, 0.9],
+        "training.tail_share": [0.02, 0.05, 0.1],
+        "scoring.top_share": [0.002, 0.005, 0.02],
+        "training.log_det_weight": [1e-5, 1e-4, 1e-3],
+        "flow.context.kernel": [3, 5, 7],
+        "training.learning_rate": [5e-4, 1e-3, 2e-3],
+        "flow.dia.blocks": [1, 2, 4],
+        # alpha follows the rank, so that the update's scale alpha / rank stays the same.
+        "flow.lora": [{"rank": r, "alpha": float(r)} for r in (8, 16, 64)],
+        "flow.couplings": [2, 4, 6],
+        "training.steps": [250, 500, 1000],
+    },
+    "fine-tuning": _FLOW,
+    "ewc": {"ewc.strength": [1.0, 3.0, 10.0, 30.0]},
+    "lwf": {"lwf.weight": [1.0, 3.0, 10.0]},
+    "replay": {"replay.old": [0.25, 0.5, 0.75]},
+    "joint": _FLOW,
+    "task-separated": _FLOW,
+    "ucad": {"ucad.smoothing": [2.0, 4.0, 8.0]},
+    "memory-bank": {"memory-bank.share": [0.01, 0.05], "memory-bank.neighbours": [1, 9]},
+    "padim": {"padim.ridge": [0.01, 0.03, 0.1, 0.3]},
+    "shared-coreset": {"shared-coreset.most": [3_000, 10_000]},
+}
 
 
-def default_space() -> Space:
-    """The options the method's original research searched, around this project's defaults."""
-    return Space.from_dict(
-        {
-            "training.tail_weight": [0.5, 0.7, 0.9],
-            "training.tail_share": [0.02, 0.05, 0.1],
-            "scoring.top_share": [0.002, 0.005, 0.02],
-            "training.log_det_weight": [1e-5, 1e-4, 1e-3],
-            "flow.context.kernel": [3, 5, 7],
-            "training.learning_rate": [5e-4, 1e-3, 2e-3],
-            "flow.dia.blocks": [1, 2, 4],
-            # alpha follows the rank, so that the update's scale alpha / rank stays the same.
-            "flow.lora": [{"rank": r, "alpha": float(r)} for r in (8, 16, 64)],
-            "flow.couplings": [2, 4, 6],
-            "training.steps": [250, 500, 1000],
-        }
-    )
+def default_space(method: str = "moleflow") -> Space:
+    """What is tried of a method: for ours the options its original research searched, around our defaults.
+
+    Raises ConfigError for a method with nothing to choose.
+    """
+    if method not in _SPACES:
+        raise ConfigError(f"{method} has no options that are searched by default; expected a space")
+    return Space.from_dict(_SPACES[method])
 
 
 # The sweep
@@ -207,6 +219,7 @@ class _Trials:
     metrics: tuple[str, ...]
     method: str
     plan: dict[str, Any]  # arguments of every plan
+    device: str
     told: Told | None
     marks: dict[str, str] = field(default_factory=dict)  # of the images on each side
 
@@ -258,7 +271,10 @@ class _Trials:
     def learn_features(self) -> None:
         """The features of all images, before processes would wait for each other's."""
         extractor = Extractor(
-            self.plan["backbone"], weights=self.plan["weights"], image_size=self.plan["image_size"]
+            self.plan["backbone"],
+            weights=self.plan["weights"],
+            image_size=self.plan["image_size"],
+            device=self.device,
         )
         shelf = Shelf(FeatureCache(self.cache, extractor))
         for side in self.marks:
@@ -288,6 +304,7 @@ def sweep(
     image_size: tuple[int, int] | None = None,
     eval_size: tuple[int, int] | None = None,
     threads: int = 1,
+    device: str = "cpu",
     told: Told | None = None,
     done: Done | None = None,
 ) -> dict[str, Any]:
@@ -317,6 +334,7 @@ def sweep(
         method: what is tuned, one of `METHODS`.
         options: dotted paths into `LineConfig` for all trials; a trial's own come before them.
         backbone, weights, image_size, eval_size, threads: as in `Plan`.
+        device: where the backbone computes features.
         told: hears of features being computed.
         done: hears of every run that is finished.
 
@@ -355,6 +373,7 @@ def sweep(
             "leave_out": False,
             "threads": threads,
         },
+        device=device,
         told=told,
     )
     with _workers(setting, jobs) as finish:
@@ -432,7 +451,8 @@ _Finish = Callable[[Sequence[Options], Done | None], dict[Path, str]]  # errors 
 @contextlib.contextmanager
 def _workers(setting: _Trials, jobs: int) -> Iterator[_Finish]:
     """Hands out a function that runs what is missing of some trials."""
-    pool = ProcessPoolExecutor(jobs, get_context("spawn")) if jobs > 1 else None
+    jobs = min(jobs, MOST_JOBS)
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), end_with_parent) if jobs > 1 else None
     features = False
 
     def finish(tried: Sequence[Options], done: Done | None) -> dict[Path, str]:
@@ -452,7 +472,8 @@ def _workers(setting: _Trials, jobs: int) -> Iterator[_Finish]:
         return failed
 
     try:
-        yield finish
+        with ended_processes_named():
+            yield finish
     finally:
         if pool is not None:
             pool.shutdown(cancel_futures=True)
@@ -607,7 +628,9 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _unchanged(space: Space, setting: _Trials) -> Options:
     """The values of a space's options where none of them is changed."""
-    config = to_dict(setting.works({})[0].plan.config("trial"))
+    plan = setting.works({})[0].plan
+    own = options_of(setting.method, plan.own("trial"), default=True)
+    config = to_dict(plan.config("trial")) | ({} if own is None else {setting.method: to_dict(own)})
     return {name: functools.reduce(_inside, name.split("."), config) for name in space.options}
 
 

@@ -12,8 +12,8 @@ import torch
 from ..data.layouts import Product
 from ..routing.clusters import find_products
 from . import showcase
-from .figures import digest, measure
-from .files import read_json, read_state, write_json, write_state
+from .figures import Figures, digest, measure
+from .files import DRAFT, read_json, read_state, write_json, write_state
 from .methods import make
 from .methods.base import Inspection, Method, PerProduct, Pictures, Setting
 from .pictures import Shelf
@@ -22,7 +22,9 @@ from .streams import Task
 
 
 def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
-    """Learns one task and measures everything learned so far."""
+    """Learns one task and measures everything learned so far; nothing to do where that is done already."""
+    if figures_path(work, unit).exists():
+        return
     stream = work.plan.streams[unit.stream]
     task = stream.tasks[unit.step]
     folder = unit_folder(work, unit)
@@ -116,7 +118,8 @@ def _taught(work: Work, shelf: Shelf, task: Task, step: int) -> tuple[list[Pictu
 def _pooled(given: Sequence[Pictures]) -> Pictures:
     at = [(pictures, i) for pictures in given for i in range(len(pictures))]
     features = torch.cat([pictures.features for pictures in given])
-    return Pictures("pool", features, lambda i, size: at[i][0].read(at[i][1], size))
+    file_bytes = tuple(size for pictures in given for size in pictures.file_bytes or ())
+    return Pictures("pool", features, lambda i, size: at[i][0].read(at[i][1], size), file_bytes)
 
 
 def _measure(
@@ -130,9 +133,9 @@ def _measure(
     last: bool,
 ) -> dict[str, Any]:
     """Figures of every product learned so far, product given and not; pooled at the end of a stream."""
-    size = work.plan.eval_size
+    size, spill = work.plan.eval_size, _spill(work)
     earlier = _figures_by_digest(before)
-    given: dict[str, list[Inspection]] = {}
+    given: dict[str, list[Inspection] | None] = {}
     found: dict[str, list[Inspection]] = {}
     records, seconds = {}, 0.0
     for name in known:
@@ -144,16 +147,19 @@ def _measure(
         given[name] = _with_product_given(method, pictures, found[name], experts)
         record: dict[str, Any] = {}
         for which, results in (("oracle", given[name]), ("routed", found[name])):
+            if results is None:
+                record[which] = {"figures": Figures().to_dict(), "digest": None}
+                continue
             told = digest(results)
-            if told not in earlier:
-                earlier[told] = measure([product], [results], size).to_dict()
-            record[which] = {"figures": earlier[told], "digest": told}
+            if (name, told) not in earlier:
+                earlier[name, told] = measure([product], [results], size, spill=spill).to_dict()
+            record[which] = {"figures": earlier[name, told], "digest": told}
         labels = [item.label for item in product.test]
         record |= _decisions(found[name], labels, name, experts)
         records[name] = record
     pooled, rejected = None, None
     if last:
-        pooled = _pooled_figures([work.products[name] for name in known], given, found, size)
+        pooled = _pooled_figures([work.products[name] for name in known], given, found, size, spill)
         rejected = _rejections(work, shelf, method, known, experts)
     images = sum(map(len, found.values()))
     return {
@@ -167,33 +173,55 @@ def _measure(
 
 def _pooled_figures(
     products: Sequence[Product],
-    given: Mapping[str, list[Inspection]],
+    given: Mapping[str, list[Inspection] | None],
     found: Mapping[str, list[Inspection]],
     size: tuple[int, int] | None,
+    spill: Path,
 ) -> dict[str, dict[str, float | None]]:
     """Over all test images together; measured once where routing changed nothing."""
-    figures: dict[str, dict[str, float | None]] = {}
-    for results in (given, found):
-        told = digest([one for part in results.values() for one in part])
-        if told not in figures:
-            figures[told] = measure(products, list(results.values()), size).to_dict()
-    of = list(figures.values())
-    return {"oracle": of[0], "routed": of[-1]}
+    routed = list(found.values())
+    oracle = [results for results in given.values() if results is not None]
+    figures = {"routed": measure(products, routed, size, spill=spill).to_dict()}
+    if len(oracle) < len(routed):
+        figures["oracle"] = Figures().to_dict()
+    elif all(digest(a) == digest(b) for a, b in zip(oracle, routed, strict=True)):
+        figures["oracle"] = figures["routed"]
+    else:
+        figures["oracle"] = measure(products, oracle, size, spill=spill).to_dict()
+    return figures
 
 
-def _figures_by_digest(before: Mapping[str, Any]) -> dict[str, dict[str, float | None]]:
+def _spill(work: Work) -> Path:
+    """Where pixels that memory does not hold are sorted: beside the results, for a system's own folder of
+    temporary files may lie in memory. Drafts by name, so that those of a killed run are cleared away.
+    """
+    folder = work.out / f"{DRAFT}pixels"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _figures_by_digest(before: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float | None]]:
     """Figures of the step before: what has not changed by a bit need not be measured again."""
-    records = before.get("products", {}).values()
-    return {r[which]["digest"]: r[which]["figures"] for r in records for which in ("oracle", "routed")}
+    records = before.get("products", {}).items()
+    return {
+        (name, r[which]["digest"]): r[which]["figures"]
+        for name, r in records
+        for which in ("oracle", "routed")
+    }
 
 
 def _with_product_given(
     method: Method, pictures: Pictures, found: list[Inspection], experts: Mapping[str, str]
-) -> list[Inspection]:
-    """The inspections again, those of images that went to another product done anew with theirs given."""
-    own = [part for part, product in experts.items() if product == pictures.product]
-    if not method.routes or not own:
+) -> list[Inspection] | None:
+    """The inspections again, those of images that went to another product done anew with theirs given.
+
+    None for a product that no part of the method is about: it cannot be given.
+    """
+    if not method.routes:
         return found
+    own = [part for part, product in experts.items() if product == pictures.product]
+    if not own:
+        return None
     astray = [i for i, result in enumerate(found) if result.task not in own]
     if not astray:
         return found

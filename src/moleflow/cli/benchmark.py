@@ -20,7 +20,7 @@ from .options import as_image_size
 from .screen import complain, interruptible, new_screen, new_table, say
 
 if TYPE_CHECKING:
-    from ..bench.plan import Unit, Work
+    from ..bench.plan import Unit, Variant, Work
     from ..bench.streams import Stream
     from ..data.layouts import Dataset, Product
 
@@ -70,12 +70,14 @@ def benchmark(
     data: Data,
     layout: Layout = "auto",
     check: Annotated[bool, typer.Option("--check", help="Only look whether DATA is in order.")] = False,
-    scenario: Annotated[str, typer.Option(help="Orders: plain, orders, A, B, C, D, visa, ...")] = "plain",
+    scenario: Annotated[
+        str | None, typer.Option(help="Orders: plain (the default), orders, A, B, C, D, visa, ...")
+    ] = None,
     stream: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A stream of tasks in YAML, instead of a scenario.")
     ] = None,
     order: Order = None,
-    orders: Annotated[int, typer.Option(min=1, help="How many orders of the scenario 'orders'.")] = 5,
+    orders: Annotated[int, typer.Option(min=1, help="How many orders: of the scenario 'orders'.")] = 5,
     drift: Annotated[
         str | None,
         typer.Option(
@@ -106,17 +108,24 @@ def benchmark(
         if check:
             _check(dataset)
             return
-        from ..bench.benchmark import drift_streams, used
-        from ..bench.plan import Plan, Variant, Work
+        from ..bench.plan import Plan, Work
 
-        streams, products = _streams(dataset, scenario, stream, order, orders)
+        asked = {
+            "--drift": drift,
+            "--stream": stream,
+            "--scenario": scenario,
+        }
+        chosen = [option for option, value in asked.items() if value is not None]
+        if len(chosen) > 1:
+            raise ConfigError(f"expected one of {', '.join(asked)}, got {' and '.join(chosen)}")
+        if order is not None and (drift is not None or stream is not None):
+            raise ConfigError(f"--order: {chosen[0]} says already what is learned in which order")
         if drift is not None:
-            from ..bench.drift import DRIFTS
-
-            product = used(dataset, _plain(dataset, drift))[drift]
-            streams, products = drift_streams(product, tuple(DRIFTS))
+            streams, products = _drifts(dataset, drift)
+        else:
+            streams, products = _streams(dataset, scenario or "plain", stream, order, orders)
         plan = Plan(
-            entries={name: Variant(name) for name in _methods(methods)},
+            entries=_entries(methods),
             streams=tuple(streams),
             seeds=_numbers(seeds),
             backbone=backbone,
@@ -191,13 +200,15 @@ def sweep(
     layout: Layout = "auto",
     order: Order = None,
     space: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Options to try, in YAML; a space of ten by default.")
+        Path | None,
+        typer.Option(metavar="FILE", help="Options to try, in YAML; a set for each method by default."),
     ] = None,
     trials: Annotated[int, typer.Option(min=1, help="Combinations to try.")] = 32,
     sampler: Annotated[str, typer.Option(help="How they are chosen: grid, or tpe of Optuna.")] = "grid",
     criterion: Annotated[
         str, typer.Option(help="What the best is best at: balanced, or max_image_auroc.")
     ] = "balanced",
+    method: Annotated[str, typer.Option(help="Whose options: moleflow, or a rival.")] = "moleflow",
     oracle: Annotated[
         bool, typer.Option("--oracle/--no-oracle", help="Measure the labelled test images beside it.")
     ] = True,
@@ -207,6 +218,7 @@ def sweep(
     jobs: Jobs = None,
     backbone: Backbone = "efficientnet_lite0",
     weights: BackboneWeights = None,
+    device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
     settings: Settings = None,
@@ -224,8 +236,8 @@ def sweep(
         from ..data.layouts import read_dataset
 
         dataset = read_dataset(data, layout=layout)
-        _, products = _streams(dataset, "plain", None, order, 1)
-        tried = default_space() if space is None else Space.from_yaml(space)
+        _, products = _streams(dataset, "plain", None, order, 1, tested=oracle)
+        tried = default_space(method) if space is None else Space.from_yaml(space)
         with alone(out), _bars("sweep") as (told, show):
             found = search(
                 tried,
@@ -236,6 +248,7 @@ def sweep(
                 seeds=_numbers(seeds),
                 sampler=sampler,  # type: ignore[arg-type]
                 criterion=criterion,
+                method=method,
                 oracle=oracle,
                 jobs=jobs or os.cpu_count() or 1,
                 options=_settings(settings or []),
@@ -243,6 +256,7 @@ def sweep(
                 weights=weights,
                 image_size=_size(image_size),
                 eval_size=_size(eval_size),
+                device=device,
                 told=told,
                 done=lambda done, total: show(done, total, "runs"),
             )
@@ -296,31 +310,41 @@ def _command() -> str:
 
 
 def _streams(
-    dataset: Dataset, scenario: str, stream: Path | None, order: str | None, orders: int
+    dataset: Dataset,
+    scenario: str,
+    stream: Path | None,
+    order: str | None,
+    orders: int,
+    *,
+    tested: bool = True,
 ) -> tuple[Sequence[Stream], dict[str, Product]]:
     from ..bench.benchmark import used
     from ..bench.streams import streams_for, streams_from_yaml
 
     if stream is not None:
-        if order is not None:
-            raise ConfigError("expected --stream or --order, got both: a stream has its order already")
         streams = streams_from_yaml(stream, dataset)
     else:
         chosen = None if order is None else _words(order)
         streams = streams_for(dataset, scenario, order=chosen, seeds=range(orders))
-    return streams, used(dataset, streams)
+    return streams, used(dataset, streams, tested=tested)
 
 
-def _plain(dataset: Dataset, product: str) -> list[Stream]:
+def _drifts(dataset: Dataset, product: str) -> tuple[Sequence[Stream], dict[str, Product]]:
+    from ..bench.benchmark import drift_streams, used
+    from ..bench.drift import DRIFTS
     from ..bench.streams import streams_for
 
-    return streams_for(dataset, "plain", order=[product])
+    undrifted = used(dataset, streams_for(dataset, "plain", order=[product]))[product]
+    return drift_streams(undrifted, tuple(DRIFTS))
 
 
-def _methods(text: str) -> tuple[str, ...]:
+def _entries(text: str) -> dict[str, Variant]:
+    from ..bench.ablation import LIKE_FOR_LIKE
     from ..bench.methods import METHODS
+    from ..bench.plan import Variant
 
-    return tuple(METHODS) if text == "all" else _among(text, METHODS, "method")
+    known = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
+    return known if text == "all" else {name: known[name] for name in _among(text, known, "method")}
 
 
 def _among(text: str, known: Any, what: str) -> tuple[str, ...]:
@@ -350,13 +374,15 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
     """KEY=VALUE, the values in YAML: 200, 0.5, true, null, [224, 224], random."""
     import yaml
 
+    from ..bench.files import number_or_same
+
     table = {}
     for pair in pairs:
         key, sign, value = pair.partition("=")
         if not sign or not key.strip():
             raise ConfigError(f"expected KEY=VALUE such as training.steps=200, got {pair!r}")
         try:
-            table[key.strip()] = yaml.safe_load(value)
+            table[key.strip()] = number_or_same(yaml.safe_load(value))
         except yaml.YAMLError as error:
             raise ConfigError(f"{pair!r}: expected a number, a word, true, false, null or a list") from error
     return table

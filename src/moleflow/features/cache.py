@@ -61,10 +61,6 @@ class FeatureCache:
                     self._write(path, len(sources), read, progress)
         return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
 
-    def holds(self, sources: Sequence[tuple[Path, str]]) -> bool:
-        """Whether these images' features are on disk."""
-        return (self.folder / f"{self._key(sources)}.npy").exists()
-
     def _key(self, sources: Sequence[tuple[Path, str]]) -> str:
         told = hashlib.sha256(json.dumps(self.extractor.describe(), sort_keys=True).encode())
         for path, alteration in sources:

@@ -46,13 +46,15 @@ OPTIONS: dict[str, type] = {
 }
 
 
-def options_of(method: str, table: Mapping[str, Any]) -> Any:
+def options_of(method: str, table: Mapping[str, Any], *, default: bool = False) -> Any:
     """A method's own options from a plain table; None for an empty one.
+
+    With `default` an empty one gives the options as they are, where the method has any.
 
     Raises ConfigError for an unknown or impossible option, or a method without options of its own.
     """
     if not table:
-        return None
+        return OPTIONS[method]() if default and method in OPTIONS else None
     if method not in OPTIONS:
         raise ConfigError(f"{method} has no options of its own, got {', '.join(table)}")
     return from_dict(OPTIONS[method], dict(table))

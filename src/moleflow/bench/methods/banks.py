@@ -7,7 +7,7 @@ is written in `BankOptions`: candidates are a random part of all patches, compar
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -16,10 +16,11 @@ from torch import Tensor
 
 from ...errors import ConfigError, TaskError, TrainingError
 from ...features.backbones import get_backbone
-from ...product import split
-from ...scoring import LEAST_SPREAD, PositionCalibration, smooth
+from ...product import LEFT_OUT_GROUPS, split
+from ...scoring import LEAST_SPREAD, PositionCalibration, ScoreCalibration, smooth
 from ...training import require_finite
-from .base import Inspection, Method, PerProduct, Pictures, Progress, Setting, State, judged
+from .base import Inspection, Method, PerProduct, Pictures, Progress, Setting, State, check_numbers, judged
+from .line import FALSE_ALARM_RATE
 
 CHUNK = 16  # images read at a time
 ROWS = 256  # patches compared with a bank at a time: their table of distances stays in the cache
@@ -43,10 +44,7 @@ class BankOptions:
     neighbours: int = 9  # b of the re-weighting, the patch found included
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-                raise ConfigError(f"BankOptions.{option.name}: expected a number above 0, got {value!r}")
+        check_numbers(self)
         if self.share > 1:
             raise ConfigError(f"BankOptions.share: expected at most 1, got {self.share}")
         if self.least > self.most:
@@ -55,6 +53,13 @@ class BankOptions:
     def size(self, patches: int) -> int:
         """Patches kept of so many."""
         return min(self.most, max(self.least, round(self.share * patches)))
+
+    def notes(self, channels: int) -> tuple[str, ...]:
+        """How selection departs from the papers', for features of so many channels."""
+        drawn = f"candidates: {self.candidates:,} patches at random at most"
+        if channels <= self.projection:
+            return (drawn,)
+        return drawn, f"compared in a random projection to {self.projection} dimensions"
 
 
 COMMON = BankOptions()
@@ -116,8 +121,11 @@ class Bank:
 
 @dataclass(frozen=True, eq=False)
 class _Part:
+    """A product's bank, and what makes distances comparable over an image and image scores a verdict."""
+
     bank: Bank
     position: PositionCalibration | None = None
+    calibration: ScoreCalibration | None = None
 
 
 class MemoryBank(PerProduct):
@@ -135,6 +143,13 @@ class MemoryBank(PerProduct):
         super().__init__(setting)
         self.options = options
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How this run departs from the paper."""
+        own = self.options
+        kept = f"{100 * own.share:g} % of the patches kept, {own.least:,} to {own.most:,}"
+        return kept, *own.notes(self.setting.channels)
+
     def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
         """A bank of all images."""
         _require_images(pictures)
@@ -145,20 +160,22 @@ class MemoryBank(PerProduct):
         return _inspect(part.bank, features, self.setting, self.options)
 
     def part_state(self, part: _Part) -> State:
-        """The bank, float16, and its calibration where there is one."""
+        """The bank, float16, and its calibrations where there are some."""
         tensors = {"bank": part.bank.patches.half()}
-        if part.position is not None:
-            tensors["position.level"] = torch.tensor([part.position.level])
-            tensors["position.spread"] = part.position.spread.half()
-        return State(tensors)
+        if part.position is None or part.calibration is None:
+            return State(tensors)
+        tensors["position.level"] = torch.tensor([part.position.level])
+        tensors["position.spread"] = part.position.spread.half()
+        return State(tensors, {"calibration": part.calibration.to_dict()})
 
     def part_from(self, state: State) -> _Part:
         """The inverse of `part_state`."""
         bank = Bank(state.tensors["bank"].float())
-        if "position.level" not in state.tensors:
+        if "calibration" not in state.notes:
             return _Part(bank)
         spread = state.tensors["position.spread"].float().clamp_min(LEAST_SPREAD)
-        return _Part(bank, PositionCalibration(float(state.tensors["position.level"][0]), spread))
+        position = PositionCalibration(float(state.tensors["position.level"][0]), spread)
+        return _Part(bank, position, ScoreCalibration.from_dict(state.notes["calibration"]))
 
     def _select(self, features: Tensor, images: Sequence[int], progress: Progress) -> Bank:
         """A bank of these images of features (N, h, w, D)."""
@@ -168,9 +185,9 @@ class MemoryBank(PerProduct):
 
 
 class CalibratedMemoryBank(MemoryBank):
-    """The memory bank with distances made comparable over the image, and scored as the line scores.
+    """The memory bank with distances made comparable over the image, and scored and judged as by the line.
 
-    The calibration is fitted on the same held-out images as the line's: with few images every image is
+    The calibrations are fitted on the same held-out images as the line's: with few images every image is
     held out in turn, against a bank of the others (`moleflow.product.split`).
     """
 
@@ -178,8 +195,13 @@ class CalibratedMemoryBank(MemoryBank):
     title = "memory bank, calibrated"
     source = "PatchCore (Roth et al. 2022) with the position calibration of this project"
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How this run departs from the paper."""
+        return *super().notes, "calibrated by place and by score on held-out images, which is not PatchCore's"
+
     def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
-        """A bank of the images to learn from, and its calibration on the others."""
+        """A bank of the images to learn from, and its calibrations on the others."""
         _require_images(pictures)
         features, setting = pictures.features, self.setting
         learn, folds, kind = split(len(pictures), setting.config, setting.seed)
@@ -194,14 +216,24 @@ class CalibratedMemoryBank(MemoryBank):
         for i, fold in enumerate(folds, 1):
             seen = bank_of(sorted(set(learn) - set(fold)), i) if crossed else bank
             maps += [_compare(seen, features[j : j + 1].float(), setting)[2] for j in fold]
-        return _Part(bank, PositionCalibration.fit(torch.stack(maps), setting.config.scoring))
+        held = torch.stack(maps)
+        scores = ScoreCalibration(kind, tuple(sorted(_left_out_scores(held, setting))))
+        return _Part(bank, PositionCalibration.fit(held, setting.config.scoring), scores)
 
     def inspect_part(self, part: _Part, features: Tensor) -> Inspection:
-        """Calibrated map and the line's image score."""
-        assert part.position is not None
+        """Standardised map and score, and the verdict at the accepted rate of false alarms."""
+        position, calibration = part.position, part.calibration
+        assert position is not None
+        assert calibration is not None
         _, _, distances = _compare(part.bank, features, self.setting)
-        score, patch_map = judged(part.position(distances[None]), self.setting)
-        return Inspection(task=None, known=None, score=score, patch_map=patch_map)
+        raw, patch_map = judged(position(distances[None]), self.setting)
+        return Inspection(
+            task=None,
+            known=None,
+            score=float(calibration.standardise(torch.tensor(raw))),
+            patch_map=calibration.standardise(torch.from_numpy(patch_map)).numpy(),
+            threshold=calibration.threshold(FALSE_ALARM_RATE),
+        )
 
 
 class SharedCoreset(Method):
@@ -220,6 +252,12 @@ class SharedCoreset(Method):
         super().__init__(setting)
         self.options = options
         self.bank: Bank | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How this run departs from the paper."""
+        size = f"one bank of {self.options.most:,} patches"
+        return "after CADIC, but not its selection", size, *self.options.notes(self.setting.channels)
 
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
         """Selects the bank from what it was and new candidates; products of one task share these equally."""
@@ -308,6 +346,20 @@ def greedy_centres(
             progress(len(chosen) / count)
     progress(1.0)
     return chosen
+
+
+def _left_out_scores(maps: Tensor, setting: Setting) -> list[float]:
+    """Image scores of held-out maps (n, h, w), each calibrated by place without the image itself.
+
+    As the line does it: its own spread would make each image look more ordinary than the next one will.
+    """
+    scores = torch.empty(len(maps))
+    for first in range(min(len(maps), LEFT_OUT_GROUPS)):
+        group = torch.arange(len(maps)) % LEFT_OUT_GROUPS == first
+        rest = maps[~group] if len(maps) > 1 else maps
+        position = PositionCalibration.fit(rest, setting.config.scoring)
+        scores[group] = torch.tensor([judged(one[None], setting)[0] for one in position(maps[group])])
+    return scores.double().tolist()
 
 
 def _inspect(bank: Bank, features: Tensor, setting: Setting, options: BankOptions) -> Inspection:

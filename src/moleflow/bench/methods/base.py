@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ...config import LineConfig
+from ...errors import ConfigError
 from ...product import split
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Decision, Router
@@ -30,11 +33,13 @@ class Pictures:
         product: its name; what a method is told when it learns, and may be asked about later.
         features: (N, h, w, D) float16 of the frozen backbone, memory-mapped: take what is needed at a time.
         read: image i at a size (h, w), uint8 (h, w, 3) RGB; for methods that need pixels.
+        file_bytes: of the images' files; None where they come from none.
     """
 
     product: str
     features: Tensor
     read: ReadImage = field(repr=False)
+    file_bytes: tuple[int, ...] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -48,7 +53,13 @@ class Pictures:
     def take(self, images: Sequence[int], *, product: str | None = None) -> Pictures:
         """The pictures at these positions, perhaps under another name."""
         chosen, read = list(images), self.read
-        return Pictures(product or self.product, self.features[chosen], lambda i, size: read(chosen[i], size))
+        file_bytes = None if self.file_bytes is None else tuple(self.file_bytes[i] for i in chosen)
+        return Pictures(
+            product or self.product,
+            self.features[chosen],
+            lambda i, size: read(chosen[i], size),
+            file_bytes,
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,6 +288,21 @@ class PerProduct(Method):
         other.statistics = {k: v for k, v in self.statistics.items() if k != product}
         other._router = None
         return other
+
+
+def check_numbers(options: Any) -> None:
+    """Refuses a number of a method's options that is not above 0, or not whole where an `int` is declared.
+
+    None passes where the annotation allows it; fields that are no numbers are left alone.
+    """
+    for name, hint in typing.get_type_hints(type(options)).items():
+        kinds = set(typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
+        value = getattr(options, name)
+        if not kinds & {int, float} or (value is None and types.NoneType in kinds):
+            continue
+        wanted, kind = ("number", int | float) if float in kinds else ("whole number", int)
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            raise ConfigError(f"{type(options).__name__}.{name}: expected a {wanted} above 0, got {value!r}")
 
 
 def judged(maps: Tensor, setting: Setting) -> tuple[float, np.ndarray]:

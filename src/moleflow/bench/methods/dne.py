@@ -29,11 +29,11 @@ PASTING_SHARE = 0.7  # of the progress bar
 
 @dataclass(frozen=True, eq=False)
 class _Gaussian:
-    """Normal images of one product in the space of the frozen backbone, float32.
+    """Normal embeddings of one product, as the head of its day made them, float32.
 
     Attributes:
-        mean: (D,).
-        root: lower Cholesky factor of the shrunk covariance, (D, D).
+        mean: (E,).
+        root: lower Cholesky factor of the shrunk covariance, (E, E).
         images: how many it was learned from, and how many are drawn again.
     """
 
@@ -43,14 +43,14 @@ class _Gaussian:
 
     @classmethod
     def of(cls, embeddings: Tensor) -> _Gaussian:
-        """From embeddings (N, D) float64."""
+        """From embeddings (N, E) float64."""
         mean, root = _fit_gaussian(embeddings)
         return cls(mean.float(), root.float(), len(embeddings))
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """As many embeddings as there were images, (N, D) float32."""
+        """As many embeddings of length 1 as there were images, (N, E) float64."""
         z = torch.randn(self.images, len(self.mean), generator=generator)
-        return self.mean + z @ self.root.T
+        return F.normalize((self.mean + z @ self.root.T).double(), dim=-1)
 
 
 class _Head(nn.Module):
@@ -107,16 +107,16 @@ class _Density:
 class DNE(Method):
     """Distribution of normal embeddings, Li et al., ACM MM 2022.
 
-    A task's normal images leave a Gaussian behind instead of themselves. A head learns to tell them from
-    CutPaste images (Li et al., CVPR 2021) of them, and draws from the Gaussians of earlier products
-    stand for the normal images that are gone. All normal embeddings, drawn ones included, make one
-    Gaussian, and an image's score is its Mahalanobis distance from it: no map, no product.
+    A network learns to tell a task's normal images from CutPaste images of them (Li et al., CVPR 2021), and
+    a Gaussian of the task's normal embeddings is left behind instead of the images. Embeddings of today and
+    draws from the Gaussians of the days before make one Gaussian, and an image's score is its Mahalanobis
+    distance from it: no map, no product. The network goes on changing, and embeds images of earlier
+    products elsewhere than where their Gaussians lie: that is how DNE forgets. What holds it is that
+    embeddings have length 1 and that the classifier on them is learned with the first task alone.
 
-    Where this departs from the paper: the backbone is frozen and shared by all methods, and the head
-    alone learns. The head changes with every task, so Gaussians are kept in the space before it, where
-    they stay true, and what is drawn from them goes through the head of the day. In the paper the whole
-    network learns and old Gaussians stay in a space that has moved on. A task of several products leaves
-    one Gaussian each, and the head learns as many steps as the flow of the setting.
+    Where this departs from the paper: the backbone is frozen and shared by all methods, and a small head
+    on its pooled features learns in place of the whole network, for as many steps as the flow of the
+    setting, from one pasted copy of every image. A task of several products leaves one Gaussian each.
     """
 
     name = "dne"
@@ -131,8 +131,17 @@ class DNE(Method):
         self._density: _Density | None = None
         self._extractor: Extractor | None = None
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How this run departs from the paper."""
+        return (
+            f"frozen {self.setting.backbone}: a head of {EMBEDDING} dimensions learns alone",
+            f"{self.setting.config.training.steps} steps a task",
+            f"one pasted copy of an image, of {PASTED_IMAGES} images of a product at most",
+        )
+
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
-        """The head on the task's images and draws of all earlier products, then the merged density.
+        """The head on the task's images, then the density of their embeddings and draws of all earlier ones.
 
         Raises:
             ConfigError: the setting's backbone is not the one the features come from.
@@ -144,26 +153,27 @@ class DNE(Method):
         if not torch.isfinite(good).all():
             raise TrainingError(f"expected finite features of {', '.join(sorted(names))}, but some are not")
         total = sum(min(len(pictures), PASTED_IMAGES) for pictures in products)
-        pasted = []
-        for embedding in self._pasted(products):
-            pasted.append(embedding)
-            progress(PASTING_SHARE * sum(map(len, pasted)) / total)
-        generator = torch.Generator().manual_seed(seed)
-        past = sorted(set(self._gaussians) - names)
-        drawn = [self._gaussians[name].sample(generator) for name in past]
-        normal = torch.cat([good.float(), *drawn])
+        parts: list[Tensor] = []
+        for batch in self._pasted(products):
+            parts.append(batch)
+            progress(PASTING_SHARE * sum(map(len, parts)) / total)
+        pasted, normal = torch.cat(parts), good.float()
         head = self._next_head(good)
         fit(
-            list(head.parameters()),
-            lambda g: _contrast(head, good.float(), normal[len(good) :], torch.cat(pasted), g),
+            [p for p in head.parameters() if p.requires_grad],
+            lambda g: _contrast(head, normal, pasted, g),
             self.setting.config.training,
             steps=self.setting.config.training.steps,
             seed=seed,
             progress=lambda share: progress(PASTING_SHARE + (1 - PASTING_SHARE) * share),
         )
-        self._head = head.requires_grad_(False).eval()
-        self._density = _Density(*_fit_gaussian(self._head.embed(normal)))
-        self._gaussians |= {pictures.product: _Gaussian.of(pictures.descriptors) for pictures in products}
+        head.requires_grad_(False).eval()
+        today = {pictures.product: head.embed(pictures.descriptors.float()) for pictures in products}
+        generator = torch.Generator().manual_seed(seed)
+        drawn = [self._gaussians[name].sample(generator) for name in sorted(set(self._gaussians) - names)]
+        self._head = head
+        self._density = _Density(*_fit_gaussian(torch.cat([*today.values(), *drawn])))
+        self._gaussians |= {product: _Gaussian.of(embeddings) for product, embeddings in today.items()}
 
     @torch.no_grad()
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
@@ -204,12 +214,16 @@ class DNE(Method):
             self._density = _Density(tensors["shared/mean"], tensors["shared/root"])
 
     def _next_head(self, good: Tensor) -> _Head:
-        """A copy of the head so far, so that a failed task changes nothing; a new one for the first task."""
+        """A new head for the first task; then a copy of the last one, whose classifier stays as it is.
+
+        A copy, so that a failed task changes nothing.
+        """
         head = _new_head(self.setting)
         if self._head is None:
             head.start(good)
         else:
             head.load_state_dict(self._head.state_dict())
+            head.classify.requires_grad_(False)
         return head
 
     def _pasted(self, products: Sequence[Pictures]) -> Iterator[Tensor]:
@@ -274,16 +288,10 @@ def _new_head(setting: Setting) -> _Head:
         return _Head(setting.channels)
 
 
-def _contrast(head: _Head, good: Tensor, drawn: Tensor, pasted: Tensor, generator: torch.Generator) -> Tensor:
-    """Cross-entropy of normal, seen or drawn, against pasted; both kinds weigh the same."""
-    normal = torch.cat([_some(good, generator), _some(drawn, generator)])
-    normal_loss = F.cross_entropy(head(normal), torch.zeros(len(normal), dtype=torch.long))
-    strange = _some(pasted, generator)
-    return (normal_loss + F.cross_entropy(head(strange), torch.ones(len(strange), dtype=torch.long))) / 2
-
-
-def _some(rows: Tensor, generator: torch.Generator) -> Tensor:
-    return rows[torch.randint(len(rows), (BATCH,), generator=generator)] if len(rows) else rows
+def _contrast(head: _Head, good: Tensor, pasted: Tensor, generator: torch.Generator) -> Tensor:
+    """Cross-entropy of a step's images: as many good as pasted, drawn with replacement."""
+    kinds = [x[torch.randint(len(x), (BATCH,), generator=generator)] for x in (good, pasted)]
+    return F.cross_entropy(head(torch.cat(kinds)), torch.arange(2).repeat_interleave(BATCH))
 
 
 def _fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:

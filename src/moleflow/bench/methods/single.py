@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,13 +21,16 @@ from ...flow.expert import Base, Expert
 from ...training import START_IMAGES, fit, loss_of, require_finite, sample_windows, seeded
 from .base import Inspection, Method, Pictures, Progress, Setting, State, judged
 
+MEMORY = "memory"  # features of kept images in a state
+
 
 @dataclass(frozen=True)
 class Consolidation:
     """Options of EWC.
 
-    The default strength lies above the Bayesian 1 because a diagonal leaves out how weights act together;
-    of 1, 3 and 10 it lost least in the mean held-out likelihood of good images over a sequence of products.
+    The default strength lies above the Bayesian 1 because a diagonal leaves out how weights act together.
+    It is chosen by the likelihood of held-out good images, never by defects:
+    `python benchmarks/rivals.py --method ewc --values 1 3 10`.
     """
 
     strength: float = 3.0  # lambda: nats of the new task that one nat of an old task is worth
@@ -39,9 +42,12 @@ class Consolidation:
 
 @dataclass(frozen=True)
 class Distillation:
-    """Options of LwF."""
+    """Options of LwF.
 
-    weight: float = 1.0  # of the old flow's answers against the new likelihood, both in nats per patch
+    The weight is chosen as EWC's strength is: `python benchmarks/rivals.py --method lwf --values 1 3 10`.
+    """
+
+    weight: float = 3.0  # of the old flow's answers against the new likelihood, both in nats per patch
 
     def __post_init__(self) -> None:
         check(self, positive=("weight",))
@@ -75,6 +81,27 @@ class WholeFlow(nn.Module):
     def scores(self, features: Tensor) -> Tensor:
         """-log p of every patch, (B, h, w), for raw features (B, h, w, D)."""
         return -self.base.log_prob(self.expert, self.base.prepare(features))
+
+
+@dataclass(frozen=True, eq=False)
+class Cached(State):
+    """A state with features of kept images in it, which do not count: they can be had again from the images.
+
+    What does count is the images, whose price stands in the notes.
+    """
+
+    def _of(self, owner: str | None) -> list[Tensor]:
+        bare = {k: v for k, v in self.tensors.items() if not k.startswith(f"shared/{MEMORY}.")}
+        return State(bare)._of(owner)
+
+
+def price(pictures: Pictures, chosen: Sequence[int], setting: Setting) -> int:
+    """Bytes that it costs to keep some images: the file of each, or its pixels where these are fewer."""
+    height, width = setting.image_size
+    pixels = height * width * 3
+    if pictures.file_bytes is None:
+        return pixels * len(chosen)
+    return sum(min(pixels, pictures.file_bytes[i]) for i in chosen)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,6 +174,11 @@ class SingleFlow(Method):
         super().__init__(setting)
         self.flow: WholeFlow | None = None
         self.products: list[str] = []
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How this run departs from the line's; subclasses add how it departs from their paper."""
+        return ("the flow alone scores: no cell Gaussians, no position calibration",)
 
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
         """Learns on from the known flow.
@@ -256,6 +288,11 @@ class EWC(SingleFlow):
         self.options = options or Consolidation()
         self.fisher: dict[str, Tensor] = {}
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the Fisher information is here."""
+        return (*super().notes, "diagonal empirical Fisher information over windows, summed over tasks")
+
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
         """Learns on, then adds what this task's likelihood depends on."""
         super().learn(products, progress)
@@ -340,6 +377,11 @@ class LwF(SingleFlow):
         super().__init__(setting)
         self.options = options or Distillation()
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is distilled."""
+        return (*super().notes, "distils a density (Gaussian latents) instead of class probabilities")
+
     def penalty(self, flow: WholeFlow, step: Step) -> Tensor:
         """Divergence from the answers of the flow before this task, on the step's own windows."""
         if self.flow is None:
@@ -354,6 +396,9 @@ class LwF(SingleFlow):
 class Replay(SingleFlow):
     """A share of every earlier product's images is kept and learned along.
 
+    The state holds features of the kept images in their place, so that learning can go on from it. They
+    cache what the backbone makes of the images and are not counted; the images are.
+
     Half of a step's windows are new and half are old, as many from each earlier product: the new product
     is still to be learned, the old ones only to be kept (Chaudhry et al. 2019 draw as many from memory as
     from the new data). The number of windows stays the same, so replay costs no more than fine-tuning.
@@ -367,6 +412,7 @@ class Replay(SingleFlow):
         super().__init__(setting)
         self.options = options or Rehearsal()
         self.memory: list[Tensor] = []  # one (n, h, w, D) for each of `products`
+        self.kept_bytes = 0
 
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
         """Learns on, then keeps images drawn at random."""
@@ -376,6 +422,7 @@ class Replay(SingleFlow):
             generator = torch.Generator().manual_seed(self.setting.seed)
             chosen = torch.randperm(len(pictures), generator=generator)[:count].sort().values
             self.memory.append(pictures.features[chosen])
+            self.kept_bytes += price(pictures, chosen.tolist(), self.setting)
 
     def mixture(self, products: Sequence[Pictures]) -> Mixture:
         """The new products beside what is kept of the old ones."""
@@ -387,17 +434,18 @@ class Replay(SingleFlow):
         return Mixture((*new.sources, *self.memory), tuple(shares))
 
     def state(self) -> State:
-        """The flow and the kept images' features."""
+        """The flow, the kept images' features, and in the notes what the images cost."""
         own = super().state()
-        kept = {f"shared/memory.{i}": features for i, features in enumerate(self.memory)}
-        count = sum(len(features) for features in self.memory)
-        return State(own.tensors | kept, own.notes | {"kept_images": count})
+        kept = {f"shared/{MEMORY}.{i}": features for i, features in enumerate(self.memory)}
+        cost = {"kept_images": sum(map(len, self.memory)), "kept_bytes": self.kept_bytes}
+        return Cached(own.tensors | kept, own.notes | cost)
 
     def restore(self, state: State) -> None:
         """The inverse of `state`."""
         super().restore(state)
-        kept = _owned(state, "memory")
+        kept = _owned(state, MEMORY)
         self.memory = [kept[str(i)] for i in range(len(self.products))]
+        self.kept_bytes = state.notes["kept_bytes"]
 
 
 class Joint(SingleFlow):
@@ -416,7 +464,7 @@ class Joint(SingleFlow):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.seen: list[Pictures] = []
-        self.kept: dict[str, Any] = {"kept_images": 0, "kept_bytes": 0}
+        self.kept = {"kept_images": 0, "kept_bytes": 0}
 
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
         """Learns anew from these and all earlier products.
@@ -433,10 +481,8 @@ class Joint(SingleFlow):
         seen = [*self.seen, *products]
         self.flow = self._learned(None, seen, progress)
         self.seen, self.products = seen, [pictures.product for pictures in seen]
-        self.kept = {
-            "kept_images": sum(len(pictures) for pictures in seen),
-            "kept_bytes": sum(p.features.numel() * p.features.element_size() for p in seen),
-        }
+        cost = sum(price(pictures, range(len(pictures)), self.setting) for pictures in seen)
+        self.kept = {"kept_images": sum(map(len, seen)), "kept_bytes": cost}
 
     def remind(self, pictures: Sequence[Pictures]) -> None:
         """Takes the earlier images back."""

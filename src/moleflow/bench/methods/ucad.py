@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,52 +19,72 @@ from ...features.backbones import get_backbone
 from ...features.extractor import Extractor
 from ...scoring import smooth
 from ...training import fit
-from .banks import greedy_centres
-from .base import Inspection, Method, Pictures, Progress, Setting, State
+from .banks import Bank, greedy_centres
+from .base import Inspection, Method, Pictures, Progress, Setting, State, check_numbers
 
-NEIGHBOURS = 9  # of the nearest entry, in the re-weighting of an image's score
+NEIGHBOURS = 9  # b of the re-weighting of an image's score, the entry found included
 LLOYD_ROUNDS = 10
 POSITION_WEIGHT = 0.5  # variance of a patch's place against that of its features, when regions are found
 BATCH = 8
-KEY_SHARE, PROMPT_SHARE = 0.2, 0.6  # of the progress bar
+KEYED, PARTED, PROMPTED = 0.1, 0.15, 0.9  # of the progress bar
 
-Told = Callable[[float], None]
+
+class Schedule(NamedTuple):
+    """How prompts learn: from so many images of a product at most (None: all), so often, at such a rate."""
+
+    images: int | None
+    epochs: int
+    learning_rate: float
+
+
+PUBLISHED = Schedule(None, 25, 5e-4)  # of the authors' code
+QUICK = Schedule(64, 5, 1e-2)  # about the same way to go, at a fraction of the cost
 
 
 @dataclass(frozen=True)
 class UcadOptions:
     """What UCAD needs beside the setting: it has a backbone of its own.
 
+    Images, epochs and learning rate are those of the published schedule unless given, and those of a quick
+    one for random weights, from which no schedule learns anything that is worth the time.
+
     Attributes:
         backbone: a transformer of the table, or timm:<tag>@<layers>; the layers of the row are not used.
         weights: local file, None for the embedded or downloaded ones, or "random".
-        image_size: (h, w) in pixels.
+        image_size: (h, w) in pixels; a single number is a square.
         layers: how many blocks are run; each has a prompt, and the last one gives the features.
         images: of a product at most, to learn prompts from.
-        memory_images: of a product at most, to take key and knowledge from.
         epochs: over the images for prompts; a fixed number.
         learning_rate: of the prompts.
+        memory_images: of a product at most, to take key and knowledge from.
         key_size, knowledge_size: patches kept.
         regions: an image is parted into, for the contrast.
+        smoothing: sigma of the map's Gaussian in pixels of the transformer's image.
     """
 
     backbone: str = "vit_base_patch16"
     weights: str | None = None
     image_size: tuple[int, int] = (224, 224)
-    layers: int = 5
-    images: int = 64
+    layers: int = 6
+    images: int | None = None
+    epochs: int | None = None
+    learning_rate: float | None = None
     memory_images: int = 256
-    epochs: int = 5
-    learning_rate: float = 1e-2
     key_size: int = 196
     knowledge_size: int = 196
     regions: int = 8
+    smoothing: float = 4.0
 
     def __post_init__(self) -> None:
-        for option in fields(self):
-            value = getattr(self, option.name)
-            if isinstance(value, int | float) and (isinstance(value, bool) or value <= 0):
-                raise ConfigError(f"UcadOptions.{option.name}: expected a number above 0, got {value!r}")
+        check_numbers(self)
+        object.__setattr__(self, "image_size", _as_pair(self.image_size))
+
+    @property
+    def schedule(self) -> Schedule:
+        """What is given, and the rest by the weights."""
+        given = {name: getattr(self, name) for name in Schedule._fields}
+        rule = QUICK if self.weights == "random" else PUBLISHED
+        return rule._replace(**{name: value for name, value in given.items() if value is not None})
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,8 +116,10 @@ class UCAD(Method):
           already sees, so the contrast teaches it less than foreign regions would.
         - The contrast is a difference of means over pairs, not of sums, so that it does not depend on
           the sizes of regions.
-        - Five epochs over 64 images at a rate of 1e-2, for 25 over all images at 5e-4: about the same way
-          to go at a fraction of the cost. Key and knowledge see at most 256 images, and keep 16 bits.
+        - Prompts are added to the tokens and begin at zero; the authors' code puts random ones before the
+          keys and values of every block's attention.
+        - Key and knowledge see at most 256 images, and keep 16 bits.
+        - The image's score is re-weighted as in the paper; the authors' code leaves that out.
     """
 
     name = "ucad"
@@ -120,9 +142,14 @@ class UCAD(Method):
     def notes(self) -> tuple[str, ...]:
         """What a report has to say beside this method's figures."""
         own = self.options
-        size = f"{own.image_size[0]}x{own.image_size[1]}"
-        notes = [f"{own.backbone} at {size} of its own", "regions from k-means instead of SAM"]
-        notes.append(f"{own.epochs} epochs, none chosen on test images")
+        notes = [
+            f"{own.backbone.partition('@')[0]} at {own.image_size[0]}x{own.image_size[1]} of its own, "
+            f"{own.layers} blocks",
+            "regions from k-means instead of SAM",
+            "prompts added and begun at zero instead of random prefixes",
+            _told(own.schedule) + ", none chosen on test images",
+            f"key and knowledge from {own.memory_images} images at most",
+        ]
         return ("random weights", *notes) if own.weights == "random" else tuple(notes)
 
     def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
@@ -134,7 +161,8 @@ class UCAD(Method):
             TrainingError: learning did not stay finite.
         """
         for i, pictures in enumerate(products):
-            self._memories[pictures.product] = self._learn_one(pictures, _share(progress, i, len(products)))
+            share = _between(progress, i / len(products), (i + 1) / len(products))
+            self._memories[pictures.product] = self._learn_one(pictures, share)
 
     @torch.no_grad()
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
@@ -146,16 +174,17 @@ class UCAD(Method):
         if not self._memories or (task is not None and task not in self._memories):
             known = ", ".join(self._memories) or "none"
             raise TaskError(f"expected a product that was learned ({known}), got {task!r}")
-        scoring = self.setting.config.scoring
+        extractor = self._backbone()
+        sigma = self.options.smoothing * extractor.grid[0] / extractor.image_size[0]  # in patches
         for i in range(len(pictures)):
             image = self._images(pictures, [i])
             chosen = task or self._nearest_key(self._frozen(image)[0].flatten(0, 1))
             memory = self._memories[chosen]
-            features = self._prompted(image, memory.prompt)[0]
-            distances = _distances(features.flatten(0, 1), memory.knowledge.float())
-            patches = distances.amin(1).view(features.shape[:2])
-            patch_map = smooth(patches[None], scoring.smoothing)[0].numpy()
-            score = image_score(distances, memory.knowledge.float())
+            patches = self._prompted(image, memory.prompt)[0].flatten(0, 1)
+            knowledge = Bank(memory.knowledge.float())
+            found = knowledge.nearest(patches)
+            score = knowledge.image_score(patches, found, NEIGHBOURS)
+            patch_map = smooth(found.distance.view(1, *extractor.grid), sigma)[0].numpy()
             yield Inspection(task=chosen, known=None, score=score, patch_map=patch_map)
 
     def state(self) -> State:
@@ -176,27 +205,25 @@ class UCAD(Method):
         }
 
     def _learn_one(self, pictures: Pictures, progress: Progress) -> _Memory:
-        own, seed = self.options, self.setting.seed
-        order = np.random.default_rng(seed).permutation(len(pictures))[: own.memory_images].tolist()
-        images = self._images(pictures, order)
-        frozen = self._in_batches(self._frozen, images, _share(progress, 0, 1, KEY_SHARE))
+        own, taught = self.options, self.options.schedule.images or len(pictures)
+        order = np.random.default_rng(self.setting.seed).permutation(len(pictures))
+        images = self._images(pictures, order[: max(taught, own.memory_images)].tolist())
+        remembered, images = images[: own.memory_images], images[:taught]
+        frozen = self._in_batches(self._frozen, remembered, _between(progress, 0, KEYED))
         key = farthest_points(frozen.flatten(0, 2), own.key_size)
-        labels = torch.stack([find_regions(features, own.regions) for features in frozen[: own.images]])
-        prompt = self._learn_prompt(
-            images[: own.images], labels.flatten(1), lambda s: progress(KEY_SHARE + PROMPT_SHARE * s)
-        )
+        del frozen  # half a megabyte an image
+        labels = self._in_batches(self._regions, images, _between(progress, KEYED, PARTED))
+        prompt = self._learn_prompt(images, labels.flatten(1), _between(progress, PARTED, PROMPTED))
         shown = self._in_batches(
-            lambda batch: self._prompted(batch, prompt),
-            images,
-            lambda s: progress(KEY_SHARE + PROMPT_SHARE + (1 - KEY_SHARE - PROMPT_SHARE) * s),
+            lambda batch: self._prompted(batch, prompt), remembered, _between(progress, PROMPTED, 1)
         )
         knowledge = farthest_points(shown.flatten(0, 2), own.knowledge_size)
         return _Memory(key.half(), prompt, knowledge.half())
 
     def _learn_prompt(self, images: Tensor, labels: Tensor, progress: Progress) -> Tensor:
         """Prompts (L, D) from uint8 images (N, 3, h, w) and the regions of their patches (N, P)."""
-        own = self.options
-        prompt = nn.Parameter(torch.zeros(own.layers, self._backbone().dim))
+        _, epochs, rate = self.options.schedule
+        prompt = nn.Parameter(torch.zeros(self.options.layers, self._backbone().dim))
         waiting: list[int] = []
 
         def step_loss(generator: torch.Generator) -> Tensor:
@@ -208,8 +235,8 @@ class UCAD(Method):
         fit(
             [prompt],
             step_loss,
-            TrainingConfig(learning_rate=own.learning_rate),
-            steps=own.epochs * math.ceil(len(images) / BATCH),
+            TrainingConfig(learning_rate=rate),
+            steps=epochs * math.ceil(len(images) / BATCH),
             seed=self.setting.seed,
             progress=progress,
         )
@@ -228,6 +255,12 @@ class UCAD(Method):
         """Features (B, h', w', D) of uint8 images (B, 3, h, w) without prompts."""
         return self._backbone().features(images)
 
+    def _regions(self, images: Tensor) -> Tensor:
+        """Regions (B, h', w') of the patches of uint8 images (B, 3, h, w)."""
+        return torch.stack(
+            [find_regions(features, self.options.regions) for features in self._frozen(images)]
+        )
+
     def _prompted(self, images: Tensor, prompt: Tensor) -> Tensor:
         """The same under a prompt (L, D): k_i = f_i(k_(i-1) + p_i); with zeros, those of `_frozen`."""
         extractor = self._backbone()
@@ -241,11 +274,11 @@ class UCAD(Method):
         return patches.unflatten(1, extractor.grid)
 
     @torch.no_grad()
-    def _in_batches(self, compute: Callable[[Tensor], Tensor], images: Tensor, told: Told) -> Tensor:
+    def _in_batches(self, compute: Callable[[Tensor], Tensor], images: Tensor, progress: Progress) -> Tensor:
         parts: list[Tensor] = []
         for batch in images.split(BATCH):
             parts.append(compute(batch))
-            told(min(1.0, len(parts) * BATCH / len(images)))
+            progress(min(1.0, len(parts) * BATCH / len(images)))
         return torch.cat(parts)
 
     def _backbone(self) -> Extractor:
@@ -315,27 +348,6 @@ def structure_loss(features: Tensor, labels: Tensor) -> Tensor:
     return (_masked_mean(cosine, ~same) - _masked_mean(cosine, alike)).mean()
 
 
-def image_score(distances: Tensor, knowledge: Tensor) -> float:
-    """Score of an image: its strangest patch, more where the memory is dense around the nearest entry.
-
-    With s* the largest of the patches' least distances, from patch p to entry m, and b entries N around m
-    (Roth et al., CVPR 2022, which UCAD takes over): s = (1 - exp s* / sum over n in N of exp |p - n|) s*.
-
-    Args:
-        distances: from every patch to every entry, (P, K).
-        knowledge: the entries, (K, D).
-    """
-    patch = int(distances.amin(1).argmax())
-    entry = int(distances[patch].argmin())
-    score = distances[patch, entry]
-    if len(knowledge) == 1:
-        return float(score)
-    around = _distances(knowledge[entry : entry + 1], knowledge)[0]
-    near = around.topk(min(NEIGHBOURS, len(knowledge)), largest=False).indices
-    weight = 1 - (score - distances[patch, near].logsumexp(0)).exp()
-    return float(weight * score)
-
-
 def _distances(a: Tensor, b: Tensor) -> Tensor:
     """Euclidean distances (N, M), without the short cut whose rounding makes copies differ."""
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
@@ -352,5 +364,20 @@ def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     return (values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
 
 
-def _share(progress: Progress, done: int, count: int, of: float = 1.0) -> Progress:
-    return lambda share: progress(of * (done + share) / count)
+def _told(schedule: Schedule) -> str:
+    """The schedule in words, beside the published one where it is another."""
+    images, epochs, rate = schedule
+    told = f"{epochs} epochs over {'all' if images is None else f'at most {images}'} images at {rate:g}"
+    return told if schedule == PUBLISHED else f"{told} instead of {_told(PUBLISHED)}"
+
+
+def _as_pair(size: Any) -> tuple[int, int]:
+    """An image size (h, w) of one or two numbers."""
+    sides = (size, size) if isinstance(size, int) else tuple(size) if isinstance(size, tuple | list) else ()
+    if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s <= 0 for s in sides):
+        raise ConfigError(f"UcadOptions.image_size: expected one or two whole numbers above 0, got {size!r}")
+    return sides[0], sides[1]
+
+
+def _between(progress: Progress, start: float, end: float) -> Progress:
+    return lambda share: progress(start + (end - start) * share)

@@ -55,10 +55,10 @@ def cost(bench: Findings) -> Html:
                 "ms an image",
             ],
             rows,
-            caption="At the end of a stream, mean over runs. Kept images: what a method must have of earlier "
-            "products to learn on, where its state does not hold it. Seconds and ms are on the machine named "
-            "below and without the backbone, whose features are cached; an image is inspected routed and, "
-            "where it went astray, again with its product given.",
+            caption="At the end of a stream, mean over runs. Kept images: files that a method must have of "
+            "earlier products to learn on. Seconds and ms are on the machine named below and without the "
+            "backbone, whose features are cached, but with any network a method brings along; an image is "
+            "inspected routed.",
         ),
     )
 

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from ..figures import AUPRO_LIMITS
-from ..results import spread
+from ..results import over_seeds, spread
 
 Spread = Mapping[str, Any]  # mean, sd, count; as `results.spread` gives it
 METRICS = {
@@ -38,10 +38,10 @@ class Findings:
         """The plan that was run, as plain JSON."""
         return self.results["plan"]
 
-    @cached_property
+    @property
     def entries(self) -> tuple[str, ...]:
-        """In the order they were run in: JSON on disk is sorted, so the plan has lost it."""
-        return tuple(dict.fromkeys([*(run["entry"] for run in self.results["runs"]), *self.plan["entries"]]))
+        """In the order they were given."""
+        return tuple(self.results["order"])
 
     @cached_property
     def leaders(self) -> tuple[str, ...]:
@@ -106,11 +106,11 @@ class Findings:
 
     def per_product(self, entry: str, key: str) -> Spread:
         """Bytes or numbers that all tasks added, divided by the number of products."""
-        return spread([sum(r[f"{key}_per_task"]) / len(r["products"]) for r in self.runs(entry)])
+        return over_seeds(self.runs(entry), lambda r: sum(r[f"{key}_per_task"]) / len(r["products"]))
 
     def whole_bytes(self, entry: str) -> float | None:
         """What has to be kept at the end of a stream, images included."""
-        return spread([run["bytes"] + run["kept_bytes"] for run in self.runs(entry)])["mean"]
+        return over_seeds(self.runs(entry), lambda run: run["bytes"] + run["kept_bytes"])["mean"]
 
     def seconds(self, entry: str, what: str) -> Spread:
         """Of learning a task ("learn") or inspecting an image ("inspect_image")."""

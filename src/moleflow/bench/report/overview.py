@@ -24,14 +24,8 @@ def compared(bench: Findings) -> Html:
     """What a reader has to know before any figure: the rules, the methods, the streams."""
     plan, products = bench.plan, {p for products, _ in bench.groups for p in products}
     runs = sum(run["complete"] for run in bench.results["runs"])
-    open_runs = [run for run in bench.results["runs"] if not run["complete"]]
     size = plan["eval_size"]
     at = "the size of each image" if size is None else f"{size[0]} × {size[1]} pixels"
-    said = [
-        f"{bench.title(run['entry'])} on {run['stream']}, seed {run['seed']}: "
-        f"{len(run['bytes_per_task'])} of {len(run['tasks'])} tasks"
-        for run in open_runs
-    ]
     heads = ["method", left("from"), "chooses a product"]
     rows: list[list[object]] = [
         [bench.title(e), left(bench.results["sources"][e]), yes(bench.results["routes"][e])]
@@ -48,10 +42,9 @@ def compared(bench: Findings) -> Html:
                 "Products are learned one task after another, from good images alone; after every task all "
                 f"products learned so far are inspected. Maps meet masks at {at}. Unless said otherwise a "
                 "figure is routed: nobody tells the method which product an image shows. It is the mean over "
-                "tasks, and over the products of each, at the end of a stream; ± is the standard deviation "
-                "over runs (streams and seeds)."
+                "products at the end of a stream, and over streams; ± is the standard deviation over seeds."
             ),
-            html.notice("Not complete and therefore in no mean: " + "; ".join(said) + ".") if said else "",
+            _unfinished(bench),
             html.key_figures(
                 [
                     (str(len(bench.leaders)), "Methods", f"{len(bench.entries)} entries with their variants"),
@@ -74,6 +67,25 @@ def compared(bench: Findings) -> Html:
                 ),
             ),
         ]
+    )
+
+
+def _unfinished(bench: Findings) -> Html:
+    """A notice of the runs that did not come to their end, and of why where that is known."""
+    reached = {(r["entry"], r["stream"], r["seed"]): len(r["bytes_per_task"]) for r in bench.results["runs"]}
+    said = []
+    for entry in bench.entries:
+        for stream in bench.plan["streams"]:
+            for seed in bench.plan["seeds"]:
+                done, all_ = reached.get((entry, stream["name"], seed), 0), len(stream["tasks"])
+                if done < all_:
+                    why = bench.times.get("failed", {}).get(f"{entry}, {stream['name']}, seed {seed}", "")
+                    said.append(
+                        f"{bench.title(entry)} on {stream['name']}, seed {seed}: {done} of {all_} tasks"
+                        + (f" ({why})" if why else "")
+                    )
+    return (
+        html.notice("Not complete and therefore in no mean: " + "; ".join(said) + ".") if said else Html("")
     )
 
 
@@ -115,7 +127,7 @@ def headline(bench: Findings) -> Html:
             caption="Higher is better; FM (forgetting) and router gap (image AUROC, product given less "
             "routed) are better when lower. Isolated: with the product given, all maps and scores stayed "
             "the same to the bit whatever was learned later. The best of a column is bold; – means that it "
-            "cannot be measured: no maps, no masks, or no product to choose."
+            "cannot be measured: no maps, no masks, no product to choose, or no run that came to its end."
             + (_UNTRAINED if any(map(bench.untrained, bench.entries)) else ""),
         ),
         _as_meant(bench),

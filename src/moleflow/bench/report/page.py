@@ -130,7 +130,7 @@ def _made(bench: Findings) -> Html:
     rows = [(name.replace("_", " "), value_text(plan.get(name))) for name in kept]
     rows += [("seeds", ", ".join(map(str, plan["seeds"]))), *flat(plan.get("options", {}))]
     if "images" in plan:
-        rows.append(("SHA-256 of images", plan["images"]))
+        rows.append(("names and sizes of images and masks, SHA-256", plan["images"]))
     first = bench.entries[0]
     options = [
         html.folded(f"All options of {bench.title(first)}", html.settings(flat(plan["configs"][first])))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from ... import report as html
 from ...report import Html, number
-from ..results import spread
+from ..results import over_seeds, spread
 from .charts import bars
 from .findings import HEADLINE, MAIN, METRICS, Findings
 from .published import TITLES, dataset_of, published_for
@@ -100,6 +102,11 @@ def pooled(bench: Findings) -> Html:
     )
 
 
+def _routed(metric: str, name: str, run: Mapping[str, Any]) -> float | None:
+    value: float | None = run["continual"]["routed"][metric][name]
+    return value
+
+
 def beside_published(bench: Findings) -> Html:
     """The section with figures of others, where any are for exactly these products."""
     blocks: list[object] = []
@@ -108,7 +115,8 @@ def beside_published(bench: Findings) -> Html:
         if not records:
             blocks.append(
                 html.paragraph(
-                    f"No published figures exist for these products: {', '.join(sorted(products))}."
+                    "No published figures for exactly these products are listed here: "
+                    f"{', '.join(sorted(products))}."
                 )
             )
             continue
@@ -116,7 +124,7 @@ def beside_published(bench: Findings) -> Html:
         for entry in bench.leaders:
             runs = [run for run in bench.runs(entry) if run["stream"] in streams]
             own = [
-                spread([r["continual"]["routed"][metric][name] for r in runs])
+                over_seeds(runs, partial(_routed, metric, name))
                 for metric, name in (("image_auroc", "acc"), ("pixel_ap", "acc"), ("image_auroc", "fm"))
             ]
             rows.append(

@@ -35,7 +35,7 @@ def write_sweep_report(path: Path, found: Mapping[str, Any], command: str) -> No
         html.page(
             "MoLE-Flow sweep: options chosen without labels",
             _about(found),
-            _failed(trials),
+            _failed([found["unchanged"], *trials]),
             _key_figures(found),
             _chosen(found),
             journey(trials),
@@ -76,13 +76,17 @@ def _about(found: Mapping[str, Any]) -> Html:
 
 
 def _failed(trials: Sequence[Trial]) -> Html:
-    errors = [(f"trial {i}", error) for i, t in enumerate(trials, 1) for error in t.get("errors", ())]
+    """What went wrong; the first of `trials` are the unchanged options."""
+    names = ["unchanged", *(f"trial {i}" for i in range(1, len(trials)))]
+    errors = [(name, error) for name, t in zip(names, trials, strict=True) for error in t.get("errors", ())]
     if not errors:
         return Html("")
     count = len({name for name, _ in errors})
     return joined(
         [
-            html.notice(f"{count} of {len(trials)} trials failed in part or as a whole and lack figures."),
+            html.notice(
+                f"{count} of {len(trials) - 1} trials failed in part or as a whole and lack figures."
+            ),
             html.folded("What went wrong", html.settings(errors)),
         ]
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from ... import report as html
 from ...report import Html, joined, number
-from ..results import VIEWS, spread
+from ..results import VIEWS, over_seeds
 from .charts import Axis, Point, Series, plot, signed
 from .findings import MAIN, METRICS, Findings, Spread
 from .tables import Row, amount, left, options_text, plus_minus
@@ -50,12 +50,13 @@ def _costs(bench: Findings, entry: str) -> list[object]:
 
 
 def _paired(bench: Findings, first: str, entry: str, metric: str, view: str) -> Spread:
-    def found(name: str) -> dict[tuple[str, int], float | None]:
-        return {(r["stream"], r["seed"]): r["continual"][view][metric]["acc"] for r in bench.runs(name)}
+    base = {(r["stream"], r["seed"]): r["continual"][view][metric]["acc"] for r in bench.runs(first)}
 
-    base, other = found(first), found(entry)
-    pairs = [(base[at], other[at]) for at in base if at in other]
-    return spread([b - a for a, b in pairs if a is not None and b is not None])
+    def less_base(run: Mapping[str, Any]) -> float | None:
+        a, b = base.get((run["stream"], run["seed"])), run["continual"][view][metric]["acc"]
+        return None if a is None or b is None else b - a
+
+    return over_seeds(bench.runs(entry), less_base)
 
 
 def _changes(bench: Findings, first: str, entry: str) -> dict[str, Any]:
