@@ -2,7 +2,8 @@
 
     MOLEFLOW_REALDATA=/path/to/products python benchmarks/real_products.py --seeds 0 1 2 [--json FILE]
 
-The folder holds products in MVTec AD's layout. Nothing is chosen on the test images. Figures are in per cent;
+The folder holds products in MVTec AD's layout: mvtec3d_tire (class tire of MVTec 3D-AD), magnetic_tile and
+elpv_mono (monocrystalline cells of ELPV). No run chooses anything on test images. Figures are in per cent;
 pixel metrics pool all pixels of all test images at `--eval-size` (nearest-neighbour masks, bilinear maps).
 """
 
@@ -136,7 +137,10 @@ def summarise(runs: list[dict]) -> dict[str, tuple[float, float]]:
     for metric in ("I", "AP"):
         keys = [key for key in rows if key.endswith(f" {metric}")]
         rows[f"mean {metric}"] = [float(np.mean([run[key] for key in keys])) for run in runs]
-    return {key: (float(np.mean(values)), float(np.std(values))) for key, values in rows.items()}
+    return {
+        key: (float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0)
+        for key, values in rows.items()
+    }
 
 
 if __name__ == "__main__":

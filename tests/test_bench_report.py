@@ -349,6 +349,17 @@ def test_published_figures_stand_beside_ours_for_exactly_their_products(dataset)
     assert published_for(products[1:]) == ()
 
 
+def test_every_order_has_figures_of_its_own_where_there_are_several():
+    assert "Every order of its own" not in build(*make_results())
+    streams = {"there": [(name,) for name in THREE], "back": [(name,) for name in reversed(THREE)]}
+    results, times = make_results(streams=streams)
+    parsed = Parsed(build(results, times))
+    runs = [r for r in results["runs"] if (r["entry"], r["stream"]) == ("moleflow", "back")]
+    found = spread([r["continual"]["routed"]["image_auroc"]["acc"] for r in runs])
+    rows = parsed.rows("method", "there", "back")
+    assert rows["moleflow title"]["back"].split() == [number(found["mean"]), "±", number(found["sd"])]
+
+
 def test_no_published_figures_for_other_products(plain):
     assert (
         "No published figures for exactly these products are listed here: bolt, gear, plate." in plain[3].text

@@ -331,8 +331,8 @@ def test_evaluate(saved, data, tmp_path):
     routed = figures["routed"]["products"]["gear"]
     assert all(0 <= routed[key] <= 1 for key in routed)
     assert figures["oracle"]["products"]["gear"]["routing_good"] is None
-    mean = np.mean([p["aupro"] for p in figures["routed"]["products"].values()])
-    assert figures["routed"]["mean"]["aupro"] == pytest.approx(mean)
+    mean = np.mean([p["aupro_30"] for p in figures["routed"]["products"].values()])
+    assert figures["routed"]["mean"]["aupro_30"] == pytest.approx(mean)
 
 
 def test_evaluate_counts_foreign_products_and_untested_ones_apart(saved, data):

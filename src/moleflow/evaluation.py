@@ -34,8 +34,8 @@ class Figures:
             of 0.3. They need masks.
         routing_good, routing_defective: share of the images sent to their own product; unknown is wrong.
         unknown_good, unknown_defective: share of the images taken for no taught product.
-        false_alarm_rate: share of the good images called defective at the stored threshold.
-        detection_rate: share of the defective images called defective at the stored threshold.
+        false_alarms: share of the good images called defective at the stored threshold.
+        detected: share of the defective images called defective at the stored threshold.
     """
 
     image_auroc: float | None
@@ -43,13 +43,13 @@ class Figures:
     image_f1_max: float | None
     pixel_auroc: float | None
     pixel_ap: float | None
-    aupro: float | None
+    aupro_30: float | None
     routing_good: float | None
     routing_defective: float | None
     unknown_good: float | None
     unknown_defective: float | None
-    false_alarm_rate: float | None
-    detection_rate: float | None
+    false_alarms: float | None
+    detected: float | None
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,8 @@ _PixelFigures = tuple[float | None, float | None, float | None]
 
 
 def _pixel_figures(pixels: PixelScores) -> _PixelFigures:
-    return pixels.auroc(), pixels.ap(), pixels.aupro(AUPRO_LIMIT)
+    summary = pixels.summary()
+    return summary.auroc, summary.ap, summary.aupro[AUPRO_LIMIT]
 
 
 def _figures(name: str, seen: Sequence[_Seen], pixel: _PixelFigures, *, routed: bool) -> Figures:
@@ -206,13 +207,13 @@ def _figures(name: str, seen: Sequence[_Seen], pixel: _PixelFigures, *, routed: 
         image_f1_max=image_f1_max(scores, labels).f1 if both else None,
         pixel_auroc=pixel[0],
         pixel_ap=pixel[1],
-        aupro=pixel[2],
+        aupro_30=pixel[2],
         routing_good=right.good if routed and good else None,
         routing_defective=right.defective if routed and defective else None,
         unknown_good=_share(one.answer is None for one in good) if routed else None,
         unknown_defective=_share(one.answer is None for one in defective) if routed else None,
-        false_alarm_rate=_share(one.alarm for one in good),
-        detection_rate=_share(one.alarm for one in defective),
+        false_alarms=_share(one.alarm for one in good),
+        detected=_share(one.alarm for one in defective),
     )
 
 

@@ -1,7 +1,8 @@
 """Each part of the method left out, or put into another's place, against the whole at the same budget.
 
-Every entry learns for the same number of steps on the same windows from the same seeds; only the named
-object differs. The first entry is the baseline.
+A product is learned for as many steps in every row, from the same seeds; only the named object differs. The
+first row is the baseline. A whole flow per product divides these steps between base and expert; the longer
+one spends on every product what the line spends on its first.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ ABLATIONS: Mapping[str, Variant] = {
     "no log-det penalty": Variant("moleflow", {"training.log_det_weight": 0.0}),
     "no position": Variant("moleflow", {"flow.position": 0.0}),
     "no base": Variant("moleflow", {"flow.couplings": 0, "flow.mixer": None}),
-    "whole flow per product": Variant("task-separated"),
+    "whole flow per product": Variant("task-separated", {"training.base_steps": 250, "training.steps": 250}),
+    "whole flow, longer": Variant("task-separated"),
     "no feature noise": Variant("moleflow", {"training.noise": 0.0}),
     "no position calibration": Variant("moleflow", {"scoring.position_calibration": False}),
     "flow alone": Variant("moleflow", {"scoring.cells": None}),

@@ -99,7 +99,7 @@ def _of_pixels(
         "pixel_ap": summary.ap,
         "aupro_30": summary.aupro[AUPRO_LIMITS[0]],
         "aupro_05": summary.aupro[AUPRO_LIMITS[1]],
-        "aupimo": summary.aupimo.mean,
+        **({} if summary.aupimo is None else {"aupimo": summary.aupimo.mean}),
     }
 
 

@@ -165,7 +165,8 @@ def ablate(
 ) -> None:
     """Leave out each part of the method in turn, and say what that changes on DATA.
 
-    All rows learn equally long from the same seeds. Results and resuming as with `benchmark`.
+    A product is learned for as many steps in every row, from the same seeds. Results and resuming as with
+    `benchmark`.
     """
     with interruptible(GOES_ON):
         from ..bench.ablation import ABLATIONS, FLOW_ALONE, FULL
@@ -446,9 +447,9 @@ def _print_summary(found: dict[str, Any]) -> None:
         "image AUROC",
         "pixel AP",
         "AUPRO",
-        "forgetting",
+        "FM",
         "routed right",
-        "unchanged",
+        "isolated",
         "kB a task",
         numbers=7,
     )
@@ -467,7 +468,11 @@ def _print_summary(found: dict[str, Any]) -> None:
             "–" if size is None else f"{size / 1e3:.0f}",
         )
     new_screen().print(table)
-    say("Mean ± standard deviation over streams and seeds; the product found by the method where it can.")
+    say(
+        "Mean over products and streams ± standard deviation over seeds; the product found by the method "
+        "where it can. FM: forgetting of image AUROC. Isolated: what was learned first says the very same "
+        "to the end."
+    )
 
 
 def _pm(spread: dict[str, Any]) -> str:

@@ -257,13 +257,13 @@ _COLUMNS = {
     "image_f1_max": "F1-max",
     "pixel_auroc": "pixel AUROC",
     "pixel_ap": "pixel AP",
-    "aupro": "AUPRO@0.3",
+    "aupro_30": "AUPRO@0.3",
     "routing_good": "routed good",
     "routing_defective": "routed defective",
     "unknown_good": "unknown good",
     "unknown_defective": "unknown defective",
-    "false_alarm_rate": "false alarms",
-    "detection_rate": "detected",
+    "false_alarms": "false alarms",
+    "detected": "detected",
 }
 
 

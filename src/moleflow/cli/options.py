@@ -24,7 +24,9 @@ def _rate(value: float | None) -> float | None:
     return value
 
 
-Line = Annotated[Path, typer.Argument(metavar="LINE", help="Folder of the line.")]
+Line = Annotated[
+    Path, typer.Argument(metavar="LINE", help="Folder of the line: all products taught together.")
+]
 ProductName = Annotated[str, typer.Argument(metavar="PRODUCT", help="Name of the product.")]
 GoodImages = Annotated[
     list[str], typer.Argument(metavar="IMAGES", help="Good images: folders, files or quoted patterns.")

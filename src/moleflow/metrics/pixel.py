@@ -54,13 +54,16 @@ class Aupimo:
 
 @dataclass(frozen=True)
 class PixelMetrics:
-    """All pixel metrics of a product at once; ``aupro`` is by the limit it goes up to."""
+    """All pixel metrics of a product at once.
+
+    ``aupro`` is by the limit it goes up to; ``aupimo`` is None without good images.
+    """
 
     auroc: float
     ap: float
     f1_max: F1Max
     aupro: dict[float, float]
-    aupimo: Aupimo
+    aupimo: Aupimo | None
     aupimo_bounds: tuple[float, float]
 
 
@@ -201,14 +204,15 @@ class PixelScores:
     ) -> PixelMetrics:
         """All metrics in one pass over the sorted pixels; errors as for each of them."""
         area, curve = self._roc_area(), self._precision_recall()
-        overlaps, tail = {limit: self._region_overlap(limit) for limit in limits}, self._good_tail(bounds)
-        self._sweep(area, curve, *overlaps.values(), tail)
+        overlaps = {limit: self._region_overlap(limit) for limit in limits}
+        tail = self._good_tail(bounds) if len(self._good_pixels) > 1 else None
+        self._sweep(area, curve, *overlaps.values(), *([] if tail is None else [tail]))
         return PixelMetrics(
             auroc=area.result(),
             ap=curve.average_precision(),
             f1_max=curve.best,
             aupro={limit: overlap.result() for limit, overlap in overlaps.items()},
-            aupimo=self._aupimo_from(tail),
+            aupimo=None if tail is None else self._aupimo_from(tail),
             aupimo_bounds=bounds,
         )
 

@@ -15,6 +15,8 @@ from .findings import MAIN, METRICS, Findings
 from .products import product_table
 from .tables import by_entry, narrow
 
+_DECISIONS = ("routed right", "called unknown")
+
 
 def routing(bench: Findings) -> Html:
     """The section on finding the product of an image, and on telling that it is none of them."""
@@ -28,7 +30,7 @@ def routing(bench: Findings) -> Html:
         return [*(summary["shares"][share] for share in SHARES), summary["rejected"]]
 
     routing = [e for e in bench.entries if bench.results["routes"][e]]
-    unknown = ("called unknown, good", "called unknown, defective")
+    right, unknown = ([f"{what}, {which}" for which in ("good", "defective")] for what in _DECISIONS)
     where = [(*group, f"Mean over streams ({', '.join(group[1])}) and seeds.") for group in bench.groups]
     return html.section(
         "Which product is it",
@@ -44,11 +46,11 @@ def routing(bench: Findings) -> Html:
         else "",
         by_entry(
             bench,
-            ["found, good", "found, defective", *unknown, "false alarms", "detected", "left out, rejected"],
+            [*right, *unknown, "false alarms", "detected", "left out, rejected"],
             shares,
-            caption="Shares of test images, mean over products. Found: sent to their own product. Left out: "
-            "every product in turn is taken out, and its images should all be rejected as unknown. False "
-            "alarms and detected defects are at the method's own threshold.",
+            caption="Shares of test images, mean over products. Routed right: sent to their own product, "
+            "also where called unknown. Left out: every product in turn is taken out, and its images should "
+            "all be rejected as unknown. False alarms and detected defects: at the method's own threshold.",
         ),
         *(
             html.folded(

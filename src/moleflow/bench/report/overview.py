@@ -10,8 +10,8 @@ from ...report import Html, joined
 from ..figures import NAMES
 from ..methods import METHODS
 from ..methods.single import SingleFlow
-from ..results import VIEWS
-from .findings import HEADLINE, MAIN, METRICS, Findings
+from ..results import VIEWS, spread
+from .findings import HEADLINE, MAIN, METRICS, Findings, Spread
 from .tables import figures_table, left, yes
 
 _UNTRAINED = (
@@ -131,6 +131,7 @@ def headline(bench: Findings) -> Html:
             + (_UNTRAINED if any(map(bench.untrained, bench.entries)) else ""),
         ),
         _as_meant(bench),
+        _by_stream(bench),
         html.folded(
             "All metrics, product given and routed",
             figures_table(
@@ -138,6 +139,33 @@ def headline(bench: Findings) -> Html:
                 further,
                 caption="F1-max picks its threshold by the labels.",
             ),
+        ),
+    )
+
+
+def _by_stream(bench: Findings) -> Html:
+    """Every entry on every stream: what the order of products does."""
+    names = [stream["name"] for stream in bench.plan["streams"]]
+    if len(names) < 2:
+        return Html("")
+
+    def on(entry: str, stream: str, metric: str, figure: str) -> Spread:
+        runs = [run for run in bench.runs(entry) if run["stream"] == stream]
+        return spread([run["continual"]["routed"][metric][figure] for run in runs])
+
+    wanted = [(METRICS[m], m, "acc") for m in MAIN] + [("FM image AUROC", "image_auroc", "fm")]
+    return html.folded(
+        "Every order of its own",
+        *(
+            figures_table(
+                ["method", *names],
+                [
+                    [bench.title(entry), *(on(entry, name, metric, figure) for name in names)]
+                    for entry in bench.entries
+                ],
+                caption=f"{said}, routed; ± is the standard deviation over seeds.",
+            )
+            for said, metric, figure in wanted
         ),
     )
 
@@ -151,6 +179,5 @@ def _as_meant(bench: Findings) -> Html:
         "Methods are compared as each is meant to be used. Those with a single flow for all products "
         f"({', '.join(bench.title(e) for e in single)}) learn from all good images, where the line holds "
         "some of them out to calibrate its scores; they have no cell Gaussians beside the flow and no "
-        "calibration by position. Flow against flow, like for like, stand the entries of the ablation that "
-        "have the flow alone (moleflow ablate --flow-alone)."
+        "calibration by position. Flow against flow, like for like, stand the entries called flow-alone."
     )
