@@ -60,7 +60,7 @@ def main() -> None:
         method = make(options.method, setting, {main_option: value})
         assert isinstance(method, SingleFlow)
         for pictures in learned:
-            method.learn([pictures], lambda share: None)
+            method.learn([pictures])
         found = [nll(method, unseen) for unseen in held]
         each = ", ".join(f"{p.product} {one:.1f}" for p, one in zip(learned, found, strict=True))
         seconds = time.perf_counter() - started

@@ -183,7 +183,7 @@ def test_plans_that_cannot_work_are_refused(change, message):
 
 
 def test_whatever_goes_wrong_ends_one_chain_alone(work, monkeypatch):
-    def learn(self, products, progress):
+    def learn(self, products):
         raise ValueError("not thought of")
 
     monkeypatch.setattr(methods.METHODS["fine-tuning"], "learn", learn)
@@ -265,7 +265,7 @@ def test_a_failing_method_does_not_stop_the_others(work, monkeypatch):
     class Broken(methods.METHODS["padim"]):
         name = "broken"
 
-        def learn_part(self, pictures, progress):
+        def learn_part(self, pictures):
             raise BenchError("it broke")
 
     monkeypatch.setitem(methods.METHODS, "broken", Broken)

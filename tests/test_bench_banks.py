@@ -59,7 +59,7 @@ def faulty(product, count=4, seed=7):
 def taught(method, products=("a",), options=SMALL, setting=SETTING):
     made = method(setting, options)
     for product in products:
-        made.learn([images(product)], lambda share: None)
+        made.learn([images(product)])
     return made
 
 
@@ -109,8 +109,8 @@ def test_selection_in_a_projection_covers_nearly_as_well_and_far_better_than_cha
     def radius(bank):
         return float(Bank(bank).nearest(patches.float()).distance.max())
 
-    exact = radius(select(patches, 100, SETTING, EXACT, lambda share: None).patches)
-    projected = radius(select(patches, 100, SETTING, SMALL, lambda share: None).patches)
+    exact = radius(select(patches, 100, SETTING, EXACT).patches)
+    projected = radius(select(patches, 100, SETTING, SMALL).patches)
     chance = radius(patches[:100].float())
     assert exact <= projected < 1.8 * exact < chance
 
@@ -223,7 +223,7 @@ def test_the_calibrated_bank_is_selected_from_images_that_do_not_calibrate():
     pictures = images("a")
     pictures.features[folds[0]] += 50  # unlike anything to learn from
     made = CalibratedMemoryBank(setting, EXACT)
-    made.learn([pictures], lambda share: None)
+    made.learn([pictures])
     part = made.parts["a"]
     known = {tuple(row) for row in pictures.features[learn].flatten(0, 2).tolist()}
     assert {tuple(row) for row in part.bank.patches.tolist()} <= known
@@ -253,7 +253,7 @@ def test_a_place_where_good_images_differ_is_judged_milder():
     probe.features[0, 3, 1] += 4
     probe.features[0, 3, 5] += 4
     made = CalibratedMemoryBank(setting, SMALL)
-    made.learn([pictures], lambda share: None)
+    made.learn([pictures])
     found = next(made.inspect(probe, "a"))
     part = made.parts["a"]
     distance = part.bank.nearest(probe.features.float().flatten(0, 2)).distance.reshape(GRID)
@@ -324,7 +324,7 @@ def same_bytes(one, other):
 def test_learning_goes_on_from_a_state_as_it_would_have(method):
     halfway = method(SETTING, SMALL)
     halfway.restore(taught(method).state())
-    halfway.learn([images("b")], lambda share: None)
+    halfway.learn([images("b")])
     assert same_bytes(halfway.state(), taught(method, ("a", "b")).state())
 
 
@@ -361,9 +361,9 @@ def test_features_that_are_no_numbers_and_no_images_are_refused(method):
     broken = images("a")
     broken.features[3, 0, 0, 0] = torch.nan
     with pytest.raises(TrainingError, match="finite"):
-        method(SETTING, SMALL).learn([broken], lambda share: None)
+        method(SETTING, SMALL).learn([broken])
     with pytest.raises(TrainingError, match="'a'"):
-        method(SETTING, SMALL).learn([images("a", 0)], lambda share: None)
+        method(SETTING, SMALL).learn([images("a", 0)])
 
 
 @every_method
@@ -371,18 +371,10 @@ def test_features_that_are_no_numbers_and_no_images_are_refused(method):
 def test_one_image_is_enough_and_equal_patches_do_no_harm(method, count):
     for pictures in (images("a", count), Pictures("a", torch.ones(count, *GRID, CHANNELS).half(), no_pixels)):
         made = method(SETTING, SMALL)
-        made.learn([pictures], lambda share: None)
+        made.learn([pictures])
         for inspection in made.inspect(faulty("a"), "a"):
             assert np.isfinite(inspection.score)
             assert np.isfinite(inspection.patch_map).all()
-
-
-@every_method
-def test_progress_rises_to_one(method):
-    shares = []
-    method(SETTING, SMALL).learn([images("a"), images("b")], shares.append)
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1)
 
 
 # The shared coreset
@@ -391,7 +383,7 @@ def test_progress_rises_to_one(method):
 def test_the_shared_bank_never_grows_and_holds_patches_of_every_product():
     made, seen = SharedCoreset(SETTING, SMALL), set()
     for product in "abcd":
-        made.learn([images(product)], lambda share: None)
+        made.learn([images(product)])
         seen |= {tuple(row) for row in images(product).features.flatten(0, 2).tolist()}
         assert made.bank.patches.shape == (SMALL.most, CHANNELS)
         assert {tuple(row) for row in made.bank.patches.tolist()} <= seen
@@ -406,7 +398,7 @@ def test_old_patches_are_taken_from_the_bank_not_from_images():
     made = taught(SharedCoreset)
     old = {tuple(row) for row in made.bank.patches.tolist()}
     first = {tuple(row) for row in images("a").features.flatten(0, 2).tolist()}
-    made.learn([images("b")], lambda share: None)
+    made.learn([images("b")])
     kept = {tuple(row) for row in made.bank.patches.tolist()} & first
     assert kept
     assert kept <= old
@@ -429,7 +421,7 @@ def test_the_shared_coreset_says_that_nothing_was_learned():
 
 def test_products_of_one_task_have_equal_parts_of_the_candidates():
     made = SharedCoreset(SETTING, replace(SMALL, candidates=40))
-    made.learn([images("a"), images("b", 30)], lambda share: None)
+    made.learn([images("a"), images("b", 30)])
     first = {tuple(row) for row in images("a").features.flatten(0, 2).tolist()}
     assert len(made.bank.patches) == 40
     assert sum(tuple(row) in first for row in made.bank.patches.tolist()) == 20

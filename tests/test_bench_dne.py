@@ -44,7 +44,7 @@ def pictures(product: str, count: int = 12, *, first: int = 0, kind: str = "good
 def learned(*products: str, **options) -> DNE:
     method = DNE(setting(**options))
     for product in products:
-        method.learn([pictures(product)], lambda share: None)
+        method.learn([pictures(product)])
     return method
 
 
@@ -59,7 +59,7 @@ def scores(found) -> list[float]:
 
 def test_faulty_images_score_higher_than_good_ones():
     method = DNE(setting())
-    method.learn([pictures("wood", 40)], lambda share: None)
+    method.learn([pictures("wood", 40)])
     good = scores(method.inspect(pictures("wood", 20, first=500)))
     kinds = defect_kinds("wood")
     faulty = [s for kind in kinds for s in scores(method.inspect(pictures("wood", 6, first=700, kind=kind)))]
@@ -69,7 +69,7 @@ def test_faulty_images_score_higher_than_good_ones():
 def test_the_head_learns_to_tell_pasted_from_normal():
     method = DNE(setting(config=LineConfig(training=TrainingConfig(steps=300))))
     own = pictures("wood", 40)
-    method.learn([own], lambda share: None)
+    method.learn([own])
     pasted = torch.cat(list(method._pasted([own])))
     with torch.no_grad():
         normal_right = (method._head(own.descriptors.float()).argmax(1) == 0).float().mean()
@@ -82,7 +82,7 @@ def test_a_score_is_the_mahalanobis_distance_from_the_merged_embeddings(monkeypa
     monkeypatch.setattr(dne, "RIDGE", 0.0)
     method = learned("gear")
     drawn = method._gaussians["gear"].sample(torch.Generator().manual_seed(0))
-    method.learn([pictures("wood")], lambda share: None)
+    method.learn([pictures("wood")])
     embeddings = torch.cat([method._head.embed(pictures("wood").descriptors.float()), drawn]).numpy()
     probe = method._head.embed(pictures("gear", 4, first=500).descriptors.float()).numpy()
     reference = LedoitWolf().fit(embeddings)
@@ -107,7 +107,7 @@ def test_replay_keeps_earlier_products_more_normal():
     probe = pictures("gear", 6, first=500)
     without = learned("gear")
     without._gaussians.clear()
-    without.learn([pictures("wood")], lambda share: None)
+    without.learn([pictures("wood")])
     assert np.mean(scores(learned("gear", "wood").inspect(probe))) < np.mean(scores(without.inspect(probe)))
 
 
@@ -134,7 +134,7 @@ def test_earlier_gaussians_do_not_teach_the_head(two):
     """The head learns from good and pasted images of its task and nothing else."""
     other = learned("gear")
     other._gaussians.clear()
-    other.learn([pictures("wood")], lambda share: None)
+    other.learn([pictures("wood")])
     for name, tensor in other._head.state_dict().items():
         assert torch.equal(tensor, two._head.state_dict()[name])
 
@@ -152,7 +152,7 @@ def test_a_restored_state_inspects_and_learns_on_to_the_bit(two, tmp_path):
     probe = pictures("gear", 3, first=600)
     assert scores(other.inspect(probe)) == scores(two.inspect(probe))
     straight = learned("gear", "wood", "bottle_cap")
-    other.learn([pictures("bottle_cap")], lambda share: None)
+    other.learn([pictures("bottle_cap")])
     assert scores(other.inspect(probe)) == scores(straight.inspect(probe))
 
 
@@ -177,17 +177,14 @@ def test_an_image_is_judged_alone_and_without_a_product(two):
 
 def test_a_task_of_two_products_leaves_two_gaussians():
     method = DNE(setting())
-    told: list[float] = []
-    method.learn([pictures("gear"), pictures("wood")], told.append)
+    method.learn([pictures("gear"), pictures("wood")])
     assert method.state().notes == {"images": {"gear": 12, "wood": 12}}
-    assert told == sorted(told)
-    assert told[-1] == pytest.approx(1)
 
 
 def test_a_backbone_that_did_not_make_the_features_is_refused():
     method = DNE(setting(weights="random"))
     with pytest.raises(ConfigError, match="another network"):
-        method.learn([pictures("gear")], lambda share: None)
+        method.learn([pictures("gear")])
 
 
 def test_a_failed_task_changes_nothing():
@@ -197,7 +194,7 @@ def test_a_failed_task_changes_nothing():
     broken = pictures("wood").features.clone()
     broken[3, 0, 0, 0] = float("nan")
     with pytest.raises(TrainingError, match="wood"):
-        method.learn([replace(pictures("wood"), features=broken)], lambda share: None)
+        method.learn([replace(pictures("wood"), features=broken)])
     assert scores(method.inspect(probe)) == before
     assert set(method.state().notes["images"]) == {"gear"}
 

@@ -58,7 +58,7 @@ def test_the_bench_says_what_the_detector_says(held_out, products, shelf, quick,
     monkeypatch.setattr(line, "_features", lambda pictures: exact(pictures).half().float())
     for name in PRODUCTS:
         line.add_task(name, [item.path for item in products[name].train])
-        method.learn([shelf.pictures(products[name], "train")], lambda share: None)
+        method.learn([shelf.pictures(products[name], "train")])
     for name in PRODUCTS:
         paths = [item.path for item in products[name].test]
         probe = shelf.pictures(products[name], "test")
@@ -79,7 +79,7 @@ def test_images_that_calibrate_play_no_part_in_the_base(kind, products, shelf, q
     other = pictures.features.clone()
     other[folds[0]] += 1
     bases = [
-        method.learn_base(Pictures("gear", features, pictures.read), lambda share: None).state_dict()
+        method.learn_base(Pictures("gear", features, pictures.read)).state_dict()
         for features in (pictures.features, other)
     ]
     assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])

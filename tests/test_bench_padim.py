@@ -45,7 +45,7 @@ def faulty(product, count=4, seed=7):
 def taught(products=("a",), count=12, setting=SETTING, options=SUBSET):
     made = PaDiM(setting, options)
     for product in products:
-        made.learn([images(product, count)], lambda share: None)
+        made.learn([images(product, count)])
     return made
 
 
@@ -102,7 +102,7 @@ def test_large_features_with_little_spread_are_no_trouble():
         0, 4, (30, *GRID, CHANNELS), generator=torch.Generator().manual_seed(0)
     )
     made = PaDiM(RAW, GaussianOptions())
-    made.learn([Pictures("a", steady.half(), no_pixels)], lambda share: None)
+    made.learn([Pictures("a", steady.half(), no_pixels)])
     probe = Pictures("a", steady[:3].half() + 1, no_pixels)
     expected = reference(steady, probe.features, list(range(CHANNELS)))
     np.testing.assert_allclose(maps(made, probe), expected, rtol=5e-3)
@@ -180,20 +180,11 @@ def test_an_image_is_judged_without_its_neighbours():
     assert [tell(made.inspect(probe.take([i])))[0] for i in range(len(probe))] == together
 
 
-def test_progress_rises_to_one(monkeypatch):
-    monkeypatch.setattr(padim, "NUMBERS", 7 * 12 * 4)  # four places at a time
-    shares = []
-    PaDiM(SETTING, SUBSET).learn([images("a"), images("b")], shares.append)
-    assert len(shares) == 16
-    assert shares == sorted(shares)
-    assert shares[-1] == pytest.approx(1)
-
-
 def test_the_ridge_follows_the_scale_of_the_features():
     pictures, probe = images("a"), faulty("a")
     plain, wide = PaDiM(RAW), PaDiM(RAW)
-    plain.learn([pictures], lambda share: None)
-    wide.learn([replace(pictures, features=8 * pictures.features)], lambda share: None)
+    plain.learn([pictures])
+    wide.learn([replace(pictures, features=8 * pictures.features)])
     # A power of two, so that nothing but the last bit of 16 may differ.
     scaled = maps(wide, replace(probe, features=8 * probe.features))
     np.testing.assert_allclose(scaled, maps(plain, probe), rtol=5e-3)
@@ -203,7 +194,7 @@ def test_one_ridge_serves_quiet_and_lively_places():
     pictures = images("a", 40)
     pictures.features[:, 0] = pictures.features[:1, 0]  # a row that never changes
     made = PaDiM(RAW, GaussianOptions(channels=CHANNELS))
-    made.learn([pictures], lambda share: None)
+    made.learn([pictures])
     ridge = 0.1 * float(pictures.features.double().var(0).mean())
     probe = pictures.features[:1].clone()
     probe[0, 0, 2, 4] += 1
@@ -226,7 +217,7 @@ def test_the_report_hears_of_ridge_and_channels():
 
 def test_constant_features_are_judged_by_the_ridge_alone():
     made = PaDiM(RAW, GaussianOptions(channels=4))
-    made.learn([Pictures("a", torch.ones(5, *GRID, CHANNELS).half(), no_pixels)], lambda share: None)
+    made.learn([Pictures("a", torch.ones(5, *GRID, CHANNELS).half(), no_pixels)])
     probe = Pictures("a", torch.full((1, *GRID, CHANNELS), 1.5).half(), no_pixels)
     np.testing.assert_allclose(maps(made, probe), 0.5 * 2 / padim.LEAST_RIDGE**0.5, rtol=1e-3)
 
@@ -238,6 +229,6 @@ def test_impossible_options_images_and_features_are_refused():
     broken = images("a")
     broken.features[3, 0, 0, 0] = torch.inf
     with pytest.raises(TrainingError, match="finite"):
-        PaDiM(SETTING).learn([broken], lambda share: None)
+        PaDiM(SETTING).learn([broken])
     with pytest.raises(TrainingError, match="'a'"):
-        PaDiM(SETTING).learn([images("a", 0)], lambda share: None)
+        PaDiM(SETTING).learn([images("a", 0)])

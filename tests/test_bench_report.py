@@ -12,6 +12,7 @@ from moleflow.bench.figures import NAMES
 from moleflow.bench.report import Gallery, build, charts, write_report, write_sweep_report
 from moleflow.bench.report.charts import Axis, Point, Series
 from moleflow.bench.report.published import PRODUCTS, PUBLISHED, dataset_of, published_for
+from moleflow.bench.report.trials import journey
 from moleflow.bench.results import SHARES, Chain, spread, summarise
 from moleflow.bench.sweep import Space, _judged
 from moleflow.config import LineConfig, override, to_dict
@@ -247,8 +248,8 @@ def test_names_are_escaped_everywhere():
     results, times = make_results(entries, {bad: [(bad,), ("gear",)]})
     results["sources"][bad] = results["titles"][bad] = bad
     times["command"] = bad
-    results["trials"] = [{"options": {bad: bad}, "criterion": 0.1, "oracle": 0.2}] * 3
     text = build(results, times, [Gallery(bad, (Card(bad, bad, (Picture("data:,", bad),)),))])
+    text += journey([{"options": {bad: bad}, "criterion": 0.1, "oracle": 0.2}], None)
     assert "<img src=x" not in text
     tags = Parsed(text).tags
     assert not [attrs for _, attrs in tags if "onerror" in attrs]
@@ -318,13 +319,12 @@ def test_order_of_entries_is_that_of_the_runs_and_not_of_sorted_json():
 
 
 def test_trials_of_a_search_show_the_best_so_far_and_the_agreement():
-    results, times = make_results()
     criteria = [0.2, 0.5, 0.4, 0.7, 0.6]
-    results["trials"] = [
+    trials = [
         {"options": {"flow.hidden": 8 * i}, "criterion": c, "oracle": None if i == 4 else c / 2}
         for i, c in enumerate(criteria)
     ]
-    text = build(results, times)
+    text = journey(trials, 1.0)
     chart = re.search(r'<svg[^>]*aria-label="Criterion of every trial in order.*?</svg>', text)[0]
     best = [f"<title>best so far: {value:.3f}</title>" for value in np.maximum.accumulate(criteria)]
     assert re.findall(r"<title>best so far: [^<]*</title>", chart) == best

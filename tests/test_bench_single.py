@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
+from moleflow.bench.methods import single
 from moleflow.bench.methods.base import Pictures, Setting, State
 from moleflow.bench.methods.single import (
     EWC,
@@ -64,7 +65,7 @@ def taught(name: str, products: list[Pictures], **options: object) -> SingleFlow
     """A method that learned these products one after another."""
     method = METHODS[name](setting(), **options) if options else made(name)
     for pictures in products:
-        method.learn([pictures], lambda share: None)
+        method.learn([pictures])
     return method
 
 
@@ -105,9 +106,9 @@ def courses() -> dict[str, Course]:
     found = {}
     for name, kind in METHODS.items():
         method = kind(setting(LONGER), **({"options": options[name]} if name in options else {}))
-        method.learn([product(0, 40)], lambda share: None)
+        method.learn([product(0, 40)])
         old, new = nll(method, held_a), nll(method, held_b)
-        method.learn([product(1, 40)], lambda share: None)
+        method.learn([product(1, 40)])
         found[name] = Course(method, nll(method, held_a) - old, new - nll(method, held_b))
     return found
 
@@ -145,9 +146,9 @@ def test_a_penalty_reaches_from_fine_tuning_to_standing_still(name, weak, strong
         ("weak", METHODS[name](setting(training), options=weak)),
         ("strong", METHODS[name](setting(training), options=strong)),
     ):
-        method.learn([product(0)], lambda share: None)
+        method.learn([product(0)])
         before = nll(method, held)
-        method.learn([product(1)], lambda share: None)
+        method.learn([product(1)])
         moved[label] = nll(method, held) - before
     assert moved["weak"] == pytest.approx(moved["bare"], rel=1e-3)
     assert abs(moved["strong"]) < 0.15 * moved["bare"]
@@ -163,7 +164,7 @@ def test_the_first_task_is_the_same_for_all():
 
 def test_joint_is_one_task_of_all_products():
     at_once = METHODS["fine-tuning"](setting())
-    at_once.learn([product(0), product(1, 5)], lambda share: None)
+    at_once.learn([product(0), product(1, 5)])
     assert flow_of(taught("joint", [product(0), product(1, 5)])) == flow_of(at_once)
 
 
@@ -178,7 +179,7 @@ def test_it_is_the_lines_flow_without_lora():
 def test_a_later_task_moves_every_weight_but_not_the_statistics(name):
     method = taught(name, [product(0)])
     before = {k: v.clone() for k, v in method.flow.state_dict().items()}
-    method.learn([product(1)], lambda share: None)
+    method.learn([product(1)])
     for key, value in method.flow.state_dict().items():
         assert torch.equal(value, before[key]) == key.startswith("expert.statistics."), key
 
@@ -194,16 +195,14 @@ def test_joint_statistics_are_of_all_products_alike():
 
 
 def test_steps_are_the_budget_times_the_products(monkeypatch):
-    told = {name: [] for name in ("fine-tuning", "joint")}
-    for name, steps in told.items():
+    taken: list[int] = []
+    monkeypatch.setattr(single, "fit", lambda *given, steps, **options: taken.append(steps))
+    for name, expected in {"fine-tuning": [5, 5, 10], "joint": [5, 10, 20]}.items():
         method = METHODS[name](setting())
         for task in ([product(0)], [product(1)], [product(0), product(2)]):
-            shares: list[float] = []
-            method.learn(task, shares.append)
-            assert shares == sorted(shares)
-            assert shares[-1] == 1.0
-            steps.append(len(shares))
-    assert told == {"fine-tuning": [5, 5, 10], "joint": [5, 10, 20]}
+            method.learn(task)
+        assert taken == expected
+        taken.clear()
 
 
 def test_a_flow_without_anything_to_learn_learns():
@@ -211,7 +210,7 @@ def test_a_flow_without_anything_to_learn_learns():
     for name in METHODS:
         method = made(name, flow=flow)
         for which in (0, 1):
-            method.learn([product(which)], lambda share: None)
+            method.learn([product(which)])
         assert math.isfinite(nll(method, product(0)))
 
 
@@ -226,7 +225,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(name):
     torch.manual_seed(991)  # the caller's own state plays no part
     assert contents(taught(name, [product(0), product(1)]).state()) == first
     other = made(name, seed=1)
-    other.learn([product(0)], lambda share: None)
+    other.learn([product(0)])
     assert flow_of(other) != flow_of(taught(name, [product(0)]))
 
 
@@ -245,7 +244,7 @@ def test_a_method_that_learned_nothing_has_a_state_too(name):
     method.restore(made(name).state())
     with pytest.raises(TaskError, match=f"^{name}: expected at least one task"):
         next(method.inspect(product(0)))
-    method.learn([product(1)], lambda share: None)
+    method.learn([product(1)])
     assert contents(method.state()) == contents(taught(name, [product(1)]).state())
 
 
@@ -254,7 +253,7 @@ def test_a_restored_method_learns_on_as_the_first_would(name):
     method, back = taught(name, [product(0), product(1)]), made(name)
     back.restore(method.state())
     for each in (method, back):
-        each.learn([product(2)], lambda share: None)
+        each.learn([product(2)])
     assert contents(back.state()) == contents(method.state())
 
 
@@ -262,7 +261,7 @@ def test_a_restored_joint_method_says_that_it_lacks_the_images():
     back = Joint(setting())
     back.restore(taught("joint", [product(0), product(1)]).state())
     with pytest.raises(TaskError, match="images of A, B to learn anew"):
-        back.learn([product(2)], lambda share: None)
+        back.learn([product(2)])
 
 
 def test_a_joint_method_that_is_reminded_learns_on_as_the_first_would():
@@ -270,7 +269,7 @@ def test_a_joint_method_that_is_reminded_learns_on_as_the_first_would():
     back.restore(method.state())
     back.remind([product(0), product(1, 5)])
     for each in (method, back):
-        each.learn([product(2)], lambda share: None)
+        each.learn([product(2)])
     assert contents(back.state()) == contents(method.state())
     assert [name for name, kind in METHODS.items() if kind.keeps_images] == ["joint"]
 
@@ -281,9 +280,9 @@ def test_a_failure_leaves_the_method_as_it_was(name):
     before, spoiled = contents(method.state()), product(1)
     spoiled.features[3, 2, 2, 1] = math.nan
     with pytest.raises(TrainingError):
-        method.learn([product(2), spoiled], lambda share: None)
+        method.learn([product(2), spoiled])
     assert contents(method.state()) == before
-    method.learn([product(1)], lambda share: None)
+    method.learn([product(1)])
     assert contents(method.state()) == contents(taught(name, [product(0), product(1)]).state())
 
 
@@ -343,7 +342,7 @@ def test_fisher_information_is_the_mean_squared_slope_of_a_windows_likelihood():
     """With the whitening alone, z = 2^tanh(a) x + 2 tanh(b): at 0 the slopes are log 2 (1 - x^2), -2 x."""
     training = TrainingConfig(window=2, patches=4, noise=0.0)
     method = FineTuning(setting(replace(training, steps=1, base_steps=1), flow=BARE))
-    method.learn([product(0)], lambda share: None)
+    method.learn([product(0)])
     with torch.no_grad():
         for parameter in method.flow.parameters():
             parameter.zero_()
@@ -367,7 +366,7 @@ def test_fisher_information_of_all_tasks_adds_up():
     options = Consolidation(windows=8)
     method = taught("ewc", [product(0)], options=options)
     first = method.fisher
-    method.learn([product(1)], lambda share: None)
+    method.learn([product(1)])
     own = fisher_information(
         method.flow, Mixture.equal([product(1).features]), QUICK, windows=8, seed=method.setting.seed
     )

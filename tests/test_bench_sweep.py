@@ -366,8 +366,8 @@ def test_rank_correlation():
     assert module._rank_correlation([1.0, 2.0, 3.0], [10.0, 20.0, 50.0]) == pytest.approx(1)
     assert module._rank_correlation([1.0, 2.0, 3.0], [5.0, 4.0, 1.0]) == pytest.approx(-1)
     assert module._rank_correlation([1.0, 2.0, 2.0, 4.0], [1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.9**0.5)
-    assert module._rank_correlation([1.0, 1.0], [1.0, 2.0]) is None
-    assert module._rank_correlation([], []) is None
+    for a, b in (([], []), ([1.0, 2.0], [3.0, 4.0]), ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])):
+        assert module._rank_correlation(a, b) is module._rank_correlation(b, a) is None
 
 
 def test_criteria_name_figures():

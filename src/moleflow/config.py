@@ -191,20 +191,22 @@ def check(
     least_zero: tuple[str, ...] = (),
     share: tuple[str, ...] = (),
 ) -> None:
-    """Refuses values outside of their range, and parts of a number where the field's type is int."""
-    for field_ in dataclasses.fields(config):
-        value = getattr(config, field_.name)
-        if field_.type in ("int", int) and (isinstance(value, bool) or not isinstance(value, int)):
-            raise ConfigError(
-                f"{type(config).__name__}.{field_.name}: expected a whole number, got {value!r}"
-            )
+    """Refuses values outside of their range, and parts of a number where the field's type is int.
+
+    None passes where the field's type allows it.
+    """
+    kinds = {f.name: str(f.type).split(" | ") for f in dataclasses.fields(config)}
+    whole = tuple(name for name, kind in kinds.items() if kind in (["int"], ["int", "None"]))
     for names, fits, wanted in (
+        (whole, lambda v: isinstance(v, int), "a whole number"),
         (positive, lambda v: v > 0, "a number above 0"),
         (least_zero, lambda v: v >= 0, "a number of at least 0"),
         (share, lambda v: 0 < v <= 1, "a share above 0 and at most 1"),
     ):
         for name in names:
             value = getattr(config, name)
+            if value is None and "None" in kinds[name]:
+                continue
             if isinstance(value, bool) or not isinstance(value, int | float) or not fits(value):
                 raise ConfigError(f"{type(config).__name__}.{name}: expected {wanted}, got {value!r}")
 

@@ -160,7 +160,7 @@ def learn_product(
     config: LineConfig,
     *,
     seed: int,
-    progress: Progress,
+    progress: Progress = lambda stage, share: None,
     previous: Product | None = None,
 ) -> Product:
     """Learns a product on a frozen base from raw features (N, h, w, D) of its good images.

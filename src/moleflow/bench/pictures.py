@@ -132,5 +132,6 @@ def _sources(items: Sequence[Item]) -> list[tuple[Path, str]]:
 
 
 def _nearest(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """Pillow's, which may take another of two pixels that are equally near than `load_mask` does."""
     height, width = shape
     return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -84,6 +84,12 @@ class Plan:
         chosen = {k: v for k, v in self._options(entry).items() if _owner(k) == method}
         return {k.removeprefix(f"{method}."): v for k, v in chosen.items()}
 
+    def configured(self, entry: str) -> dict[str, Any]:
+        """All options of an entry, its method's own by the method's name."""
+        method = self.entries[entry].method
+        own = options_of(method, self.own(entry), default=True)
+        return to_dict(self.config(entry)) | ({} if own is None else {method: to_dict(own)})
+
     def _options(self, entry: str) -> dict[str, Any]:
         return {**self.options, **self.entries[entry].options}
 
@@ -99,7 +105,7 @@ class Plan:
         """Plain JSON; entries with the whole of their options, and the version whose code learned."""
         values = asdict(self)
         values["version"] = metadata.version("moleflow")
-        values["configs"] = {name: to_dict(self.config(name)) for name in self.entries}
+        values["configs"] = {name: self.configured(name) for name in self.entries}
         plain: dict[str, Any] = json.loads(json.dumps(values))
         return plain
 

@@ -25,14 +25,13 @@ from typing import Any, Literal
 import numpy as np
 from scipy import stats
 
-from ..config import to_dict
 from ..data.layouts import Product
 from ..errors import BenchError, ConfigError
 from ..features.cache import FeatureCache
 from ..features.extractor import Extractor
 from .figures import NAMES
 from .files import number_or_same, read_yaml, write_json
-from .methods import METHODS, options_of
+from .methods import METHODS
 from .pictures import Shelf, Told, has_masks, mark
 from .plan import Plan, Variant, Work, check_option
 from .results import mean, read_chains
@@ -348,7 +347,7 @@ def sweep(
         failed or was not asked for), the mean "figures" behind both and the values of each seed. "best" is
         the trial of the largest criterion, "best_by_oracle" that of the largest oracle; "loss" is the oracle
         of the first less that of the second, zero or below, and "rank_correlation" Spearman's between both
-        values over all trials.
+        values over all trials, None for fewer than three or where one value is the same for all.
 
     Raises:
         ConfigError: an impossible argument, or a criterion that the method or the test images have no figures
@@ -632,9 +631,7 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 def _unchanged(space: Space, setting: _Trials) -> Options:
     """The values of a space's options where none of them is changed."""
-    plan = setting.works({})[0].plan
-    own = options_of(setting.method, plan.own("trial"), default=True)
-    config = to_dict(plan.config("trial")) | ({} if own is None else {setting.method: to_dict(own)})
+    config = setting.works({})[0].plan.configured("trial")
     return {name: functools.reduce(_inside, name.split("."), config) for name in space.options}
 
 
@@ -647,7 +644,7 @@ def _short(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's, equal values sharing their mean rank; None where one side does not vary."""
-    if len(set(a)) < 2 or len(set(b)) < 2:
+    """Spearman's, equal values sharing their mean rank; None for under three pairs or a constant side."""
+    if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
         return None
     return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])

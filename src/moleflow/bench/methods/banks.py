@@ -14,12 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ...config import check
 from ...errors import ConfigError, TaskError, TrainingError
 from ...features.backbones import get_backbone
 from ...product import LEFT_OUT_GROUPS, split
 from ...scoring import LEAST_SPREAD, PositionCalibration, ScoreCalibration, smooth
 from ...training import require_finite
-from .base import Inspection, Method, PerProduct, Pictures, Progress, Setting, State, check_numbers, judged
+from .base import Inspection, Method, PerProduct, Pictures, Setting, State, judged
 from .line import FALSE_ALARM_RATE
 
 CHUNK = 16  # images read at a time
@@ -44,9 +45,8 @@ class BankOptions:
     neighbours: int = 9  # b of the re-weighting, the patch found included
 
     def __post_init__(self) -> None:
-        check_numbers(self)
-        if self.share > 1:
-            raise ConfigError(f"BankOptions.share: expected at most 1, got {self.share}")
+        counts = ("least", "most", "candidates", "projection", "neighbours")
+        check(self, positive=counts, share=("share",))
         if self.least > self.most:
             raise ConfigError(f"BankOptions.least: expected at most {self.most} (most), got {self.least}")
 
@@ -150,10 +150,10 @@ class MemoryBank(PerProduct):
         kept = f"{100 * own.share:g} % of the patches kept, {own.least:,} to {own.most:,}"
         return kept, *own.notes(self.setting.channels)
 
-    def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
+    def learn_part(self, pictures: Pictures) -> _Part:
         """A bank of all images."""
         _require_images(pictures)
-        return _Part(self._select(pictures.features, range(len(pictures)), progress))
+        return _Part(self._select(pictures.features, range(len(pictures))))
 
     def inspect_part(self, part: _Part, features: Tensor) -> Inspection:
         """The paper's score, and the smoothed map of distances."""
@@ -177,11 +177,11 @@ class MemoryBank(PerProduct):
         position = PositionCalibration(float(state.tensors["position.level"][0]), spread)
         return _Part(bank, position, ScoreCalibration.from_dict(state.notes["calibration"]))
 
-    def _select(self, features: Tensor, images: Sequence[int], progress: Progress) -> Bank:
+    def _select(self, features: Tensor, images: Sequence[int]) -> Bank:
         """A bank of these images of features (N, h, w, D)."""
         drawn = candidates(features, images, self.setting, self.options.candidates)
         size = self.options.size(len(images) * features.shape[1] * features.shape[2])
-        return select(drawn, size, self.setting, self.options, progress)
+        return select(drawn, size, self.setting, self.options)
 
 
 class CalibratedMemoryBank(MemoryBank):
@@ -200,21 +200,16 @@ class CalibratedMemoryBank(MemoryBank):
         """How this run departs from the paper."""
         return *super().notes, "calibrated by place and by score on held-out images, which is not PatchCore's"
 
-    def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
+    def learn_part(self, pictures: Pictures) -> _Part:
         """A bank of the images to learn from, and its calibrations on the others."""
         _require_images(pictures)
         features, setting = pictures.features, self.setting
         learn, folds, kind = split(len(pictures), setting.config, setting.seed)
         crossed = kind == "cross-fitted"
-        rounds = len(folds) + 1 if crossed else 1
-
-        def bank_of(images: list[int], done: int) -> Bank:
-            return self._select(features, images, lambda share: progress((done + share) / rounds))
-
-        bank = bank_of(learn, 0)
+        bank = self._select(features, learn)
         maps = []
-        for i, fold in enumerate(folds, 1):
-            seen = bank_of(sorted(set(learn) - set(fold)), i) if crossed else bank
+        for fold in folds:
+            seen = self._select(features, sorted(set(learn) - set(fold))) if crossed else bank
             maps += [_compare(seen, features[j : j + 1].float(), setting)[2] for j in fold]
         held = torch.stack(maps)
         scores = ScoreCalibration(kind, tuple(sorted(_left_out_scores(held, setting))))
@@ -259,14 +254,14 @@ class SharedCoreset(Method):
         size = f"one bank of {self.options.most:,} patches"
         return "after CADIC, but not its selection", size, *self.options.notes(self.setting.channels)
 
-    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+    def learn(self, products: Sequence[Pictures]) -> None:
         """Selects the bank from what it was and new candidates; products of one task share these equally."""
         pool = [] if self.bank is None else [self.bank.patches.half()]
         for pictures in products:
             _require_images(pictures)
             count = max(1, self.options.candidates // len(products))
             pool.append(candidates(pictures.features, range(len(pictures)), self.setting, count))
-        self.bank = select(torch.cat(pool), self.options.most, self.setting, self.options, progress)
+        self.bank = select(torch.cat(pool), self.options.most, self.setting, self.options)
 
     @torch.no_grad()
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
@@ -300,16 +295,9 @@ def candidates(features: Tensor, images: Sequence[int], setting: Setting, count:
     return torch.cat(parts)
 
 
-def select(
-    patches: Tensor,
-    size: int,
-    setting: Setting,
-    options: BankOptions,
-    progress: Progress,
-) -> Bank:
+def select(patches: Tensor, size: int, setting: Setting, options: BankOptions) -> Bank:
     """The bank of at most `size` of these patches (n, D) float16."""
     if len(patches) <= size:
-        progress(1.0)
         return Bank(patches.float())
     generator = torch.Generator().manual_seed(setting.seed)
     points = patches.float()
@@ -318,12 +306,10 @@ def select(
         # Gaussian, so that distances keep their ratios (Johnson and Lindenstrauss 1984).
         points = points @ torch.randn(points.shape[1], options.projection, generator=generator)
     first = int(torch.randint(len(points), (1,), generator=generator))
-    return Bank(patches[greedy_centres(points, size, first, progress)].float())
+    return Bank(patches[greedy_centres(points, size, first)].float())
 
 
-def greedy_centres(
-    points: Tensor, count: int, first: int, progress: Progress = lambda share: None
-) -> list[int]:
+def greedy_centres(points: Tensor, count: int, first: int) -> list[int]:
     """Indices of up to `count` points (n, d) float32 such that no point is far from all of them.
 
     Greedy k-centre (Gonzalez 1985; Sener and Savarese 2018): beginning with `first`, always the point
@@ -342,9 +328,6 @@ def greedy_centres(
         if float(nearest[farthest]) <= least:
             break
         chosen.append(farthest)
-        if len(chosen) % 256 == 0:
-            progress(len(chosen) / count)
-    progress(1.0)
     return chosen
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import types
-import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +13,11 @@ import torch
 from torch import Tensor
 
 from ...config import LineConfig
-from ...errors import ConfigError
 from ...product import split
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Decision, Router
 from ...scoring import image_scores, smooth
 
-Progress = Callable[[float], None]  # told the share of learning that is done, 0..1
 ReadImage = Callable[[int, tuple[int, int]], np.ndarray]
 
 
@@ -158,7 +154,7 @@ class Method(ABC):
         return ()
 
     @abstractmethod
-    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+    def learn(self, products: Sequence[Pictures]) -> None:
         """Learns one task: good images of one product, or of several."""
 
     def remind(self, pictures: Sequence[Pictures]) -> None:  # noqa: B027  # most have nothing to do
@@ -195,7 +191,7 @@ class PerProduct(Method):
         self._router: Router | None = None
 
     @abstractmethod
-    def learn_part(self, pictures: Pictures, progress: Progress) -> Any:
+    def learn_part(self, pictures: Pictures) -> Any:
         """What is learned of one product; it may not depend on other products."""
 
     @abstractmethod
@@ -210,11 +206,10 @@ class PerProduct(Method):
     def part_from(self, state: State) -> Any:
         """The inverse of `part_state`."""
 
-    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+    def learn(self, products: Sequence[Pictures]) -> None:
         """Learns every product of the task by itself."""
-        for i, pictures in enumerate(products):
-            share = _share_of(progress, i, len(products))
-            self.parts[pictures.product] = self.learn_part(pictures, share)
+        for pictures in products:
+            self.parts[pictures.product] = self.learn_part(pictures)
             self.statistics[pictures.product] = self.describe_product(pictures)
         self._router = None
 
@@ -290,27 +285,8 @@ class PerProduct(Method):
         return other
 
 
-def check_numbers(options: Any) -> None:
-    """Refuses a number of a method's options that is not above 0, or not whole where an `int` is declared.
-
-    None passes where the annotation allows it; fields that are no numbers are left alone.
-    """
-    for name, hint in typing.get_type_hints(type(options)).items():
-        kinds = set(typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,))
-        value = getattr(options, name)
-        if not kinds & {int, float} or (value is None and types.NoneType in kinds):
-            continue
-        wanted, kind = ("number", int | float) if float in kinds else ("whole number", int)
-        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
-            raise ConfigError(f"{type(options).__name__}.{name}: expected a {wanted} above 0, got {value!r}")
-
-
 def judged(maps: Tensor, setting: Setting) -> tuple[float, np.ndarray]:
     """Image score and map of raw patch scores (1, h, w), smoothed and pooled as the line does it."""
     scoring = setting.config.scoring
     smoothed = smooth(maps, scoring.smoothing)
     return float(image_scores(smoothed, scoring)[0]), smoothed[0].cpu().numpy()
-
-
-def _share_of(progress: Progress, done: int, count: int) -> Progress:
-    return lambda share: progress((done + share) / count)

@@ -15,7 +15,7 @@ from ...errors import ConfigError, TaskError, TrainingError
 from ...features.extractor import Extractor
 from ...routing.gaussian import describe, ledoit_wolf
 from ...training import fit, seeded
-from .base import Inspection, Method, Pictures, Progress, Setting, State
+from .base import Inspection, Method, Pictures, Setting, State
 
 HIDDEN, EMBEDDING = 128, 64  # widths of the head
 PASTED_IMAGES = 256  # of a product at most; the backbone sees every one of them once more
@@ -24,7 +24,6 @@ BATCH = 64  # embeddings per kind and step
 RIDGE = 1e-4  # added to a covariance, as a share of its average variance
 AREA, ASPECT, JITTER = (0.02, 0.15), (0.3, 3.3), 0.1  # Li et al. 2021
 SAME_WITHIN = 0.01  # share of the largest value; 16-bit rounding and other batches stay well within
-PASTING_SHARE = 0.7  # of the progress bar
 
 
 @dataclass(frozen=True, eq=False)
@@ -140,7 +139,7 @@ class DNE(Method):
             f"one pasted copy of an image, of {PASTED_IMAGES} images of a product at most",
         )
 
-    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+    def learn(self, products: Sequence[Pictures]) -> None:
         """The head on the task's images, then the density of their embeddings and draws of all earlier ones.
 
         Raises:
@@ -152,12 +151,7 @@ class DNE(Method):
         good = torch.cat([pictures.descriptors for pictures in products])
         if not torch.isfinite(good).all():
             raise TrainingError(f"expected finite features of {', '.join(sorted(names))}, but some are not")
-        total = sum(min(len(pictures), PASTED_IMAGES) for pictures in products)
-        parts: list[Tensor] = []
-        for batch in self._pasted(products):
-            parts.append(batch)
-            progress(PASTING_SHARE * sum(map(len, parts)) / total)
-        pasted, normal = torch.cat(parts), good.float()
+        pasted, normal = torch.cat(list(self._pasted(products))), good.float()
         head = self._next_head(good)
         fit(
             [p for p in head.parameters() if p.requires_grad],
@@ -165,7 +159,6 @@ class DNE(Method):
             self.setting.config.training,
             steps=self.setting.config.training.steps,
             seed=seed,
-            progress=lambda share: progress(PASTING_SHARE + (1 - PASTING_SHARE) * share),
         )
         head.requires_grad_(False).eval()
         today = {pictures.product: head.embed(pictures.descriptors.float()) for pictures in products}

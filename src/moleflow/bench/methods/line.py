@@ -13,9 +13,8 @@ from ...product import Product, learn_product, split
 from ...routing.gaussian import DescriptorStatistics
 from ...routing.router import Decision
 from ...training import learn_base
-from .base import Inspection, PerProduct, Pictures, Progress, Setting, State
+from .base import Inspection, PerProduct, Pictures, Setting, State
 
-BASE_SHARE = 0.4  # of a progress bar that covers base and expert
 FALSE_ALARM_RATE = 0.01
 
 
@@ -37,30 +36,21 @@ class TaskSeparated(PerProduct):
         """What speaks for reading the figures of the line itself with care."""
         return ("defaults settled on three real products, see docs/results.md",)
 
-    def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
+    def learn_part(self, pictures: Pictures) -> _Part:
         """A base and an expert on it."""
-        base = self.learn_base(pictures, lambda share: progress(BASE_SHARE * share))
-        return self.learn_expert(base, pictures, lambda s: progress(BASE_SHARE + (1 - BASE_SHARE) * s))
+        return self.learn_expert(self.learn_base(pictures), pictures)
 
-    def learn_base(self, pictures: Pictures, progress: Progress) -> Base:
+    def learn_base(self, pictures: Pictures) -> Base:
         """The base, frozen."""
         config, seed = self.setting.config, self.setting.seed
         # What is held out to calibrate the product must be unseen by the base as well.
         learn, _, _ = split(len(pictures), config, seed)
-        return learn_base(
-            pictures.features[learn], config.flow, config.training, seed=seed, progress=progress
-        )
+        return learn_base(pictures.features[learn], config.flow, config.training, seed=seed)
 
-    def learn_expert(self, base: Base, pictures: Pictures, progress: Progress) -> _Part:
+    def learn_expert(self, base: Base, pictures: Pictures) -> _Part:
         """An expert, its cells and its calibration on a frozen base."""
-        product = learn_product(
-            base,
-            pictures.features,
-            self.setting.config,
-            seed=self.setting.seed,
-            progress=lambda stage, share: progress(share if stage == "learning" else 1.0),
-        )
-        return _Part(base, product)
+        setting = self.setting
+        return _Part(base, learn_product(base, pictures.features, setting.config, seed=setting.seed))
 
     def describe_product(self, pictures: Pictures) -> DescriptorStatistics:
         """As the line itself learned them."""
@@ -116,18 +106,16 @@ class MoleFlow(TaskSeparated):
         super().__init__(setting)
         self.base: Base | None = None
 
-    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+    def learn(self, products: Sequence[Pictures]) -> None:
         """The base with the first product of all, then every product's expert."""
-        done = 0.0
         if self.base is None:
-            done = BASE_SHARE
-            self.base = self.learn_base(products[0], lambda share: progress(BASE_SHARE * share))
-        super().learn(products, lambda share: progress(done + (1 - done) * share))
+            self.base = self.learn_base(products[0])
+        super().learn(products)
 
-    def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
+    def learn_part(self, pictures: Pictures) -> _Part:
         """An expert on the frozen base."""
         assert self.base is not None
-        return self.learn_expert(self.base, pictures, progress)
+        return self.learn_expert(self.base, pictures)
 
     def part_state(self, part: _Part) -> State:
         """What a saved line keeps of the product."""

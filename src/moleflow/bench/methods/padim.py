@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...config import check
 from ...errors import TrainingError
 from ...features.backbones import get_backbone
 from ...scoring import smooth
 from ...training import require_finite
-from .base import Inspection, PerProduct, Pictures, Progress, Setting, State, check_numbers
+from .base import Inspection, PerProduct, Pictures, Setting, State
 
 NUMBERS = 4_000_000  # float64 numbers of features read at a time
 RESNET18, NARROW, WIDE = 448, 100, 550  # channels it has, channels drawn of so few, and of more
@@ -38,7 +39,7 @@ class GaussianOptions:
     ridge: float = 0.1
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        check(self, positive=("channels", "ridge"))
 
     def width(self, available: int) -> int:
         """Channels drawn of so many."""
@@ -89,7 +90,7 @@ class PaDiM(PerProduct):
             f"{self.options.width(channels)} of {channels} channels, layers {layers} of {backbone}",
         )
 
-    def learn_part(self, pictures: Pictures, progress: Progress) -> _Part:
+    def learn_part(self, pictures: Pictures) -> _Part:
         """Mean and regularised covariance of every place over all images."""
         if not len(pictures):
             raise TrainingError(f"expected good images of {pictures.product!r} to learn from, got none")
@@ -107,10 +108,9 @@ class PaDiM(PerProduct):
             variance[here] = (x - mean[here, None]).square().sum(1) / max(count - 1, 1)
         ridge = max(self.options.ridge * float(variance.mean()), LEAST_RIDGE)
         whitening = torch.empty(places, len(chosen), len(chosen), dtype=torch.float16)
-        for done, here in enumerate(parts, 1):
+        for here in parts:
             x = features[:, here][..., chosen].double().transpose(0, 1)
             whitening[here] = _whitening(x - mean[here, None], ridge).half()
-            progress(done / len(parts))
         return _Part(chosen, mean, whitening)
 
     def inspect_part(self, part: _Part, features: Tensor) -> Inspection:

@@ -13,20 +13,19 @@ import torch.nn.functional as F
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from ...config import TrainingConfig
+from ...config import TrainingConfig, check
 from ...errors import ConfigError, TaskError
 from ...features.backbones import get_backbone
 from ...features.extractor import Extractor
 from ...scoring import smooth
 from ...training import fit
 from .banks import Bank, greedy_centres
-from .base import Inspection, Method, Pictures, Progress, Setting, State, check_numbers
+from .base import Inspection, Method, Pictures, Setting, State
 
 NEIGHBOURS = 9  # b of the re-weighting of an image's score, the entry found included
 LLOYD_ROUNDS = 10
 POSITION_WEIGHT = 0.5  # variance of a patch's place against that of its features, when regions are found
 BATCH = 8
-KEYED, PARTED, PROMPTED = 0.1, 0.15, 0.9  # of the progress bar
 
 
 class Schedule(NamedTuple):
@@ -76,7 +75,8 @@ class UcadOptions:
     smoothing: float = 4.0
 
     def __post_init__(self) -> None:
-        check_numbers(self)
+        counts = ("layers", "images", "epochs", "memory_images", "key_size", "knowledge_size", "regions")
+        check(self, positive=(*counts, "learning_rate", "smoothing"))
         object.__setattr__(self, "image_size", _as_pair(self.image_size))
 
     @property
@@ -152,7 +152,7 @@ class UCAD(Method):
         ]
         return ("random weights", *notes) if own.weights == "random" else tuple(notes)
 
-    def learn(self, products: Sequence[Pictures], progress: Progress) -> None:
+    def learn(self, products: Sequence[Pictures]) -> None:
         """Key, prompt and knowledge of every product of the task, each by itself.
 
         Raises:
@@ -160,9 +160,8 @@ class UCAD(Method):
             ConfigError: the backbone is no vision transformer, or has fewer blocks.
             TrainingError: learning did not stay finite.
         """
-        for i, pictures in enumerate(products):
-            share = _between(progress, i / len(products), (i + 1) / len(products))
-            self._memories[pictures.product] = self._learn_one(pictures, share)
+        for pictures in products:
+            self._memories[pictures.product] = self._learn_one(pictures)
 
     @torch.no_grad()
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
@@ -204,23 +203,21 @@ class UCAD(Method):
             for name in state.notes["products"]
         }
 
-    def _learn_one(self, pictures: Pictures, progress: Progress) -> _Memory:
+    def _learn_one(self, pictures: Pictures) -> _Memory:
         own, taught = self.options, self.options.schedule.images or len(pictures)
         order = np.random.default_rng(self.setting.seed).permutation(len(pictures))
         images = self._images(pictures, order[: max(taught, own.memory_images)].tolist())
         remembered, images = images[: own.memory_images], images[:taught]
-        frozen = self._in_batches(self._frozen, remembered, _between(progress, 0, KEYED))
+        frozen = self._in_batches(self._frozen, remembered)
         key = farthest_points(frozen.flatten(0, 2), own.key_size)
         del frozen  # half a megabyte an image
-        labels = self._in_batches(self._regions, images, _between(progress, KEYED, PARTED))
-        prompt = self._learn_prompt(images, labels.flatten(1), _between(progress, PARTED, PROMPTED))
-        shown = self._in_batches(
-            lambda batch: self._prompted(batch, prompt), remembered, _between(progress, PROMPTED, 1)
-        )
+        labels = self._in_batches(self._regions, images)
+        prompt = self._learn_prompt(images, labels.flatten(1))
+        shown = self._in_batches(lambda batch: self._prompted(batch, prompt), remembered)
         knowledge = farthest_points(shown.flatten(0, 2), own.knowledge_size)
         return _Memory(key.half(), prompt, knowledge.half())
 
-    def _learn_prompt(self, images: Tensor, labels: Tensor, progress: Progress) -> Tensor:
+    def _learn_prompt(self, images: Tensor, labels: Tensor) -> Tensor:
         """Prompts (L, D) from uint8 images (N, 3, h, w) and the regions of their patches (N, P)."""
         _, epochs, rate = self.options.schedule
         prompt = nn.Parameter(torch.zeros(self.options.layers, self._backbone().dim))
@@ -238,7 +235,6 @@ class UCAD(Method):
             TrainingConfig(learning_rate=rate),
             steps=epochs * math.ceil(len(images) / BATCH),
             seed=self.setting.seed,
-            progress=progress,
         )
         return prompt.detach()
 
@@ -274,12 +270,8 @@ class UCAD(Method):
         return patches.unflatten(1, extractor.grid)
 
     @torch.no_grad()
-    def _in_batches(self, compute: Callable[[Tensor], Tensor], images: Tensor, progress: Progress) -> Tensor:
-        parts: list[Tensor] = []
-        for batch in images.split(BATCH):
-            parts.append(compute(batch))
-            progress(min(1.0, len(parts) * BATCH / len(images)))
-        return torch.cat(parts)
+    def _in_batches(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        return torch.cat([compute(batch) for batch in images.split(BATCH)])
 
     def _backbone(self) -> Extractor:
         if self._extractor is None:
@@ -377,7 +369,3 @@ def _as_pair(size: Any) -> tuple[int, int]:
     if len(sides) != 2 or any(isinstance(s, bool) or not isinstance(s, int) or s <= 0 for s in sides):
         raise ConfigError(f"UcadOptions.image_size: expected one or two whole numbers above 0, got {size!r}")
     return sides[0], sides[1]
-
-
-def _between(progress: Progress, start: float, end: float) -> Progress:
-    return lambda share: progress(start + (end - start) * share)

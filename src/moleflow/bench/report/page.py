@@ -18,7 +18,6 @@ from .kept import forgetting, routing
 from .overview import compared, headline
 from .products import beside_published, each_product, improvement, pooled
 from .tables import flat, value_text
-from .trials import journey
 from .variants import worth
 
 
@@ -41,8 +40,7 @@ def write_report(
 
     Args:
         path: of the HTML file.
-        results: as `results.collect` gives them; perhaps with "trials" of a search, in their order, each
-            with its options, its criterion and, where known, the test figure ("oracle") it stands for.
+        results: as `results.collect` gives them.
         times: as `results.timings` gives them.
         galleries: pictures to show, made elsewhere.
     """
@@ -59,7 +57,6 @@ def build(results: Mapping[str, Any], times: Mapping[str, Any], galleries: Seque
         each_product(bench),
         improvement(bench),
         worth(bench),
-        journey(results.get("trials") or ()),
         routing(bench),
         forgetting(bench),
         cost(bench),

@@ -38,7 +38,7 @@ def write_sweep_report(path: Path, found: Mapping[str, Any], command: str) -> No
             _failed([found["unchanged"], *trials]),
             _key_figures(found),
             _chosen(found),
-            journey(trials),
+            journey(trials, found["rank_correlation"]),
             options_section(found),
             _made(found, command),
         ),
@@ -113,8 +113,6 @@ def _key_figures(found: Mapping[str, Any]) -> Html:
     if _measured(found):
         ideal, pairs = found["best_by_oracle"], len(both_values(found["trials"]))
         chance = mean([trial["oracle"] for trial in found["trials"]])
-        # Two trials always agree or disagree fully.
-        agree = found["rank_correlation"] if pairs > 2 else None
         tiles += [
             (
                 number(best["oracle"]),
@@ -126,7 +124,11 @@ def _key_figures(found: Mapping[str, Any]) -> Html:
                 "Lost by choosing without labels",
                 f"against {number(ideal['oracle'])} of trial {_number_of(found, 'best_by_oracle')}, the best",
             ),
-            (number(agree, 2), "Rank correlation", f"criterion and test figure, {pairs} trials, Spearman"),
+            (
+                number(found["rank_correlation"], 2),
+                "Rank correlation",
+                f"criterion and test figure, {pairs} trials, Spearman",
+            ),
         ]
     return html.key_figures(tiles)
 

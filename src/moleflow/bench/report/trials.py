@@ -1,4 +1,4 @@
-"""The section on the trials of a search, in a benchmark's page as in a sweep's."""
+"""The section on the trials of a search."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from ... import report as html
 from ...report import Html, number
 from .charts import Axis, Point, Series, plot
 from .tables import left, options_text
 
-Trial = Mapping[str, Any]  # options, criterion and perhaps oracle, as `moleflow.bench.sweep.sweep` gives it
+Trial = Mapping[str, Any]  # options, criterion and oracle, as `moleflow.bench.sweep.sweep` gives it
 
 
-def journey(trials: Sequence[Trial]) -> Html:
-    """The section on a search: its trials in their order, and how far the criterion can be trusted."""
-    if not trials:
-        return Html("")
+def journey(trials: Sequence[Trial], agreement: float | None) -> Html:
+    """The section on a search: its trials in their order, and how far the criterion can be trusted.
+
+    Args:
+        trials: as they were tried.
+        agreement: rank correlation of criterion and test figure over them.
+    """
     done = [(i, t["criterion"]) for i, t in enumerate(trials, 1) if t["criterion"] is not None]
     best = np.maximum.accumulate([value for _, value in done]).tolist() if done else []
     order = plot(
@@ -37,10 +39,10 @@ def journey(trials: Sequence[Trial]) -> Html:
         [Series("trial", tuple(Point(a, b) for a, b in both), 0, joined=False), *_highlights(trials)],
         Axis("criterion"),
         Axis("test figure"),
-        caption=f"Spearman's rank correlation {number(_rank_correlation(both), 2)} over {len(both)} trials.",
+        caption=f"Spearman's rank correlation {number(agreement, 2)} over {len(both)} trials.",
     )
     rows = [
-        [i, left(options_text(t["options"])), number(t["criterion"], 4), number(t.get("oracle"), 4)]
+        [i, left(options_text(t["options"])), number(t["criterion"], 4), number(t["oracle"], 4)]
         for i, t in enumerate(trials, 1)
     ]
     return html.section(
@@ -66,7 +68,7 @@ def _highlights(trials: Sequence[Trial]) -> list[Series]:
     """The first of the best by either value, drawn over the marks of all."""
     places: dict[tuple[float, float], list[str]] = {}
     for value, name in (("criterion", "best by criterion"), ("oracle", "best by test figure")):
-        top = max((t for t in trials if t.get(value) is not None), key=lambda t: t[value], default=None)
+        top = max((t for t in trials if t[value] is not None), key=lambda t: t[value], default=None)
         for at in both_values([top] if top else []):
             places.setdefault(at, []).append(name)
     return [
@@ -77,12 +79,5 @@ def _highlights(trials: Sequence[Trial]) -> list[Series]:
 
 def both_values(trials: Sequence[Trial]) -> list[tuple[float, float]]:
     """Criterion and test figure of the trials that have both."""
-    pairs = [(t["criterion"], t.get("oracle")) for t in trials]
+    pairs = [(t["criterion"], t["oracle"]) for t in trials]
     return [(a, b) for a, b in pairs if a is not None and b is not None]
-
-
-def _rank_correlation(pairs: Sequence[tuple[float, float]]) -> float | None:
-    """Spearman's; None where it is not defined: fewer than three pairs, or all values of one kind equal."""
-    if len(pairs) < 3 or any(len(set(values)) == 1 for values in zip(*pairs, strict=True)):
-        return None
-    return float(stats.spearmanr(*zip(*pairs, strict=True)).statistic)
