@@ -3,8 +3,8 @@
     python benchmarks/publish.py moleflow-benchmark [--charts docs/figures/rivals]
 
 The folder is what `moleflow benchmark` or `ablate` wrote. The tables go to standard output; figures are in
-per cent, mean +- standard deviation over all orders and seeds. The last table holds differences from the
-first row, run by run: same order, same seed.
+per cent, mean over products and orders +- standard deviation over seeds. The last table holds differences
+from the first row, run by run: same order, same seed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,12 @@ import argparse
 import html
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from moleflow.bench.report import write_report
-from moleflow.bench.results import spread
+from moleflow.bench.results import over_seeds
 
 # A chart takes its colours from the page; on its own it stands on white.
 COLOURS = {"var(--ink)": "#1c2430", "var(--soft)": "#5b6675", "var(--line)": "#d9dfe7"}
@@ -76,8 +77,8 @@ def products(results: dict[str, Any]) -> str:
         cells = []
         for name in names:
             for metric in ("image_auroc", "pixel_ap"):
-                values = [r["products"][name]["routed"][metric] for r in runs]
-                cells.append(percent(spread(values)))
+                path = ("products", name, "routed", metric)
+                cells.append(percent(over_seeds(runs, partial(inside, path=path))))
         rows.append([results["titles"][entry], *cells])
     return table(["", *(f"{name} {what}" for name in names for what in ("I-AUROC", "P-AP"))], rows)
 
@@ -86,19 +87,22 @@ def differences(results: dict[str, Any]) -> str:
     """Every entry less the first, on the same stream with the same seed."""
     first, *others = entries(results)
 
-    def found(entry: str, path: tuple[str, ...]) -> dict[tuple[str, int], float | None]:
-        runs = [r for r in results["runs"] if r["entry"] == entry and r["complete"]]
-        return {(r["stream"], r["seed"]): inside(r, path) for r in runs}
+    def found(entry: str) -> list[dict[str, Any]]:
+        return [r for r in results["runs"] if r["entry"] == entry and r["complete"]]
+
+    def less(run: dict[str, Any], path: tuple[str, ...]) -> float | None:
+        a = next(
+            inside(r, path) for r in found(first) if (r["stream"], r["seed"]) == (run["stream"], run["seed"])
+        )
+        b = inside(run, path)
+        return None if a is None or b is None else b - a
 
     rows = []
     for entry in others:
-        cells = []
-        for column in DIFFERENCES:
-            base, own = (found(name, COLUMNS[column]) for name in (first, entry))
-            pairs = [(base[at], own[at]) for at in base if at in own]
-            cells.append(
-                percent(spread([b - a for a, b in pairs if a is not None and b is not None]), sign=True)
-            )
+        cells = [
+            percent(over_seeds(found(entry), partial(less, path=COLUMNS[column])), sign=True)
+            for column in DIFFERENCES
+        ]
         rows.append([results["titles"][entry], *cells])
     title = f"less {results['titles'][first]}"
     return table([title, *DIFFERENCES], rows)
