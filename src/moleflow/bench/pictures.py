@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
-from PIL import Image
 
 from ..data.images import read_image, resize
-from ..data.layouts import Item, Mask, Product, load_mask
+from ..data.layouts import Item, Mask, Product, load_mask, nearest
 from ..features.cache import FeatureCache
 from .methods.base import Pictures
 
@@ -71,7 +70,7 @@ def item_mask(item: Item, shape: tuple[int, int] | None) -> Mask:
         return load_mask(item, shape=shape)
     mask = load_mask(item) if item.masks else np.zeros(read_image(item.path).shape[:2], dtype=bool)
     mask = alteration.mask(mask, item)
-    return mask if shape is None else _nearest(mask, shape)
+    return mask if shape is None else nearest(mask, shape)
 
 
 def has_masks(product: Product) -> bool:
@@ -129,9 +128,3 @@ def _sources(items: Sequence[Item]) -> list[tuple[Path, str]]:
         (item.path, "" if change is None else f"{change.key} {item.kind}")
         for item, change in zip(items, changes, strict=True)
     ]
-
-
-def _nearest(mask: Mask, shape: tuple[int, int]) -> Mask:
-    """Pillow's, which may take another of two pixels that are equally near than `load_mask` does."""
-    height, width = shape
-    return np.asarray(Image.fromarray(mask).resize((width, height), Image.Resampling.NEAREST))

@@ -143,7 +143,7 @@ def load_mask(item: Item, *, shape: tuple[int, int] | None = None) -> Mask:
     if not union.any():
         names = ", ".join(str(path) for path in item.masks)
         raise DatasetError(f"{names}: the mask of a defective image ({item.path}) is empty")
-    return union if shape is None else _nearest(union, shape)
+    return union if shape is None else nearest(union, shape)
 
 
 def check_dataset(dataset: Dataset) -> list[Problem]:
@@ -254,8 +254,8 @@ def _read_mask(path: Path, above: int) -> Mask:
     return np.asarray(marked.any(axis=2) if marked.ndim == 3 else marked)
 
 
-def _nearest(mask: Mask, shape: tuple[int, int]) -> Mask:
-    """Take for each new pixel the old one under its centre."""
+def nearest(mask: Mask, shape: tuple[int, int]) -> Mask:
+    """A mask (H, W) at another size: each new pixel is the old one under its centre."""
     rows, columns = (
         (2 * np.arange(new) + 1) * old // (2 * new) for old, new in zip(mask.shape, shape, strict=True)
     )
