@@ -398,7 +398,7 @@ def test_cost_is_per_product_also_where_a_task_has_several():
     row = Parsed(build(results, times)).rows("bytes a product", "ms an image")["moleflow title"]
     assert row["bytes a product"] == "100 kB"  # two tasks added 200 kB each, over four products
     assert row["all at the end"] == "1.4 MB"
-    assert row["seconds to learn a task"].split()[0] == "3.0"
+    assert row["seconds to learn a product"].split()[0] == "3.0"
     assert row["ms an image"] == "12.0"
 
 

@@ -220,7 +220,8 @@ def over_seeds(
 
 
 def timings(work: Work, command: str, jobs: int = 1) -> dict[str, Any]:
-    """Seconds of a task, mean and deviation over complete runs, and the machine they were taken on."""
+    """Seconds to learn a product and to inspect an image, mean and deviation over complete runs, and the
+    machine they were taken on."""
     chains = [chain for chain in read_chains(work) if chain.complete]
     by_entry = {
         entry: {

@@ -83,6 +83,15 @@ class Options:
     seeds: tuple[int, ...] = tuple(range(5))
 
 
+def at_once(name: str, products: Iterable[str]) -> Stream:
+    """A stream of one task: products are learned one after the other, but inspected only when all are known.
+
+    For methods whose products do not touch each other, where inspecting them after every lesson would tell
+    nothing new.
+    """
+    return Stream(name, (Task(tuple(products)),))
+
+
 Scenario = Callable[[Sequence[str], Options], list[Stream]]
 
 

@@ -32,11 +32,12 @@ from ..features.extractor import Extractor
 from .figures import NAMES
 from .files import number_or_same, read_yaml, write_json
 from .methods import METHODS
+from .methods.base import PerProduct
 from .pictures import Shelf, Told, has_masks, mark
 from .plan import Plan, Variant, Work, check_option
 from .results import mean, read_chains
 from .runner import MOST_JOBS, end_with_parent, ended_processes_named, run
-from .streams import Stream, Task
+from .streams import Stream, Task, at_once
 from .synthetic import validation_of
 
 CRITERIA: dict[str, tuple[str, ...]] = {
@@ -237,7 +238,10 @@ class _Trials:
 
     def _work(self, options: Options, seed: int, side: str) -> Work:
         products = self.synthetic if side == "synthetic" else self.products
-        stream = Stream("sweep", tuple(Task((name,)) for name in products))
+        if issubclass(METHODS[self.method], PerProduct):
+            stream = at_once("sweep", products)
+        else:
+            stream = Stream("sweep", tuple(Task((name,)) for name in products))
         plan = Plan(
             entries={"trial": Variant(self.method, options)}, streams=(stream,), seeds=(seed,), **self.plan
         )

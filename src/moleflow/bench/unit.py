@@ -64,7 +64,7 @@ def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
         showcase.keep(folder / "showcase.safetensors", products, figures["found"])
     write_json(
         folder / f"time-{unit.step:02}.json",
-        {"learn": learned - started, "inspect_image": figures["inspect_image"]},
+        {"learn": (learned - started) / len(task.products), "inspect_image": figures["inspect_image"]},
     )
     write_json(folder / f"step-{unit.step:02}.json", record)
     (folder / f"state-{unit.step - 1:02}.safetensors").unlink(missing_ok=True)

@@ -171,15 +171,16 @@ def ablate(
     with interruptible(GOES_ON):
         from ..bench.ablation import ABLATIONS, FLOW_ALONE, FULL
         from ..bench.plan import Plan, Work
+        from ..bench.streams import at_once
         from ..data.layouts import read_dataset
 
         dataset = read_dataset(data, layout=layout)
-        streams, products = _streams(dataset, "plain", None, order, 1)
+        _, products = _streams(dataset, "plain", None, order, 1)
         table = FLOW_ALONE if flow_alone else ABLATIONS
         rows = table if only is None else (FULL, *_among(only, table, "row"))
         plan = Plan(
             entries={name: table[name] for name in rows},
-            streams=tuple(streams),
+            streams=(at_once("ablation", products),),
             seeds=_numbers(seeds),
             backbone=backbone,
             weights=weights,

@@ -35,7 +35,7 @@ def cost(bench: Findings) -> Html:
         _trade(bench, metric, cost, axis)
         for cost, axis in (
             (size, Axis("kept at the end, log scale", log=True, write=lambda v: html.amount(round(v)))),
-            (learn, Axis("seconds to learn a task, log scale", log=True)),
+            (learn, Axis("seconds to learn a product, log scale", log=True)),
         )
         for metric in MAIN
     ]
@@ -51,7 +51,7 @@ def cost(bench: Findings) -> Html:
                 "shared numbers",
                 "kept images",
                 "all at the end",
-                "seconds to learn a task",
+                "seconds to learn a product",
                 "ms an image",
             ],
             rows,

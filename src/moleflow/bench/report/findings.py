@@ -113,7 +113,7 @@ class Findings:
         return over_seeds(self.runs(entry), lambda run: run["bytes"] + run["kept_bytes"])["mean"]
 
     def seconds(self, entry: str, what: str) -> Spread:
-        """Of learning a task ("learn") or inspecting an image ("inspect_image")."""
+        """Of learning a product ("learn") or inspecting an image ("inspect_image")."""
         return self.times.get("entries", {}).get(entry, {}).get(what) or spread([])
 
     def style(self, entry: str) -> int:

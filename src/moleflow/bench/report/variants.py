@@ -36,7 +36,7 @@ def _differences(bench: Findings, family: Sequence[str]) -> Html:
         rows.append([bench.title(entry), left(changed), *found, *_costs(bench, entry)])
     said = [f"{METRICS[m]}, {'product given' if v == 'oracle' else v}" for m, v in columns]
     return html.table(
-        ["entry", left("options"), *said, "bytes a product", "seconds a task"],
+        ["entry", left("options"), *said, "bytes a product", "seconds a product"],
         rows,
         caption="The first row is as it is; below it are differences from it, run by run on the same stream "
         "with the same seed: mean ± standard deviation of the difference. A difference smaller than its "
