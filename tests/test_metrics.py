@@ -269,6 +269,23 @@ def test_summary_equals_the_single_metrics() -> None:
         assert all_at_once.aupimo_bounds == (1e-3, 0.1)
 
 
+def test_maps_of_32_bits_are_neither_rounded_nor_mixed_up(tmp_path: Path) -> None:
+    maps, masks = pixel_case(3, levels=10**9)
+    narrow = [np.asarray(anomaly_map, np.float32) for anomaly_map in maps]
+    wide = [anomaly_map.astype(np.float64) for anomaly_map in narrow]
+    mixed = [(narrow if i % 2 else wide)[i] for i in range(len(maps))]
+    bounds = (1e-2, 0.3)
+    with collect((wide, masks)) as pixels:
+        expected = pixels.summary(bounds=bounds)
+    for given_maps in (narrow, mixed):
+        with collect((given_maps, masks), max_pixels=150, spill_dir=tmp_path) as pixels:
+            found = pixels.summary(bounds=bounds)
+        assert (found.auroc, found.ap, *found.aupro.values(), *found.aupimo.per_image) == pytest.approx(
+            (expected.auroc, expected.ap, *expected.aupro.values(), *expected.aupimo.per_image), abs=1e-12
+        )
+        assert found.f1_max == expected.f1_max
+
+
 def test_images_can_be_added_after_reading() -> None:
     maps, masks = pixel_case(2)
     with collect((maps[:3], masks[:3])) as pixels:

@@ -35,19 +35,23 @@ class F1Max:
 class Steps:
     """Distinct scores in descending order, with what crosses the threshold at each of them.
 
-    All arrays have shape (S,). ``overlap`` and ``false_share`` are weighted counts that only pixel
-    metrics need: the sum of 1/(pixels of the region) over defective pixels, and the sum of each
-    pixel's share in the false-positive rate of the good images.
+    All arrays have shape (S,). ``overlap`` is a weighted count that only pixel metrics need: the sum of
+    1/(pixels of the region) over defective pixels.
     """
 
     scores: Floats
     negatives: Counts
     positives: Counts
     overlap: Floats
-    false_share: Floats
 
     def __len__(self) -> int:
         return len(self.scores)
+
+    def part(self, chosen: NDArray[np.bool_]) -> Steps:
+        """Some of the steps."""
+        return Steps(
+            self.scores[chosen], self.negatives[chosen], self.positives[chosen], overlap=self.overlap[chosen]
+        )
 
 
 def check_finite(scores: Floats, what: str) -> None:

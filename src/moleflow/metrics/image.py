@@ -81,5 +81,4 @@ def _steps(scores: Floats, labels: Counts) -> Steps:
     starts = starts_of_ties(ordered)
     positives = np.add.reduceat(marks, starts)
     negatives = np.diff(starts, append=len(ordered)) - positives
-    unused = np.zeros(len(starts))
-    return Steps(ordered[starts], negatives, positives, overlap=unused, false_share=unused)
+    return Steps(ordered[starts], negatives, positives, overlap=np.zeros(len(starts)))

@@ -1,4 +1,4 @@
-"""Pixel metrics over all test images of a product, exact, on raw float64 maps, in bounded memory.
+"""Pixel metrics over all test images of a product, exact, on raw maps, in bounded memory.
 
 Thousands of maps of a megapixel do not fit into memory, and a histogram would not be exact. So the
 pixels are sorted outside memory: see :class:`PixelScores`.
@@ -10,10 +10,9 @@ import math
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,6 +20,7 @@ from scipy import ndimage
 
 from moleflow.errors import ConfigError
 from moleflow.metrics.curve import (
+    Counts,
     F1Max,
     Floats,
     PrecisionRecall,
@@ -30,11 +30,11 @@ from moleflow.metrics.curve import (
     need_both_classes,
     starts_of_ties,
 )
+from moleflow.metrics.runs import Codes, Ranking, Scraps, Tally, falling
 
 AUPRO_LIMIT = 0.3
 AUPIMO_BOUNDS = (1e-5, 1e-4)
 
-Codes = NDArray[np.int32]
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
@@ -77,15 +77,17 @@ class PixelScores:
                 pixels.add(anomaly_map, mask)
             print(pixels.auroc(), pixels.aupro())
 
-    Every pixel is kept as its float64 score and an int32 code for what it counts as: 0 is background
-    of a defective image, r > 0 belongs to defect region r, -g < 0 belongs to good image g. When
-    ``max_pixels`` of them have come together they are sorted and written to a temporary folder as one
-    run (12 bytes per pixel; ``spill_dir`` says where, default the system's). A metric then merges the
-    runs from the highest score down. Each round takes the next block of every run, finds the highest
-    of the blocks' last scores, and passes on everything at or above it: nothing that comes later can
-    be higher. So memory holds ``max_pixels`` pixels while collecting (up to 48 bytes each while they
-    are sorted) and one block per run while merging, whatever the number of images, and no score is
-    rounded. AUPIMO also holds the good pixels' scores down to its upper bound.
+    Most pixels are background, and all that a metric asks of them is how many score above a defect pixel.
+    So background is kept as sorted scores that answer by bisection (:class:`Tally`), good images and
+    defective ones apart, and only defect pixels carry a code, the number of their region, and are merged
+    from the highest score down (:class:`Ranking`). Good images are also kept as they came: AUPIMO looks
+    for their few highest pixels once more. Scores of 32-bit maps stay in 32 bits, all others in 64, so none
+    is rounded.
+
+    When ``max_pixels`` have come together they are moved to a temporary folder (``spill_dir`` says where,
+    default the system's; up to 16 bytes per pixel). So memory holds ``max_pixels`` pixels while collecting,
+    up to 32 bytes each, and one block of defect pixels while merging, whatever the number of images.
+    AUPIMO also holds the good pixels' scores down to its upper bound.
 
     More images may be added after a metric was read. Not for use from several threads at once.
     """
@@ -96,12 +98,11 @@ class PixelScores:
         self._max_pixels = max_pixels
         self._spill_dir = spill_dir
         self._folder: tempfile.TemporaryDirectory[str] | None = None
-        self._spilled: list[_FileRun] = []
-        self._pending: list[tuple[Floats, Codes]] = []
+        self._spills = 0
         self._pending_pixels = 0
-        self._sorted = False
         self._closed = False
-        # Tables that the codes point into; index 0 is never pointed at.
+        self._forget()
+        # Tables that codes and numbers of images point into; index 0 is never pointed at.
         self._region_pixels: list[int] = [0]
         self._region_image: list[int] = [0]
         self._good_pixels: list[int] = [0]
@@ -123,10 +124,14 @@ class PixelScores:
     def close(self) -> None:
         """Forget everything and remove the temporary folder; harmless when repeated."""
         self._closed = True
-        self._spilled, self._pending, self._pending_pixels = [], [], 0
+        self._forget()
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    def _forget(self) -> None:
+        self._good, self._background, self._defects = Tally(), Tally(), Ranking()
+        self._good_images = Scraps()
 
     def add(self, anomaly_map: ArrayLike, mask: ArrayLike, *, defective: bool | None = None) -> None:
         """Take one image: ``anomaly_map`` (H, W) of scores and ``mask`` (H, W), non-zero = defective.
@@ -143,13 +148,19 @@ class PixelScores:
             defective = count > 0
         if count and not defective:
             raise ConfigError("the image is said to be good, but its mask has defective pixels")
-        codes = self._codes_of_defective(regions, count) if defective else self._codes_of_good(scores.size)
-        hits = int(np.count_nonzero(regions))
+        hits = 0
+        if defective:
+            marked = regions > 0
+            self._background.add(scores[~marked])
+            self._defects.add(scores[marked], self._codes(regions[marked], count))
+            hits = int(np.count_nonzero(marked))
+        else:
+            self._good_pixels.append(scores.size)
+            self._good.add(scores.ravel())
+            self._good_images.add(len(self._good_pixels) - 1, scores.ravel())
         self._positives += hits
         self._negatives += scores.size - hits
-        self._pending.append((scores.ravel(), codes))
         self._pending_pixels += scores.size
-        self._sorted = False
         if self._pending_pixels >= self._max_pixels:
             self._spill()
 
@@ -195,9 +206,8 @@ class PixelScores:
         Raises ConfigError without good images or defect pixels, or for bounds that are not
         0 < lower < upper <= 1.
         """
-        tail = self._good_tail(bounds)
-        self._sweep(tail)
-        return self._aupimo_from(tail)
+        self._check_bounds(bounds)
+        return self._aupimo(bounds)
 
     def summary(
         self, *, limits: Sequence[float] = (AUPRO_LIMIT,), bounds: tuple[float, float] = AUPIMO_BOUNDS
@@ -205,37 +215,33 @@ class PixelScores:
         """All metrics in one pass over the sorted pixels; errors as for each of them."""
         area, curve = self._roc_area(), self._precision_recall()
         overlaps = {limit: self._region_overlap(limit) for limit in limits}
-        tail = self._good_tail(bounds) if len(self._good_pixels) > 1 else None
-        self._sweep(area, curve, *overlaps.values(), *([] if tail is None else [tail]))
+        good = len(self._good_pixels) > 1
+        if good:
+            self._check_bounds(bounds)
+        self._sweep(area, curve, *overlaps.values())
         return PixelMetrics(
             auroc=area.result(),
             ap=curve.average_precision(),
             f1_max=curve.best,
             aupro={limit: overlap.result() for limit, overlap in overlaps.items()},
-            aupimo=None if tail is None else self._aupimo_from(tail),
+            aupimo=self._aupimo(bounds) if good else None,
             aupimo_bounds=bounds,
         )
 
-    # What each pixel counts as.
-
-    def _codes_of_defective(self, regions: Codes, count: int) -> Codes:
+    def _codes(self, regions: Codes, count: int) -> Codes:
+        """Numbers of one image's regions (N,), from 1 to `count`, as numbers over all images."""
         offset = len(self._region_pixels) - 1
-        pixels = np.bincount(regions.ravel(), minlength=count + 1)[1:]
+        pixels = np.bincount(regions, minlength=count + 1)[1:]
         self._region_pixels.extend(int(n) for n in pixels)
         if count:
             self._region_image.extend([self._defective_images] * count)
             self._defective_images += 1
-        return np.where(regions > 0, regions + np.int32(offset), np.int32(0)).ravel()
+        return regions + np.int32(offset)
 
-    def _codes_of_good(self, pixels: int) -> Codes:
-        self._good_pixels.append(pixels)
-        return np.full(pixels, 1 - len(self._good_pixels), dtype=np.int32)
-
-    def _weights(self) -> tuple[Floats, Floats]:
-        """Per region 1/pixels, and per good image its pixels' share in the mean false-positive rate."""
-        regions = np.asarray(self._region_pixels, dtype=np.float64)
-        good = np.asarray(self._good_pixels, dtype=np.float64) * max(1, len(self._good_pixels) - 1)
-        return _reciprocal(regions), _reciprocal(good)
+    def _shares(self) -> Floats:
+        """Per good image its pixels' share in the mean false-positive rate."""
+        pixels = np.asarray(self._good_pixels, dtype=np.float64)
+        return _reciprocal(pixels * max(1, len(pixels) - 1))
 
     # The metrics, checked and ready for a sweep.
 
@@ -253,7 +259,7 @@ class PixelScores:
         self._check_classes()
         return _RegionOverlap(limit, self._negatives, len(self._region_pixels) - 1)
 
-    def _good_tail(self, bounds: tuple[float, float]) -> _GoodTail:
+    def _check_bounds(self, bounds: tuple[float, float]) -> None:
         lower, upper = bounds
         if not 0 < lower < upper <= 1:
             raise ConfigError(f"the bounds of AUPIMO must be 0 < lower < upper <= 1, not {bounds}")
@@ -261,20 +267,29 @@ class PixelScores:
         if len(self._good_pixels) == 1 or self._positives == 0:
             missing = "good images" if self._positives else "defective pixels"
             raise ConfigError(f"AUPIMO needs good images and defective pixels; there are no {missing}")
-        return _GoodTail(lower, upper)
 
-    def _aupimo_from(self, tail: _GoodTail) -> Aupimo:
+    def _aupimo(self, bounds: tuple[float, float]) -> Aupimo:
+        tail = self._good_tail(bounds)
         rewards = np.zeros(self._defective_images)
         region_image = np.asarray(self._region_image)
-        for scores, codes in self._blocks():
-            defective = codes > 0
-            images = region_image[codes[defective]]
-            reward = tail.reward(scores[defective])
-            rewards += np.bincount(images, weights=reward, minlength=len(rewards))
+        for scores, codes in self._defects.blocks(self._block):
+            rewards += np.bincount(region_image[codes], weights=tail.reward(scores), minlength=len(rewards))
         pixels = np.bincount(region_image[1:], weights=self._region_pixels[1:], minlength=len(rewards))
         values = rewards / pixels
-        resolution = float(self._weights()[1][1:].min())
+        resolution = float(self._shares()[1:].min())
         return Aupimo(float(values.mean()), tuple(float(v) for v in values), resolution)
+
+    def _good_tail(self, bounds: tuple[float, float]) -> _GoodTail:
+        """The highest scores on good images, down to the threshold of the upper false-positive rate."""
+        shares = self._shares()
+        # So many pixels exceed the upper rate, however small their shares.
+        enough = math.floor(bounds[1] / float(shares[1:].min())) + 2
+        lowest = self._good.highest(enough).min()
+        above = [(number, scores[scores >= lowest]) for number, scores in self._good_images]
+        numbers = [np.full(len(scores), number, dtype=np.int32) for number, scores in above]
+        scores, images = falling(np.concatenate([scores for _, scores in above]), np.concatenate(numbers))
+        starts = starts_of_ties(scores)
+        return _GoodTail(scores[starts], np.add.reduceat(shares[images], starts), bounds)
 
     # Storage and merging.
 
@@ -289,50 +304,47 @@ class PixelScores:
     def _spill(self) -> None:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="moleflow-pixels-", dir=self._spill_dir)
-        stem = Path(self._folder.name) / f"run{len(self._spilled):05d}"
-        self._spilled.append(_FileRun.write(stem, self._in_memory()))
-        self._pending, self._pending_pixels = [], 0
-
-    def _in_memory(self) -> _MemoryRun:
-        """The pixels that are in memory as one sorted run, which is kept in their place."""
-        if not self._sorted:
-            scores = np.concatenate([part for part, _ in self._pending])
-            codes = np.concatenate([part for _, part in self._pending])
-            self._pending = []
-            order = np.argsort(-scores)
-            self._pending = [(scores[order], codes[order])]
-            self._sorted = True
-        return _MemoryRun(*self._pending[0])
-
-    def _runs(self) -> list[_Run]:
-        return [*self._spilled, self._in_memory()] if self._pending else [*self._spilled]
-
-    def _blocks(self) -> Iterator[tuple[Floats, Codes]]:
-        """All pixels in blocks, in no particular order."""
-        for run in self._runs():
-            for start in range(0, len(run), self._block):
-                yield run.read(start, self._block)
+        for name in ("good", "background", "defects", "good_images"):
+            part: Tally | Ranking | Scraps = getattr(self, f"_{name}")
+            part.spill(Path(self._folder.name) / f"{name}-{self._spills:05d}")
+        self._spills += 1
+        self._pending_pixels = 0
 
     @property
     def _block(self) -> int:
-        """Pixels per block when one run is read: smaller than a run, for the sake of temporaries."""
+        """Defect pixels looked at together: fewer than memory holds, for the sake of temporaries."""
         return max(1, min(self._max_pixels, 2**21))
 
     def _sweep(self, *metrics: _Metric) -> None:
         """Feed all steps, from the highest score down, to every metric."""
-        block = max(1, self._block // (len(self._spilled) + 1))
-        overlap, share = self._weights()
-        open_step: Steps | None = None
-        for scores, codes in _merge(self._runs(), block):
-            steps = _as_steps(scores, codes, region_weight=overlap, good_weight=share)
-            if open_step is not None:
-                steps = _joined(open_step, steps)
-            # The lowest score may go on in the next round: hold it back until it is complete.
-            open_step = _part(steps, slice(-1, None))
-            if len(steps) > 1:
-                _feed(metrics, _part(steps, slice(None, -1)))
-        if open_step is not None:
-            _feed(metrics, open_step)
+        weight = _reciprocal(np.asarray(self._region_pixels, dtype=np.float64))
+        passed = 0  # background pixels in the steps so far
+        for scores, positives, overlap in _complete_ties(self._defects.falling(self._block), weight):
+            steps = self._with_background(scores, positives, overlap, passed)
+            passed += int(steps.negatives.sum())
+            _feed(metrics, steps)
+        rest = np.array([self._negatives - passed])
+        if rest[0]:
+            _feed(metrics, Steps(np.array([-np.inf]), rest, np.zeros_like(rest), overlap=np.zeros(1)))
+
+    def _with_background(self, scores: Floats, positives: Counts, overlap: Floats, passed: int) -> Steps:
+        """Steps of defect scores, falling and distinct, and of the background at and between them.
+
+        All background between two defect scores makes one step, in the place of its lowest: within it
+        nothing but the number of false alarms rises, so no metric is any different for it.
+        """
+        at_or_above, above = (
+            a + b for a, b in zip(self._good.counts(scores), self._background.counts(scores), strict=True)
+        )
+        between = above - np.concatenate([[passed], at_or_above[:-1]])
+        nothing = np.zeros(len(scores), dtype=np.int64)
+        every = Steps(
+            np.repeat(scores, 2),
+            _alternating(between, at_or_above - above),
+            _alternating(nothing, positives),
+            overlap=_alternating(nothing.astype(np.float64), overlap),
+        )
+        return every.part(every.negatives + every.positives > 0)
 
 
 def pixel_auroc(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike]) -> float:
@@ -398,7 +410,8 @@ def _pairs(maps: Iterable[ArrayLike], masks: Iterable[ArrayLike]) -> Iterator[tu
 
 def _checked(anomaly_map: ArrayLike, mask: ArrayLike) -> tuple[Floats, Codes, int]:
     """A private copy of the scores, the regions' numbers (H, W) from 1, and how many regions."""
-    scores = np.array(anomaly_map, dtype=np.float64)
+    as_they_are = np.float32 if np.asarray(anomaly_map).dtype == np.float32 else np.float64
+    scores: Floats = np.array(anomaly_map, dtype=as_they_are)
     marks = np.asarray(mask) != 0
     if scores.ndim != 2 or scores.size == 0 or scores.shape != marks.shape:
         raise ConfigError(f"map and mask must have one shape (H, W), not {scores.shape} and {marks.shape}")
@@ -458,31 +471,17 @@ def _area_up_to(limit: float, x: Floats, y: Floats) -> float:
 
 
 class _GoodTail:
-    """The highest scores on good images, down to the threshold of the upper false-positive rate."""
+    """At which false-positive rate on good images a score is first detected.
 
-    def __init__(self, lower: float, upper: float) -> None:
-        self._lower, self._upper = lower, upper
-        self._scores: list[Floats] = []
-        self._rates: list[Floats] = []
-        self._rate = 0.0
+    Args:
+        scores: of good pixels, falling and distinct, (S,).
+        shares: what the pixels of each add to the rate, (S,).
+        bounds: the lower and upper rate that count.
+    """
 
-    @cached_property
-    def _curve(self) -> tuple[Floats, Floats]:
-        """Falling scores (S,), and the rate above each of them and after the last (S + 1,)."""
-        return np.concatenate([*self._scores, np.zeros(0)]), np.concatenate([[0.0], *self._rates])
-
-    def update(self, steps: Steps) -> None:
-        """Take the next steps, all lower than those before."""
-        if self._rate > self._upper:
-            return
-        on_good = steps.false_share > 0
-        rates = self._rate + np.cumsum(steps.false_share[on_good])
-        # One step beyond the bound stays in: what lies at or below it earns nothing.
-        kept = int(np.searchsorted(rates, self._upper, side="right")) + 1
-        self._scores.append(steps.scores[on_good][:kept])
-        self._rates.append(rates[:kept])
-        if len(rates):
-            self._rate = float(rates[-1])
+    def __init__(self, scores: Floats, shares: Floats, bounds: tuple[float, float]) -> None:
+        self._scores, self._bounds = scores, bounds
+        self._rates = np.concatenate([[0.0], np.cumsum(shares)])  # above each score, and after the last
 
     def reward(self, scores: Floats) -> Floats:
         """For each pixel the part of the log-spaced interval of rates at which it is detected.
@@ -490,130 +489,30 @@ class _GoodTail:
         A pixel of score s is detected at rate z when the good images' rate at threshold s is at most
         z. Averaged over an image's defective pixels this is the integral of its recall.
         """
-        falling, rates = self._curve
-        rate = rates[np.searchsorted(-falling, -scores, side="right")]
-        clipped = np.clip(rate, self._lower, self._upper)
-        return np.log(self._upper / clipped) / math.log(self._upper / self._lower)
+        lower, upper = self._bounds
+        rate = self._rates[np.searchsorted(-self._scores, -scores, side="right")]
+        return np.log(upper / np.clip(rate, lower, upper)) / math.log(upper / lower)
 
 
-def _as_steps(scores: Floats, codes: Codes, *, region_weight: Floats, good_weight: Floats) -> Steps:
-    """Reduce sorted pixels (N,), N > 0, to one step per distinct score."""
-    starts = starts_of_ties(scores)
-    defective = codes > 0
-    positives = np.add.reduceat(defective, starts, dtype=np.int64)
-    overlap = region_weight[np.where(defective, codes, 0)]
-    share = good_weight[np.where(codes < 0, -codes, 0)]
-    return Steps(
-        scores=scores[starts],
-        negatives=np.diff(starts, append=len(scores)) - positives,
-        positives=positives,
-        overlap=np.add.reduceat(overlap, starts),
-        false_share=np.add.reduceat(share, starts),
-    )
+def _complete_ties(
+    blocks: Iterable[tuple[Floats, Codes]], weight: Floats
+) -> Iterator[tuple[Floats, Counts, Floats]]:
+    """Distinct scores with their pixels and overlap, each (S,), from falling blocks of scores and regions."""
+    held: tuple[Floats, Counts, Floats] | None = None
+    for scores, codes in blocks:
+        found = scores, np.ones(len(scores), dtype=np.int64), weight[codes]
+        if held is not None:
+            found = tuple(np.concatenate(pair) for pair in zip(held, found, strict=True))  # type: ignore[assignment]
+        starts = starts_of_ties(found[0])
+        found = found[0][starts], np.add.reduceat(found[1], starts), np.add.reduceat(found[2], starts)
+        # The lowest score may go on in the next block: it is held back until it is complete.
+        held = found[0][-1:], found[1][-1:], found[2][-1:]
+        if len(found[0]) > 1:
+            yield found[0][:-1], found[1][:-1], found[2][:-1]
+    if held is not None:
+        yield held
 
 
-def _part(steps: Steps, part: slice) -> Steps:
-    return Steps(
-        steps.scores[part],
-        steps.negatives[part],
-        steps.positives[part],
-        overlap=steps.overlap[part],
-        false_share=steps.false_share[part],
-    )
-
-
-def _joined(first: Steps, rest: Steps) -> Steps:
-    """``first`` and then ``rest``; a score that stands in both becomes one step."""
-    scores = np.concatenate([first.scores, rest.scores])
-    starts = starts_of_ties(scores)
-    return Steps(
-        scores[starts],
-        np.add.reduceat(np.concatenate([first.negatives, rest.negatives]), starts),
-        np.add.reduceat(np.concatenate([first.positives, rest.positives]), starts),
-        overlap=np.add.reduceat(np.concatenate([first.overlap, rest.overlap]), starts),
-        false_share=np.add.reduceat(np.concatenate([first.false_share, rest.false_share]), starts),
-    )
-
-
-class _Run(Protocol):
-    """Pixels sorted by falling score."""
-
-    def __len__(self) -> int: ...
-
-    def read(self, start: int, count: int) -> tuple[Floats, Codes]: ...
-
-
-@dataclass(frozen=True)
-class _MemoryRun:
-    scores: Floats
-    codes: Codes
-
-    def __len__(self) -> int:
-        return len(self.scores)
-
-    def read(self, start: int, count: int) -> tuple[Floats, Codes]:
-        return self.scores[start : start + count], self.codes[start : start + count]
-
-
-@dataclass(frozen=True)
-class _FileRun:
-    """A run in two raw files; read by position, so that no file stays open or mapped."""
-
-    stem: Path
-    pixels: int
-
-    @classmethod
-    def write(cls, stem: Path, run: _MemoryRun) -> _FileRun:
-        run.scores.tofile(stem.with_suffix(".f8"))
-        run.codes.tofile(stem.with_suffix(".i4"))
-        return cls(stem, len(run))
-
-    def __len__(self) -> int:
-        return self.pixels
-
-    def read(self, start: int, count: int) -> tuple[Floats, Codes]:
-        scores = np.fromfile(self.stem.with_suffix(".f8"), np.float64, count=count, offset=8 * start)
-        codes = np.fromfile(self.stem.with_suffix(".i4"), np.int32, count=count, offset=4 * start)
-        return scores, codes
-
-
-class _Cursor:
-    """A place in a run, with the block from there on in memory."""
-
-    def __init__(self, run: _Run, block: int) -> None:
-        self._run, self._block_size = run, block
-        self._next = 0
-        self._scores: Floats = np.zeros(0)
-        self._codes: Codes = np.zeros(0, dtype=np.int32)
-
-    def refill(self) -> bool:
-        """Read the next block if none is left; False when the run is exhausted."""
-        if len(self._scores) == 0 and self._next < len(self._run):
-            self._scores, self._codes = self._run.read(self._next, self._block_size)
-            self._next += len(self._scores)
-        return len(self._scores) > 0
-
-    def unseen_below(self) -> float:
-        """No score of this run that is still unread is above this one."""
-        return float(self._scores[-1]) if self._next < len(self._run) else -math.inf
-
-    def take(self, bound: float) -> tuple[Floats, Codes]:
-        """Remove and return the pixels at or above ``bound``."""
-        count = int(np.searchsorted(-self._scores, -bound, side="right"))
-        taken = self._scores[:count], self._codes[:count]
-        self._scores, self._codes = self._scores[count:], self._codes[count:]
-        return taken
-
-
-def _merge(runs: Iterable[_Run], block: int) -> Iterator[tuple[Floats, Codes]]:
-    """Non-empty sorted blocks of all pixels, from the highest score down; a tie may span two."""
-    cursors = [_Cursor(run, block) for run in runs]
-    while cursors := [cursor for cursor in cursors if cursor.refill()]:
-        bound = max(cursor.unseen_below() for cursor in cursors)
-        parts = [cursor.take(bound) for cursor in cursors]
-        scores = np.concatenate([part for part, _ in parts])
-        codes = np.concatenate([part for _, part in parts])
-        if len(parts) > 1:
-            order = np.argsort(-scores, kind="stable")
-            scores, codes = scores[order], codes[order]
-        yield scores, codes
+def _alternating(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """first[0], second[0], first[1], ..., (2 N,)."""
+    return np.stack([first, second], axis=1).ravel()
