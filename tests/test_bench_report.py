@@ -302,6 +302,24 @@ def test_variants_are_shown_as_paired_differences_from_the_first():
     assert said == [charts.signed(differences.mean()), "±", number(differences.std(ddof=1))]
 
 
+def test_every_row_of_an_ablation_is_compared_with_the_whole_method():
+    rows = {
+        "full": ("moleflow", {}, 0.95, 0.0, True, True),
+        "no DIA": ("moleflow", {"flow.dia": None}, 0.90, 0.0, True, True),
+        "whole flow": ("task-separated", {"training.steps": 250}, 0.93, 0.0, True, True),
+        "longer": ("task-separated", {}, 0.94, 0.0, True, True),
+    }
+    text = build(*make_results(rows, seeds=(0, 1, 2)))
+    assert re.findall(r"Variants of [^<]*", text) == ["Variants of full title"]
+    found = Parsed(text).rows("entry", "options", "image AUROC, routed")
+    assert [row["options"] for row in found.values()] == [
+        "the first",
+        "flow.dia left out",
+        "method task-separated, training.steps 250",
+        "method task-separated",
+    ]
+
+
 def test_sensitivity_is_drawn_for_the_option_that_varies_alone():
     results, times = make_results(VARIANTS)
     text = build(results, times)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from ..ablation import FULL
 from ..figures import AUPRO_LIMITS
 from ..results import over_seeds, spread
 
@@ -50,6 +51,14 @@ class Findings:
         for entry in self.entries:
             first.setdefault(self.method(entry), entry)
         return tuple(first.values())
+
+    @cached_property
+    def families(self) -> tuple[tuple[str, ...], ...]:
+        """Entries that are compared with the first of them: those of one method, in an ablation all."""
+        if self.entries[0] == FULL:
+            return (self.entries,)
+        by_method = (tuple(e for e in self.entries if self.method(e) == self.method(f)) for f in self.leaders)
+        return tuple(family for family in by_method if len(family) > 1)
 
     @property
     def drawn(self) -> tuple[str, ...]:

@@ -16,13 +16,11 @@ from .tables import Row, amount, left, options_text, plus_minus
 def worth(bench: Findings) -> Html:
     """The section on methods with several entries: differences from the first, charts of lone options."""
     blocks: list[object] = []
-    for leader in bench.leaders:
-        family = [e for e in bench.entries if bench.method(e) == bench.method(leader)]
-        if len(family) > 1:
-            blocks += [
-                html.subsection(f"Variants of {bench.title(leader)}", _differences(bench, family)),
-                *(_sensitivity(bench, family, option) for option in _lone_options(bench, family)),
-            ]
+    for family in bench.families:
+        blocks += [
+            html.subsection(f"Variants of {bench.title(family[0])}", _differences(bench, family)),
+            *(_sensitivity(bench, family, option) for option in _lone_options(bench, family)),
+        ]
     return html.section("What each option is worth", *blocks) if blocks else Html("")
 
 
@@ -64,7 +62,9 @@ def _changes(bench: Findings, first: str, entry: str) -> dict[str, Any]:
     entries = bench.plan["entries"]
     names = {**entries[first]["options"], **entries[entry]["options"]}
     values = {name: _option(bench, entry, name) for name in names}
-    return {name: value for name, value in values.items() if value != _option(bench, first, name)}
+    changed = {name: value for name, value in values.items() if value != _option(bench, first, name)}
+    other = bench.method(entry) != bench.method(first)
+    return {"method": bench.method(entry), **changed} if other else changed
 
 
 def _option(bench: Findings, entry: str, name: str) -> Any:
