@@ -14,7 +14,8 @@ from moleflow.bench.report.charts import Axis, Point, Series
 from moleflow.bench.report.published import PRODUCTS, PUBLISHED, dataset_of, published_for
 from moleflow.bench.report.trials import journey
 from moleflow.bench.results import SHARES, Chain, spread, summarise
-from moleflow.bench.sweep import Space, _judged
+from moleflow.bench.sweep import Space
+from moleflow.bench.sweep.choosing import _judged
 from moleflow.config import LineConfig, override, to_dict
 from moleflow.report import Card, Picture, mask_uri, number
 

@@ -11,9 +11,18 @@ import sys
 import pytest
 
 from moleflow.bench import runner
-from moleflow.bench import sweep as module
 from moleflow.bench.files import read_json, write_json
-from moleflow.bench.sweep import CRITERIA, Choice, Range, Space, default_space, sweep
+from moleflow.bench.sweep import (
+    CRITERIA,
+    Choice,
+    Range,
+    Space,
+    choosing,
+    default_space,
+    search,
+    sweep,
+    trials,
+)
 from moleflow.config import LineConfig, override
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
@@ -48,7 +57,7 @@ EXTRACTOR = functools.cache(runner.Extractor)
 def one_backbone():
     """Every run builds the backbone anew, which would take most of the time here."""
     with pytest.MonkeyPatch.context() as patch:
-        for where in (runner, module):
+        for where in (runner, trials):
             patch.setattr(where, "Extractor", EXTRACTOR)
         yield
 
@@ -171,14 +180,14 @@ def test_tpe_asks_the_same_after_a_kill_and_goes_on_after_fewer_trials(
 ):
     pytest.importorskip("optuna")
     options = {"sampler": "tpe", "oracle": False, "seed": 3, "share": 0.5}
-    monkeypatch.setattr(module, "_optuna", lambda: _eager(optuna_module()))
+    monkeypatch.setattr(search, "_optuna", lambda: _eager(optuna_module()))
     tried(RANGES, tmp_path / "once", trials=4, **options)
     tried(RANGES, tmp_path / "fewer", trials=2, **options)
     kill_after(1)
     with pytest.raises(Killed):
         tried(RANGES, tmp_path / "fewer", trials=4, **options)
     monkeypatch.undo()
-    monkeypatch.setattr(module, "_optuna", lambda: _eager(optuna_module()))
+    monkeypatch.setattr(search, "_optuna", lambda: _eager(optuna_module()))
     results = tried(RANGES, tmp_path / "fewer", trials=4, **options)
     assert (tmp_path / "fewer/sweep.json").read_bytes() == (tmp_path / "once/sweep.json").read_bytes()
     assert len(results["trials"]) == 4
@@ -260,10 +269,10 @@ def test_processes_change_nothing(whole, tried, tmp_path):
 def test_part_of_a_large_grid_is_drawn_without_repetition_and_grows():
     grid = default_space()
     assert grid.size == 3**10
-    few, more = (module._combinations(grid, count, 5) for count in (6, 20))
+    few, more = (search._combinations(grid, count, 5) for count in (6, 20))
     assert more[:6] == few
     assert len({str(options) for options in more}) == 20
-    assert module._combinations(grid, 6, 6) != few
+    assert search._combinations(grid, 6, 6) != few
     for options in more:
         config = override(LineConfig(), options)
         assert config.flow.lora.alpha == config.flow.lora.rank
@@ -363,12 +372,12 @@ def test_a_grid_of_ranges_a_missing_optuna_and_missing_masks_are_refused(
 
 
 def test_rank_correlation():
-    assert module._rank_correlation([1.0, 2.0, 3.0], [10.0, 20.0, 50.0]) == pytest.approx(1)
-    assert module._rank_correlation([1.0, 2.0, 3.0], [5.0, 4.0, 1.0]) == pytest.approx(-1)
-    assert module._rank_correlation([1.0, 2.0, 2.0, 4.0], [1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.9**0.5)
+    assert choosing._rank_correlation([1.0, 2.0, 3.0], [10.0, 20.0, 50.0]) == pytest.approx(1)
+    assert choosing._rank_correlation([1.0, 2.0, 3.0], [5.0, 4.0, 1.0]) == pytest.approx(-1)
+    assert choosing._rank_correlation([1.0, 2.0, 2.0, 4.0], [1.0, 3.0, 2.0, 4.0]) == pytest.approx(0.9**0.5)
     for a, b in (([], []), ([1.0, 2.0], [3.0, 4.0]), ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])):
-        assert module._rank_correlation(a, b) is module._rank_correlation(b, a) is None
+        assert choosing._rank_correlation(a, b) is choosing._rank_correlation(b, a) is None
 
 
 def test_criteria_name_figures():
-    assert set(itertools.chain(*CRITERIA.values())) <= set(module.NAMES)
+    assert set(itertools.chain(*CRITERIA.values())) <= set(trials.NAMES)

@@ -1,0 +1,6 @@
+"""The sweep: options searched without labels. What is tried, the runs behind it, the search, the choice."""
+
+from .choosing import CRITERIA, sweep
+from .space import Choice, Range, Space, default_space
+
+__all__ = ["CRITERIA", "Choice", "Range", "Space", "default_space", "sweep"]
