@@ -1,6 +1,7 @@
 """The bench from images to results: units, resuming, processes, streams, every layout, every scenario."""
 
 import json
+import random
 import re
 import shutil
 import subprocess
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from moleflow.bench import files, methods, results, unit
 from moleflow.bench.ablation import ABLATIONS, FLOW_ALONE, FULL
 from moleflow.bench.benchmark import benchmark, used
-from moleflow.bench.files import alone
+from moleflow.bench.files import DRAFT, alone
 from moleflow.bench.methods.base import Inspection, State
 from moleflow.bench.plan import Plan, Variant, Work
 from moleflow.bench.runner import run
@@ -28,6 +29,7 @@ from moleflow.errors import BenchError, ConfigError
 from trees import TREES
 
 SIZE = 64
+KILLS = 12
 QUICK = {
     "flow.hidden": 16,
     "flow.dia.hidden": 16,
@@ -197,38 +199,39 @@ def test_whatever_goes_wrong_ends_one_chain_alone(work, monkeypatch):
 
 
 @pytest.mark.slow
-def test_killed_with_two_jobs_and_run_again_gives_the_same_bytes(tree, cache, tmp_path):
+def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(tree, tmp_path):
     """The workers of a killed run end with it, and leave nothing that another run would trip over."""
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in QUICK.items()]
+    common = ("--methods", "moleflow,padim,ewc,replay,shared-coreset", "--jobs", "2", "--seeds", "0,1")
+    sizes = ("--image-size", str(SIZE), "--eval-size", "32", *settings)
 
     def command(out):
-        settings = [f"--set={name}={json.dumps(value)}" for name, value in QUICK.items()]
-        return [
-            *(
-                sys.executable,
-                "-m",
-                "moleflow",
-                "benchmark",
-                tree,
-                "--methods",
-                "moleflow,padim",
-                "--jobs",
-                "2",
-            ),
-            *("--seeds", "0", "--image-size", str(SIZE), "--eval-size", "32", "--cache", cache, "--out", out),
-            *settings,
-        ]
+        return [sys.executable, "-m", "moleflow", "benchmark", tree, *common, *sizes, "--out", out]
 
     whole, out = tmp_path / "whole", tmp_path / "killed"
     subprocess.run(command(whole), check=True, capture_output=True)
-    process = subprocess.Popen(command(out), start_new_session=True, stderr=subprocess.DEVNULL)
-    until(lambda: list(out.rglob("step-*.json")))
-    process.kill()
-    process.wait()
-    until(lambda: not alive(process.pid))
-    assert len(list(out.rglob("step-*.json"))) < len(list(whole.rglob("step-*.json")))
+    draw, done, kills = random.Random(0), [], 0
+    while not (out / "results.json").exists() and kills < KILLS:
+        written, more = len(list(out.rglob("*"))), draw.randint(0, 5)
+        process = subprocess.Popen(command(out), start_new_session=True, stderr=subprocess.DEVNULL)
+
+        def time_to_kill(process=process, enough=written + more):
+            return len(list(out.rglob("*"))) > enough or process.poll() is not None
+
+        until(time_to_kill)
+        time.sleep(draw.uniform(0, 0.2))
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+        until(lambda process=process: not alive(process.pid))
+        done.append(len(list(out.rglob("step-*.json"))))
+    assert kills > 3
+    assert done == sorted(done)  # what was done stays done
+    assert len(set(done)) > 3  # the kills met different moments
     subprocess.run(command(out), check=True, capture_output=True)
     for name in ("results.json", "results.csv"):
         assert (out / name).read_bytes() == (whole / name).read_bytes()
+    assert not list(out.rglob(f"{DRAFT}*.*"))
 
 
 def until(done, seconds=120):
