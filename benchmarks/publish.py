@@ -2,9 +2,10 @@
 
     python benchmarks/publish.py moleflow-benchmark [--charts docs/figures/rivals]
 
-The folder is what `moleflow benchmark` or `ablate` wrote. The tables go to standard output; figures are in
-per cent, mean over products and orders +- standard deviation over seeds. The last table holds differences
-from the first row, run by run: same order, same seed.
+The folder is what `moleflow benchmark`, `ablate` or `sweep` wrote. The tables go to standard output; figures
+are in per cent, mean over products and orders +- standard deviation over seeds. The last table holds
+differences from the first row, run by run: same order, same seed. Of a sweep there is one table: every trial
+with what it changes, its value by synthetic defects and its figures on the labelled test images.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from moleflow.bench.report import write_report
-from moleflow.bench.results import over_seeds
+from moleflow.bench.results import over_seeds, spread
 
 # A chart takes its colours from the page; on its own it stands on white.
 COLOURS = {"var(--ink)": "#1c2430", "var(--soft)": "#5b6675", "var(--line)": "#d9dfe7"}
@@ -41,6 +42,9 @@ def main() -> None:
     parser.add_argument("bench", type=Path, help="folder of results.json and timings.json")
     parser.add_argument("--charts", type=Path, help="folder for the SVG files")
     options = parser.parse_args()
+    if (options.bench / "sweep.json").exists():
+        print(trials(json.loads((options.bench / "sweep.json").read_text())))
+        return
     results = json.loads((options.bench / "results.json").read_text())
     times = json.loads((options.bench / "timings.json").read_text())
     print(f"`{times['command']}`\n")
@@ -106,6 +110,40 @@ def differences(results: dict[str, Any]) -> str:
         rows.append([results["titles"][entry], *cells])
     title = f"less {results['titles'][first]}"
     return table([title, *DIFFERENCES], rows)
+
+
+def trials(found: dict[str, Any]) -> str:
+    """Every trial, the unchanged options first: what it was judged by, and what the labels say of it."""
+    unchanged = found["unchanged"]
+    names = {name: name.rsplit(".", 1)[-1] for name in unchanged["options"]}
+    rows = []
+    for number, trial in enumerate([unchanged, *found["trials"]]):
+        changed = [
+            f"{names[name]} {shown(value)}"
+            for name, value in trial["options"].items()
+            if value != unchanged["options"][name]
+        ]
+        marks = [
+            mark
+            for mark, best in (("chosen", "best"), ("best with labels", "best_by_oracle"))
+            if number and found[best] and found[best]["options"] == trial["options"]
+        ]
+        values = [[one[side] for one in trial["seeds"]] for side in ("criterion", "oracle")]
+        figures = [trial["figures"]["oracle"][name] for name in ("image_auroc", "pixel_ap", "aupro_30")]
+        rows.append(
+            [
+                f"{number or 'unchanged'}" + (f" ({', '.join(marks)})" if marks else ""),
+                ", ".join(changed),
+                *(percent(spread(own)) for own in values),
+                *(percent(spread([value])) for value in figures),
+            ]
+        )
+    head = ["trial", "what it changes", "criterion", "the same with labels", "I-AUROC", "P-AP", "AUPRO 0.3"]
+    return table(head, rows)
+
+
+def shown(value: Any) -> str:
+    return f"{value['rank']}" if isinstance(value, dict) and "rank" in value else f"{value}"
 
 
 def draw(results: dict[str, Any], times: dict[str, Any], folder: Path) -> None:
