@@ -5,7 +5,8 @@
 The folder is what `moleflow benchmark`, `ablate` or `sweep` wrote. The tables go to standard output; figures
 are in per cent, mean over products and orders +- standard deviation over seeds. The last table holds
 differences from the first row, run by run: same order, same seed. Of a sweep there is one table: every trial
-with what it changes, its value by synthetic defects and its figures on the labelled test images.
+with what it changes, its value by synthetic defects, its figures on the labelled test images, and its
+differences from the unchanged options, seed by seed.
 """
 
 from __future__ import annotations
@@ -129,6 +130,12 @@ def trials(found: dict[str, Any]) -> str:
             if number and found[best] and found[best]["options"] == trial["options"]
         ]
         values = [[one[side] for one in trial["seeds"]] for side in ("criterion", "oracle")]
+        less = [
+            [one[side] - first[side] for one, first in zip(trial["seeds"], unchanged["seeds"], strict=True)]
+            if trial[side] is not None and unchanged[side] is not None
+            else [None]
+            for side in ("criterion", "oracle")
+        ]
         figures = [trial["figures"]["oracle"][name] for name in ("image_auroc", "pixel_ap", "aupro_30")]
         rows.append(
             [
@@ -136,9 +143,11 @@ def trials(found: dict[str, Any]) -> str:
                 ", ".join(changed),
                 *(percent(spread(own)) for own in values),
                 *(percent(spread([value])) for value in figures),
+                *(percent(spread(own), sign=True) if number else "" for own in less),
             ]
         )
     head = ["trial", "what it changes", "criterion", "the same with labels", "I-AUROC", "P-AP", "AUPRO 0.3"]
+    head += ["less unchanged: criterion", "with labels"]
     return table(head, rows)
 
 

@@ -124,7 +124,7 @@ def drawn(name: str, number: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def unread(i: int, size: tuple[int, int]) -> np.ndarray:
-    raise NotImplementedError("methods of one flow look at features alone")
+    raise AssertionError("methods of one flow look at features alone")
 
 
 @torch.no_grad()
