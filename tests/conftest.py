@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from moleflow import Cells, Detector, Dia, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
+from moleflow.archive import Archive
 from moleflow.data.factory import make_sample
 
 SIZE = 64
@@ -75,7 +76,7 @@ def _saved_line(line, tmp_path_factory):
     folder = tmp_path_factory.mktemp("session") / "line"
     line.save(folder)
     # The fixture `line` stays as one that was never saved.
-    line.path, line._saved = None, {}
+    line._archive = Archive()
     return folder
 
 

@@ -1,12 +1,11 @@
-"""The line: products are added one at a time, images of any of them are inspected, nothing is forgotten."""
+"""The public face of a line: products are added one at a time, images of any of them are inspected."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,16 +14,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .archive import Archive, fingerprint_of, restore
 from .config import LineConfig, from_dict, to_dict
-from .data.images import as_image, find_images, resize
-from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
+from .data.sources import Source, list_sources
+from .errors import CalibrationError, ConfigError, LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
-from .product import Product, learn_product, split
-from .results import Prediction, Routing, TaskInfo
-from .routing.gaussian import describe
-from .routing.router import Router
-from .store import LineStore, TaskRecord, Transaction, check_task_name, fingerprint
+from .inspection import inspect
+from .intake import Intake, Picture
+from .line import Line, rerouted_by
+from .product import learn_product, split
+from .results import Prediction, TaskInfo
+from .store import LineStore, check_task_name
 from .training import learn_base
 
 Progress = Callable[
@@ -32,27 +33,6 @@ Progress = Callable[
 ]  # stage ("backbone", "base", "learning", "calibration") and share done
 
 EXTRACT_BATCH = 8
-
-
-@dataclass(frozen=True, eq=False)
-class _Line:
-    """Everything learned so far; replaced whole, never changed, so that readers in other threads are safe."""
-
-    base: Base | None = None
-    base_hash: str = ""
-    products: dict[str, Product] = field(default_factory=dict)
-    router: Router | None = None
-    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)  # verdicts changed by hand
-    rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class _Saved:
-    """A product as it stands on disk."""
-
-    version: str | None  # None once another process has removed it
-    product: Product
-    overrides: dict[str, Any]
 
 
 class Detector:
@@ -92,14 +72,18 @@ class Detector:
         self.config = config or LineConfig()
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
         self.extractor = Extractor(backbone, weights=weights, image_size=image_size, device=device, seed=seed)
+        self.intake = Intake(self.extractor.image_size)
         self._random_weights = str(weights) == "random"
-        self.path: Path | None = None
-        self._line = _Line()
-        self._saved: dict[str, _Saved] = {}
-        self._removed: set[str] = set()  # names of saved products removed since, also if taught again
+        self._line = Line(false_alarm_rate)
+        self._archive = Archive()
         self._learning = threading.Lock()
 
     # Products
+
+    @property
+    def path(self) -> Path | None:
+        """The line's folder; None while it was never saved."""
+        return self._archive.path
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -108,13 +92,12 @@ class Detector:
 
     def info(self, name: str) -> TaskInfo:
         """What is known about a product; `TaskError` when there is none of this name."""
-        line, product = self._line, self._product(name)
-        name = check_task_name(name)
-        saved = self._saved.get(name)
-        rate, threshold = self._verdict(line, name)
+        line = self._line
+        product, name = line.product(name), check_task_name(name)
+        rate, threshold = line.verdict(name)
         return TaskInfo(
             name=name,
-            version=saved.version if saved and saved.product is product else None,
+            version=self._archive.version(name, product),
             images=product.images,
             calibration=product.calibration.kind,
             calibration_images=len(product.calibration.scores),
@@ -156,22 +139,14 @@ class Detector:
         because scores have a new scale. Arguments and errors as for `add_task`.
         """
         with self._learning:
-            self._product(name)
+            self._line.product(name)
             return self._learn(check_task_name(name), images, progress)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
         with self._learning:
-            self._product(name)
-            name = check_task_name(name)
-            self._line = self._with(
-                _without(self._line.products, name),
-                overrides=_without(self._line.overrides, name),
-                rerouted=_without(self._line.rerouted, name),
-            )
-            if name in self._saved:
-                self._removed.add(name)
-                del self._saved[name]
+            self._line = self._line.without(name, self.config.router)
+            self._archive = self._archive.without(check_task_name(name))
 
     def set_threshold(
         self, name: str, *, false_alarm_rate: float | None = None, threshold: float | None = None
@@ -183,7 +158,7 @@ class Detector:
             false_alarm_rate: share of good images that may be called defective.
             threshold: or the score itself, in the unit of `pred_score`.
         """
-        product = self._product(name)
+        product = self._line.product(name)
         if (false_alarm_rate is None) == (threshold is None):
             raise ConfigError("expected a false-alarm rate or a threshold, exactly one of them")
         if false_alarm_rate is not None:
@@ -222,60 +197,17 @@ class Detector:
         if line.base is None or not line.products:
             raise TaskError("this line knows no product yet; teach it one with add_task")
         if task is not None:
-            self._product(task)
+            self._line.product(task)
             task = check_task_name(task)
-        return self._stream(line, iter(_sources(images)), task, batch_size)
+        return self._stream(line, iter(list_sources(images)), task, batch_size)
 
     def _stream(
-        self, line: _Line, sources: Iterator[tuple[Path | int, Any]], task: str | None, batch_size: int
+        self, line: Line, sources: Iterator[tuple[Source, Any]], task: str | None, batch_size: int
     ) -> Iterator[Prediction]:
         while chunk := list(islice(sources, batch_size)):
-            pictures = [as_image(value, where=_where(source)) for source, value in chunk]
-            features = self._features(pictures)
-            for (source, _), picture, one in zip(chunk, pictures, features.split(1), strict=True):
-                yield self._inspect(line, one, task, source, (picture.shape[0], picture.shape[1]))
-
-    @torch.no_grad()
-    def _inspect(
-        self, line: _Line, features: Tensor, task: str | None, source: Path | int, size: tuple[int, int]
-    ) -> Prediction:
-        """One image's features (1, h, w, D) to its verdict.
-
-        Images pass one by one once the backbone has seen the batch: their features fit the processor's
-        cache, and what is said of an image cannot depend on its neighbours in the batch.
-        """
-        assert line.base is not None
-        assert line.router is not None
-        decision = None if task else line.router.decide(describe(features))[0]
-        name = task or decision.task  # type: ignore[union-attr]
-        product = line.products[name]
-        maps, scores, strangeness = product.inspect(line.base, features)
-        score = float(scores[0])
-        if not np.isfinite(score):
-            raise ImageError(f"{_where(source)}: its score is not finite ({score})")
-        routing = None
-        if decision is not None:
-            routing = Routing(
-                distance=decision.distance,
-                distance_limit=line.router.limits[name],
-                strangeness=float(strangeness[0]),
-                strangeness_limit=product.strangeness_limit,
-                margin=decision.margin,
-                distances=decision.distances,
-            )
-        _, threshold = self._verdict(line, name)
-        return Prediction(
-            source=source,
-            task=name,
-            known=routing is None or routing.known,
-            pred_score=score,
-            p_value=product.calibration.p_value(score),
-            threshold=threshold,
-            pred_label=score > threshold,
-            patch_map=maps[0].cpu().numpy(),
-            image_size=size,
-            routing=routing,
-        )
+            pictures = self.intake.read_all(chunk)
+            for picture, features in zip(pictures, self._features(pictures).split(1), strict=True):
+                yield inspect(line, picture, features, task=task)
 
     # On disk
 
@@ -294,78 +226,7 @@ class Detector:
         if path is None and self.path is None:
             raise LineError("expected a folder to save the line to, got none: it was never saved before")
         store = LineStore(path if path is not None else self.path)  # type: ignore[arg-type]
-        if self._line.base is None:
-            raise LineError(f"{store.path}: nothing to save, the line has learned no product yet")
-        if self.path is not None and store.exists() and store.path.resolve() == self.path:
-            self._save_changes(store)
-        else:
-            self._save_anew(store)
-        self.path = store.path.resolve()
-
-    def _save_anew(self, store: LineStore) -> None:
-        assert self._line.base is not None
-        records = tuple(self._record(name) for name in self.tasks)
-        store.create(
-            self._settings(),
-            self._line.base.state_dict(),
-            fingerprint=self._line.base_hash,
-            tasks=records,
-        )
-        self._note_saved({task.name: task.version for task in store.read(tensors=False).tasks})
-
-    def _save_changes(self, store: LineStore) -> None:
-        with store.transaction() as transaction:
-            current = store.read(tensors=False)
-            if current.fingerprint != self._line.base_hash:
-                raise LineError(
-                    f"{store.path}: expected the line this one came from, found one with another base"
-                )
-            on_disk = {task.name: task.version for task in current.tasks}
-            for name in sorted(self._removed):
-                if name in on_disk:
-                    transaction.remove(name)
-            versions = {name: self._save_product(transaction, name, on_disk) for name in self.tasks}
-        self._note_saved(versions)
-
-    def _save_product(
-        self, transaction: Transaction, name: str, on_disk: dict[str, str | None]
-    ) -> str | None:
-        """Writes a product if it changed; its version, None once another process has removed it."""
-        saved, product = self._saved.get(name), self._line.products[name]
-        if saved is not None and saved.product is product:
-            overrides = self._line.overrides.get(name, {})
-            if on_disk.get(name) == saved.version and saved.overrides != overrides:
-                transaction.override(name, dict.fromkeys(saved.overrides, None) | overrides)
-            return saved.version if name in on_disk else None
-        if saved is None and name in on_disk and name not in self._removed:
-            raise TaskError(f"{name!r} was added to the line by another process meanwhile")
-        return transaction.put(self._record(name), fingerprint=self._line.base_hash)
-
-    def _note_saved(self, versions: dict[str, str | None]) -> None:
-        self._removed = set()
-        self._saved = {
-            name: _Saved(versions[name], product, dict(self._line.overrides.get(name, {})))
-            for name, product in self._line.products.items()
-        }
-
-    def _record(self, name: str) -> TaskRecord:
-        product = self._line.products[name]
-        rerouted = self._line.rerouted.get(name, {})
-        return TaskRecord(
-            name=name,
-            version=None,
-            tensors=product.tensors(),
-            info=product.info() | {"rerouted": rerouted},
-            overrides=dict(self._line.overrides.get(name, {})),
-        )
-
-    def _fingerprint(self, base: Base) -> str:
-        """Of all that an expert was learned on: base, backbone and options."""
-        shared = {"backbone": self.extractor.describe(), "config": to_dict(self.config)}
-        text = json.dumps(shared, sort_keys=True).encode()
-        return fingerprint(
-            base.state_dict() | {"settings": torch.frombuffer(bytearray(text), dtype=torch.uint8)}
-        )
+        self._archive = self._archive.write(self._line, store, self._settings())
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -411,31 +272,18 @@ class Detector:
                 config=from_dict(LineConfig, settings["config"]),
             )
             detector.extractor.check_same(settings["backbone"])
-            detector._restore(record.base, record.fingerprint, record.tasks)
+            detector._line, detector._archive = restore(
+                record,
+                store.path,
+                detector.extractor,
+                detector.config,
+                false_alarm_rate=detector.false_alarm_rate,
+            )
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
             raise LineError(
                 f"{store.path}: expected a complete line, but something is missing: {error}"
             ) from error
-        detector.path = store.path.resolve()
         return detector
-
-    def _restore(self, tensors: dict[str, Tensor], base_hash: str, records: Sequence[TaskRecord]) -> None:
-        base = Base(self.extractor.grid, self.extractor.dim, self.config.flow)
-        base.load_state_dict(tensors)
-        base = base.requires_grad_(False).eval().to(self.extractor.device)
-        if self._fingerprint(base) != base_hash:
-            raise LineError(
-                f"expected base and settings with fingerprint {base_hash}, got {self._fingerprint(base)}"
-            )
-        products = {r.name: Product.from_saved(base, self.config, r.tensors, r.info) for r in records}
-        self._line = self._with(
-            products,
-            base=base,
-            base_hash=base_hash,
-            overrides={r.name: dict(r.overrides) for r in records if r.overrides},
-            rerouted={r.name: r.info.get("rerouted", {}) for r in records},
-        )
-        self._saved = {r.name: _Saved(r.version, products[r.name], dict(r.overrides)) for r in records}
 
     # Learning
 
@@ -448,7 +296,7 @@ class Detector:
         if base is None:
             started = time.perf_counter()
             base = self._learn_base(features, tell)
-            base_hash = self._fingerprint(base)
+            base_hash = fingerprint_of(base, self.extractor, self.config)
             seconds["base"] = time.perf_counter() - started
         product = learn_product(
             base,
@@ -463,11 +311,14 @@ class Detector:
         overrides = dict(before.overrides)
         if "threshold" in overrides.get(name, {}):
             del overrides[name]
-        after = self._with(
-            before.products | {name: product}, base=base, base_hash=base_hash, overrides=overrides
+        after = before.with_products(
+            before.products | {name: product},
+            self.config.router,
+            base=base,
+            base_hash=base_hash,
+            overrides=overrides,
         )
-        rerouted = before.rerouted | {name: _rerouted(before, after, name)}
-        self._line = replace(after, rerouted=rerouted)
+        self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
         return self.info(name)
 
     def _learn_base(self, features: Tensor, tell: Progress) -> Base:
@@ -483,79 +334,16 @@ class Detector:
 
     def _extract(self, images: Any, tell: Progress) -> Tensor:
         """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step."""
-        sources = _sources(images)
+        sources = list_sources(images)
         parts = []
         for start in range(0, len(sources), EXTRACT_BATCH):
             chunk = sources[start : start + EXTRACT_BATCH]
-            pictures = [as_image(value, where=_where(source)) for source, value in chunk]
-            parts.append(self._features(pictures).half())
+            parts.append(self._features(self.intake.read_all(chunk)).half())
             tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
         return torch.cat(parts)
 
-    def _features(self, pictures: Sequence[np.ndarray]) -> Tensor:
-        resized = [resize(picture, self.extractor.image_size) for picture in pictures]
-        return self.extractor.features(self.extractor.stack(resized))
-
-    def _with(self, products: dict[str, Product], **changes: Any) -> _Line:
-        """The line with other products, and the router that goes with them."""
-        statistics = {name: product.descriptors for name, product in products.items()}
-        router = Router(statistics, self.config.router) if products else None
-        return replace(self._line, products=products, router=router, **changes)
-
-    def _product(self, name: str) -> Product:
-        try:
-            return self._line.products[check_task_name(name)]
-        except KeyError:
-            known = ", ".join(repr(task) for task in self.tasks) or "none"
-            raise TaskError(f"{name!r} is no product of this line; known: {known}") from None
-
-    def _verdict(self, line: _Line, name: str) -> tuple[float | None, float]:
-        """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
-        calibration = line.products[name].calibration
-        return calibration.verdict(line.overrides.get(name, {}), self.false_alarm_rate)
-
-
-def _rerouted(before: _Line, after: _Line, added: str) -> dict[str, int]:
-    """How many remembered good images of each older product are routed differently since `added`."""
-    if before.router is None or after.router is None:
-        return {}
-    changed = {}
-    for name, product in before.products.items():
-        if name == added:
-            continue
-        old = [decision.task for decision in before.router.decide(product.descriptors.witnesses)]
-        new = [decision.task for decision in after.router.decide(product.descriptors.witnesses)]
-        count = sum(a != b for a, b in zip(old, new, strict=True))
-        if count:
-            changed[name] = count
-    return changed
-
-
-def _sources(images: Any) -> list[tuple[Path | int, Any]]:
-    """What was passed in, one image at a time, each with the name it is reported under."""
-    if isinstance(images, str | Path):
-        return [(path, path) for path in find_images(images)]
-    if isinstance(images, np.ndarray | Tensor):
-        items = list(images) if images.ndim == 4 else [images]
-    else:
-        try:
-            items = list(images)
-        except TypeError:
-            items = [images]
-    paths = [item for item in items if isinstance(item, str | Path)]
-    if items and len(paths) == len(items):
-        return [(path, path) for path in find_images(paths)]
-    if not items:
-        raise ImageError("expected at least one image, got none")
-    return list(enumerate(items))
-
-
-def _where(source: Path | int) -> str:
-    return f"image {source}" if isinstance(source, int) else str(source)
-
-
-def _without(table: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if key != name}
+    def _features(self, pictures: list[Picture]) -> Tensor:
+        return self.extractor.features(self.extractor.stack([picture.pixels for picture in pictures]))
 
 
 def _silent(stage: str, share: float) -> None:

@@ -1,0 +1,143 @@
+"""A line and its folder: what changed is written, what is there is read."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .config import LineConfig, to_dict
+from .errors import LineError, TaskError
+from .features.extractor import Extractor
+from .flow.expert import Base
+from .line import Line
+from .product import Product
+from .store import LineRecord, LineStore, TaskRecord, Transaction, fingerprint
+
+
+@dataclass(frozen=True, eq=False)
+class Saved:
+    """A product as it stands on disk."""
+
+    version: str | None  # None once another process has removed it
+    product: Product
+    overrides: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Archive:
+    """Which state of a line is on disk.
+
+    Attributes:
+        path: the line's folder; None while it was never saved.
+        saved: products as they stand there.
+        removed: names of saved products removed since, also if they were taught again.
+    """
+
+    path: Path | None = None
+    saved: dict[str, Saved] = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
+
+    def version(self, name: str, product: Product) -> str | None:
+        """The version under which exactly this product is on disk; None where it is not."""
+        saved = self.saved.get(name)
+        return saved.version if saved and saved.product is product else None
+
+    def without(self, name: str) -> Archive:
+        """What is on disk once a product was removed from the line, though not from there."""
+        if name not in self.saved:
+            return self
+        saved = {key: value for key, value in self.saved.items() if key != name}
+        return Archive(self.path, saved, self.removed | {name})
+
+    def write(self, line: Line, store: LineStore, settings: dict[str, Any]) -> Archive:
+        """Writes what is not on disk yet; a crash leaves the folder as before or after.
+
+        Raises:
+            LineError: the folder holds another line, cannot be written, or nothing was learned yet.
+            TaskError: another process added a product of the same name meanwhile.
+        """
+        if line.base is None:
+            raise LineError(f"{store.path}: nothing to save, the line has learned no product yet")
+        if self.path is not None and store.exists() and store.path.resolve() == self.path:
+            versions = self._write_changes(line, store)
+        else:
+            records = tuple(_record(line, name) for name in line.products)
+            store.create(settings, line.base.state_dict(), fingerprint=line.base_hash, tasks=records)
+            versions = {task.name: task.version for task in store.read(tensors=False).tasks}
+        saved = {
+            name: Saved(versions[name], product, dict(line.overrides.get(name, {})))
+            for name, product in line.products.items()
+        }
+        return Archive(store.path.resolve(), saved)
+
+    def _write_changes(self, line: Line, store: LineStore) -> dict[str, str | None]:
+        with store.transaction() as transaction:
+            current = store.read(tensors=False)
+            if current.fingerprint != line.base_hash:
+                raise LineError(
+                    f"{store.path}: expected the line this one came from, found one with another base"
+                )
+            on_disk = {task.name: task.version for task in current.tasks}
+            for name in sorted(self.removed):
+                if name in on_disk:
+                    transaction.remove(name)
+            return {name: self._write_product(line, transaction, name, on_disk) for name in line.products}
+
+    def _write_product(
+        self, line: Line, transaction: Transaction, name: str, on_disk: dict[str, str | None]
+    ) -> str | None:
+        """Writes a product if it changed; its version, None once another process has removed it."""
+        saved, product = self.saved.get(name), line.products[name]
+        if saved is not None and saved.product is product:
+            overrides = line.overrides.get(name, {})
+            if on_disk.get(name) == saved.version and saved.overrides != overrides:
+                transaction.override(name, dict.fromkeys(saved.overrides, None) | overrides)
+            return saved.version if name in on_disk else None
+        if saved is None and name in on_disk and name not in self.removed:
+            raise TaskError(f"{name!r} was added to the line by another process meanwhile")
+        return transaction.put(_record(line, name), fingerprint=line.base_hash)
+
+
+def restore(
+    record: LineRecord, path: Path, extractor: Extractor, config: LineConfig, *, false_alarm_rate: float
+) -> tuple[Line, Archive]:
+    """The line of a record read from `path`, to the bit. Raises LineError where its base is another's."""
+    base = Base(extractor.grid, extractor.dim, config.flow)
+    base.load_state_dict(record.base)
+    base = base.requires_grad_(False).eval().to(extractor.device)
+    found = fingerprint_of(base, extractor, config)
+    if found != record.fingerprint:
+        raise LineError(f"expected base and settings with fingerprint {record.fingerprint}, got {found}")
+    products = {r.name: Product.from_saved(base, config, r.tensors, r.info) for r in record.tasks}
+    line = Line(false_alarm_rate).with_products(
+        products,
+        config.router,
+        base=base,
+        base_hash=record.fingerprint,
+        overrides={r.name: dict(r.overrides) for r in record.tasks if r.overrides},
+        rerouted={r.name: r.info.get("rerouted", {}) for r in record.tasks},
+    )
+    saved = {r.name: Saved(r.version, products[r.name], dict(r.overrides)) for r in record.tasks}
+    return line, Archive(path.resolve(), saved)
+
+
+def fingerprint_of(base: Base, extractor: Extractor, config: LineConfig) -> str:
+    """Of all that an expert is learned on: base, backbone and options."""
+    shared = {"backbone": extractor.describe(), "config": to_dict(config)}
+    text = json.dumps(shared, sort_keys=True).encode()
+    return fingerprint(base.state_dict() | {"settings": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
+
+
+def _record(line: Line, name: str) -> TaskRecord:
+    product = line.products[name]
+    return TaskRecord(
+        name=name,
+        version=None,
+        tensors=product.tensors(),
+        info=product.info() | {"rerouted": line.rerouted.get(name, {})},
+        overrides=dict(line.overrides.get(name, {})),
+    )

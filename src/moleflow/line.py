@@ -1,0 +1,84 @@
+"""Everything learned so far, as one frozen record: replaced whole, never changed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from .config import RouterConfig
+from .errors import TaskError
+from .flow.expert import Base
+from .product import Product
+from .routing.router import Router
+from .store import check_task_name
+
+
+@dataclass(frozen=True, eq=False)
+class Line:
+    """The base, the products on it, and the router over them; readers in other threads are safe.
+
+    Attributes:
+        false_alarm_rate: of products that have none of their own.
+        base, base_hash: the frozen base and its fingerprint; None and "" before the first product.
+        products: by name, in the order they were added.
+        router: over all products; None without one.
+        overrides: verdicts changed by hand, by product.
+        rerouted: good images of older products whose routing a product's arrival changed, by product.
+    """
+
+    false_alarm_rate: float
+    base: Base | None = None
+    base_hash: str = ""
+    products: dict[str, Product] = field(default_factory=dict)
+    router: Router | None = None
+    overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
+    rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def product(self, name: str) -> Product:
+        """The product of this name; `TaskError` when there is none."""
+        try:
+            return self.products[check_task_name(name)]
+        except KeyError:
+            known = ", ".join(repr(task) for task in self.products) or "none"
+            raise TaskError(f"{name!r} is no product of this line; known: {known}") from None
+
+    def verdict(self, name: str) -> tuple[float | None, float]:
+        """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
+        return self.products[name].calibration.verdict(self.overrides.get(name, {}), self.false_alarm_rate)
+
+    def with_products(self, products: dict[str, Product], config: RouterConfig, **changes: Any) -> Line:
+        """The line with other products, and the router that goes with them."""
+        statistics = {name: product.descriptors for name, product in products.items()}
+        router = Router(statistics, config) if products else None
+        return replace(self, products=products, router=router, **changes)
+
+    def without(self, name: str, config: RouterConfig) -> Line:
+        """The line as if this product had never been taught; the base stays."""
+        self.product(name)
+        name = check_task_name(name)
+        return self.with_products(
+            _without(self.products, name),
+            config,
+            overrides=_without(self.overrides, name),
+            rerouted=_without(self.rerouted, name),
+        )
+
+
+def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
+    """How many remembered good images of each older product are routed differently since `name` came."""
+    if before.router is None or after.router is None:
+        return {}
+    changed = {}
+    for other, product in before.products.items():
+        if other == name:
+            continue
+        old = [decision.task for decision in before.router.decide(product.descriptors.witnesses)]
+        new = [decision.task for decision in after.router.decide(product.descriptors.witnesses)]
+        count = sum(a != b for a, b in zip(old, new, strict=True))
+        if count:
+            changed[other] = count
+    return changed
+
+
+def _without(table: dict[str, Any], name: str) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key != name}
