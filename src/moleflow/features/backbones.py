@@ -4,6 +4,7 @@ Every row pins the exact weights by timm's tag: an architecture's name alone mea
 releases of timm. Nothing here touches the network unless a row needs a download and no file was given.
 """
 
+import copy
 import hashlib
 import io
 from collections.abc import Iterable, Mapping
@@ -60,6 +61,11 @@ class BackboneSpec:
     norm: bool = False
     embedded: bool = False
     sha256: str | None = None
+
+    @property
+    def is_transformer(self) -> bool:
+        """Whether its layers are blocks of patch tokens rather than stages of a convolutional network."""
+        return is_model_in_modules(self.tag.partition(".")[0], _TOKEN_MODULES)
 
     @property
     def needs_download(self) -> bool:
@@ -181,8 +187,26 @@ def _timm_config(tag: str) -> dict[str, Any]:
     return dict(config.to_dict())
 
 
-def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0) -> tuple[nn.Module, str]:
-    """The row's timm model with its weights, cut after the last layer taken, and the weights' hash.
+@dataclass(frozen=True, eq=False)
+class Network:
+    """A timm model with its weights, cut after the last layer that anything is taken from.
+
+    Attributes:
+        module: the model.
+        pooled: feature indices whose mean over the picture describes it as a whole: every stage of a
+            convolutional network, the taken layers of a transformer.
+        patch_hash: over the weights that the patch features depend on.
+        pooled_hash: over all weights.
+    """
+
+    module: nn.Module
+    pooled: tuple[int, ...]
+    patch_hash: str
+    pooled_hash: str
+
+
+def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0) -> Network:
+    """The row's timm model with its weights.
 
     `weights`: None for the embedded file or timm's hub, a path to a local file, or "random" for an untrained
     network drawn from `seed`. The global random state is left as it was.
@@ -200,11 +224,26 @@ def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0)
     known = network.state_dict()
     if tensors is not None and spec.embedded and weights is None:
         tensors = _rename_in_order(known, tensors)
-    network.prune_intermediate_layers(list(spec.layers), prune_norm=not spec.norm)  # type: ignore[operator]
+    pooled = spec.layers if spec.is_transformer else tuple(range(len(network.feature_info)))  # type: ignore[arg-type]
+    for_patches = _cut(network, spec.layers, spec)
+    if pooled != spec.layers:
+        network = _cut(network, pooled, spec)
+    else:
+        network = for_patches
     if tensors is not None:
         _load(network, tensors, known, origin=f"{weights or spec.tag}")
     network.eval().requires_grad_(False)
-    return network, hash_tensors(network.state_dict())
+    held = network.state_dict()
+    of_patches = {name: held[name] for name in for_patches.state_dict()}
+    return Network(network, pooled, hash_tensors(of_patches), hash_tensors(held))
+
+
+def _cut(network: nn.Module, layers: tuple[int, ...], spec: BackboneSpec) -> nn.Module:
+    """A copy that ends behind the last of these layers; it shares its weights with the original."""
+    memo = {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+    cut = copy.deepcopy(network, memo)
+    cut.prune_intermediate_layers(list(layers), prune_norm=not spec.norm)  # type: ignore[operator]
+    return cut
 
 
 def hash_tensors(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -1,6 +1,7 @@
-"""The frozen backbone: uint8 images in, one feature vector per cell of a regular grid out."""
+"""The frozen backbone: uint8 images in, a feature vector per cell of a grid and one of the whole picture out."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,26 @@ from moleflow.errors import BackboneError, ConfigError, ImageError
 from moleflow.features.backbones import BackboneSpec, Weights, build_network, get_backbone
 
 
+@dataclass(frozen=True, eq=False)
+class Features:
+    """What the backbone sees of a batch.
+
+    Attributes:
+        patches: (B, h', w', D), one vector per cell of the grid.
+        pooled: (B, E), the mean over the picture of every stage of the network, one after the other.
+    """
+
+    patches: torch.Tensor
+    pooled: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.patches)
+
+    def split(self) -> "list[Features]":
+        """The images of the batch one by one."""
+        return [Features(*pair) for pair in zip(self.patches.split(1), self.pooled.split(1), strict=True)]
+
+
 class Extractor:
     """A frozen backbone, fully determined by its row, its weights and the image size.
 
@@ -21,11 +42,14 @@ class Extractor:
 
     Attributes:
         name: the backbone's name in the table.
-        weights_hash: SHA-256 over the names and bytes of all tensors in use.
+        weights_hash: SHA-256 over the names and bytes of all tensors that the patch features depend on.
+        pooled_hash: the same over all tensors in use.
         image_size: (h, w) in pixels of the images it takes.
         grid: (h', w') cells of the feature grid.
         dim: D, channels of a cell.
-        module: the whole computation as a module, (B, 3, h, w) values 0..255 to (B, h', w', D), for export.
+        pooled_dim: E, numbers that describe a picture as a whole.
+        module: the whole computation as a module, (B, 3, h, w) values 0..255 to (B, h', w', D) and (B, E), for
+            export.
 
     Raises:
         ConfigError: an unknown backbone or device, or an image size that the backbone cannot take.
@@ -45,18 +69,24 @@ class Extractor:
         self.name = self.spec.name
         self.image_size = _as_pair(image_size if image_size is not None else self.spec.image_size)
         self.device = resolve_device(device)
-        network, self.weights_hash = build_network(self.spec, weights, seed=seed)
+        built = build_network(self.spec, weights, seed=seed)
+        network, self.weights_hash, self.pooled_hash = built.module, built.patch_hash, built.pooled_hash
         _fit_to_size(network, self.spec, self.image_size)
         if isinstance(network, EfficientNet | ResNet):
             fold_batch_norms(network)
-        self.module = _GridFeatures(network, self.spec).eval().requires_grad_(False)
+        self.module = _GridFeatures(network, self.spec, built.pooled).eval().requires_grad_(False)
         self.module.to(self.device).to(memory_format=torch.channels_last)
         blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
-        _, rows, columns, self.dim = self.features(blank).shape
-        self.grid = (rows, columns)
+        seen = self.see(blank)
+        _, rows, columns, self.dim = seen.patches.shape
+        self.grid, self.pooled_dim = (rows, columns), seen.pooled.shape[1]
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
-        """Features of a batch: uint8 (B, 3, h, w) RGB to float32 (B, h', w', D), on the extractor's device.
+        """The patch features alone, float32 (B, h', w', D); otherwise as `see`."""
+        return self.see(images).patches
+
+    def see(self, images: torch.Tensor) -> Features:
+        """Features of a batch: uint8 (B, 3, h, w) RGB, to float32 on the extractor's device.
 
         Raises ImageError for another type or size.
         """
@@ -68,8 +98,7 @@ class Extractor:
             )
         # Not inference_mode: its tensors cannot enter a graph, and the flow trains on what comes out here.
         with torch.no_grad():
-            result: torch.Tensor = self.module(images.to(self.device))
-        return result
+            return Features(*self.module(images.to(self.device)))
 
     def stack(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images already resized, each uint8 (h, w, 3) RGB, as one uint8 batch (B, 3, h, w).
@@ -97,11 +126,18 @@ class Extractor:
             "pool": self.spec.pool,
             "norm": self.spec.norm,
             "weights_hash": self.weights_hash,
+            "pooled": list(self.module.pooled),
+            "pooled_hash": self.pooled_hash,
         }
 
     def check_same(self, stored: Mapping[str, Any]) -> None:
-        """Raise BackboneError unless `stored`, from an earlier `describe`, describes this extractor."""
+        """Raise BackboneError unless `stored`, from an earlier `describe`, describes this extractor.
+
+        What the first format did not say of a picture as a whole is not asked for.
+        """
         own = self.describe()
+        if "pooled" not in stored:
+            own = {key: value for key, value in own.items() if not key.startswith("pooled")}
         differing = [key for key in sorted(own.keys() | stored.keys()) if own.get(key) != stored.get(key)]
         if differing:
             shown = "; ".join(f"{key}: {stored.get(key)} stored, {own.get(key)} here" for key in differing)
@@ -127,15 +163,14 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 class _GridFeatures(nn.Module):
-    """Normalise, run the cut network, and bring its layers to the grid of the finest one."""
+    """Normalise, run the cut network, bring the taken layers to the grid of the finest one, pool all stages."""
 
     scale: torch.Tensor
     shift: torch.Tensor
 
-    def __init__(self, network: nn.Module, spec: BackboneSpec) -> None:
+    def __init__(self, network: nn.Module, spec: BackboneSpec, pooled: tuple[int, ...]) -> None:
         super().__init__()
-        self.network = network
-        self.spec = spec
+        self.network, self.spec, self.pooled = network, spec, pooled
         # (x / 255 - mean) / std as one multiply-add
         mean, std = (
             torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (spec.mean, spec.std)
@@ -143,21 +178,23 @@ class _GridFeatures(nn.Module):
         self.register_buffer("scale", (1 / (255 * std)).float())
         self.register_buffer("shift", (-mean / std).float())
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         images = images.to(dtype=torch.float32, memory_format=torch.channels_last)
-        maps = self.network.forward_intermediates(  # type: ignore[operator]
+        seen = self.network.forward_intermediates(  # type: ignore[operator]
             torch.addcmul(self.shift, images, self.scale),
-            indices=list(self.spec.layers),
+            indices=list(self.pooled),
             norm=self.spec.norm,
             stop_early=True,
             output_fmt="NCHW",
             intermediates_only=True,
         )
+        pooled = torch.cat([m.mean((2, 3)) for m in seen], dim=1)
+        maps = [seen[self.pooled.index(layer)] for layer in self.spec.layers]
         if self.spec.pool:
             maps = [F.avg_pool2d(m, 3, stride=1, padding=1, count_include_pad=False) for m in maps]
         grid = maps[0].shape[-2:]
         maps = [m if m.shape[-2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
-        return torch.cat(maps, dim=1).permute(0, 2, 3, 1).contiguous()  # (B, h', w', D)
+        return torch.cat(maps, dim=1).permute(0, 2, 3, 1).contiguous(), pooled  # (B, h', w', D), (B, E)
 
 
 def fold_batch_norms(module: nn.Module) -> None:
