@@ -275,8 +275,28 @@ def test_transformer_layers_are_raw_block_outputs() -> None:
 
 def test_nothing_beyond_the_last_layer_is_kept(lite: Extractor) -> None:
     names = {name for name, _ in lite.module.network.named_parameters()}
-    assert not any(name.startswith(("conv_head", "classifier", "blocks.5", "blocks.6")) for name in names)
+    assert not any(name.startswith(("conv_head", "classifier")) for name in names)
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in lite.module.modules())
+
+
+def test_a_picture_as_a_whole_is_the_mean_of_every_stage(lite: Extractor) -> None:
+    images = random_images(2, lite.image_size)
+    network = lite.module.network
+    with torch.no_grad():
+        maps = network.forward_intermediates(
+            normalised(images, lite.spec.mean, lite.spec.std), intermediates_only=True
+        )
+    pooled = torch.cat([m.mean((2, 3)) for m in maps], dim=1)
+    assert len(maps) == 5
+    assert_close(lite.see(images).pooled, pooled)
+
+
+def test_the_hash_of_the_patches_does_not_know_the_deeper_stages(lite: Extractor) -> None:
+    told = lite.describe()
+    assert told["weights_hash"] != told["pooled_hash"]
+    lite.check_same({key: value for key, value in told.items() if not key.startswith("pooled")})
+    with pytest.raises(BackboneError, match="pooled_hash"):
+        lite.check_same(told | {"pooled_hash": "0"})
 
 
 # Determinism

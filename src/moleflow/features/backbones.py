@@ -226,10 +226,7 @@ def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0)
         tensors = _rename_in_order(known, tensors)
     pooled = spec.layers if spec.is_transformer else tuple(range(len(network.feature_info)))  # type: ignore[arg-type]
     for_patches = _cut(network, spec.layers, spec)
-    if pooled != spec.layers:
-        network = _cut(network, pooled, spec)
-    else:
-        network = for_patches
+    network = _cut(network, pooled, spec) if pooled != spec.layers else for_patches
     if tensors is not None:
         _load(network, tensors, known, origin=f"{weights or spec.tag}")
     network.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""The frozen backbone: uint8 images in, a feature vector per cell of a grid and one of the whole picture out."""
+"""The frozen backbone: uint8 images in, a vector per cell of a grid and one of the whole picture out."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,8 +48,8 @@ class Extractor:
         grid: (h', w') cells of the feature grid.
         dim: D, channels of a cell.
         pooled_dim: E, numbers that describe a picture as a whole.
-        module: the whole computation as a module, (B, 3, h, w) values 0..255 to (B, h', w', D) and (B, E), for
-            export.
+        module: the whole computation as a module, for export: (B, 3, h, w) values 0..255 to (B, h', w', D)
+            and (B, E).
 
     Raises:
         ConfigError: an unknown backbone or device, or an image size that the backbone cannot take.
@@ -163,7 +163,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 class _GridFeatures(nn.Module):
-    """Normalise, run the cut network, bring the taken layers to the grid of the finest one, pool all stages."""
+    """Normalise, run the cut network, bring the taken layers to the finest one's grid, pool all stages."""
 
     scale: torch.Tensor
     shift: torch.Tensor
