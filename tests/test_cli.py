@@ -354,6 +354,7 @@ def test_no_line_is_one_sentence(name, tmp_path):
         ["predict", "a", "b", "--batch-size", "0"],
         ["predict", "a", "b", "--maps", "c", "--map-format", "overlay,bmp"],
         ["predict", "a", "b", "--map-format", "npy"],
+        ["predict", "a", "b", "--regions"],
     ],
 )
 def test_wrong_usage_is_2(args):

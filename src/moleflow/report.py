@@ -306,7 +306,8 @@ article.single { display: flex; gap: 16px; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; background: var(--line); }
 figcaption { color: var(--soft); font-size: 12.5px; margin-top: 3px; }
 .scale { max-width: 540px; margin: 14px 0 20px; }
-.scale div { display: flex; justify-content: space-between; font-size: 13.5px; }
+.scale div { display: grid; grid-template-columns: 1fr auto 1fr; font-size: 13.5px; }
+.scale span:last-child { text-align: right; }
 details { margin: 16px 0; }
 summary { cursor: pointer; color: var(--soft); }
 code { font-size: 0.92em; }

@@ -94,6 +94,8 @@ def predict(
 
     if map_format and maps is None:
         raise typer.BadParameter("expected --maps DIR as well", param_hint="--map-format")
+    if regions is not None and json_file is None:
+        raise typer.BadParameter("expected --json FILE as well", param_hint="--regions")
     paths = find_images(images)
     _refuse_overwriting(json_file, paths)
     use_threads(threads)
