@@ -132,19 +132,66 @@ def test_predict_writes_maps_that_do_not_collide(saved, data, tmp_path):
     shutil.copy(data / "gear" / "test" / "good" / "000.png", photo)
     images = [str(photo), *[str(data / p / "test" / "good") for p in ("gear", "wood")]]
     before = photo.read_bytes()
-    run("predict", saved, *images, "--maps", tmp_path / "maps")
+    run("predict", saved, *images, "--maps", tmp_path / "maps", "--no-legend")
     assert photo.read_bytes() == before
     written = [path for path in (tmp_path / "maps").iterdir() if path != photo]
     assert len(written) == 7
     assert all(Image.open(path).size == (64, 64) for path in written)
 
 
+def test_predict_writes_every_kind_of_map(saved, data, tmp_path):
+    photo, maps = data / "gear" / "test" / "good" / "000.png", tmp_path / "maps"
+    run("predict", saved, photo, "--maps", maps, "--map-format", "npy, tiff,mask,overlay,npy")
+    assert {path.name for path in maps.iterdir()} == {
+        "000_map.png",
+        "000_mask.png",
+        "000_scores.npy",
+        "000_scores.tiff",
+    }
+    scores = np.load(maps / "000_scores.npy")
+    assert (scores.shape, scores.dtype) == ((64, 64), np.float32)
+    overlaid = Image.open(maps / "000_map.png")  # with a legend, below
+    assert overlaid.height > 64
+    run("predict", saved, photo, "--maps", tmp_path / "bare", "--no-legend")
+    bare = Image.open(tmp_path / "bare" / "000_map.png")
+    np.testing.assert_array_equal(np.array(overlaid)[:64, :64], np.array(bare))
+
+
+def test_predict_lists_regions(line, data):
+    photo = data / "gear" / "test" / "good" / "000.png"
+
+    def listed(*options):
+        shown = run("predict", line, photo, "--task", "gear", "--json", "-", *options).stdout
+        return json.loads(shown)
+
+    run("threshold", line, "gear", "--value", 1e6)
+    assert listed()["regions"] == []
+    run("threshold", line, "gear", "--value", -1e6)
+    (whole,) = listed()["regions"]
+    assert (whole["area"], whole["box"]) == (64 * 64, [0, 0, 64, 64])
+    assert "regions" not in listed("--no-regions")
+
+
+def test_regions_of_images_called_good_are_listed_when_asked(line, data):
+    photo = data / "gear" / "test" / "good" / "000.png"
+    prediction = Detector.load(line).predict(photo, task="gear")[0]
+    # Above the image's score, which is a mean of the highest patches, but below the highest of them.
+    between = (prediction.pred_score + float(prediction.anomaly_map.max())) / 2
+    run("threshold", line, "gear", "--value", between)
+    for options, listed in ((), False), (("--regions",), True):
+        shown = run("predict", line, photo, "--task", "gear", "--json", "-", *options).stdout
+        found = json.loads(shown)
+        assert not found["pred_label"]
+        assert bool(found["regions"]) == listed
+
+
 def test_map_names_are_safe_and_apart():
     paths = [Path(p) for p in ("a/x.png", "b/X.png", "b/x.jpg", "a/con.png", "a/ \x1b[2J.png", "a/....png")]
-    names = map_names(paths, taken={"con_map.png"})
-    assert len({name.casefold() for name in names}) == len(paths)
-    assert all(re.fullmatch(r"[\w-][\w.-]*_map\.png", name) for name in names)
-    assert "con_map.png" not in names
+    names = map_names(paths, ["_map.png", "_scores.npy"], taken={"con_scores.npy"})
+    assert len({name.casefold() for own in names for name in own}) == 2 * len(paths)
+    assert all(re.fullmatch(r"[\w-][\w.-]*_map\.png", own[0]) for own in names)
+    assert all(own[1] == own[0].replace("_map.png", "_scores.npy") for own in names)
+    assert "con_scores.npy" not in {own[1] for own in names}
 
 
 @pytest.mark.parametrize(
@@ -305,6 +352,9 @@ def test_no_line_is_one_sentence(name, tmp_path):
         ["threshold", "a", "b", "--value", "1", "--false-alarm-rate", "0.1"],
         ["threshold", "a", "b", "--value", "nan"],
         ["predict", "a", "b", "--batch-size", "0"],
+        ["predict", "a", "b", "--maps", "c", "--map-format", "overlay,bmp"],
+        ["predict", "a", "b", "--map-format", "npy"],
+        ["predict", "a", "b", "--regions"],
     ],
 )
 def test_wrong_usage_is_2(args):

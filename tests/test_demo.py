@@ -197,14 +197,3 @@ def test_pictures_are_data_and_no_larger_than_asked():
     kind, data = uri.split(",")
     assert kind == "data:image/png;base64"
     assert Image.open(io.BytesIO(base64.b64decode(data))).size == (67, 100)
-
-
-@pytest.mark.parametrize("threshold", [3.0, 0.0, -1.0])
-def test_heat_covers_what_exceeds_the_threshold(threshold):
-    image = np.full((8, 8, 3), 90, np.uint8)
-    anomaly_map = np.full((8, 8), threshold - 10.0, np.float32)
-    anomaly_map[2:6, 2:6] = threshold + 10.0
-    drawn = report.heat_overlay(image, anomaly_map, threshold=threshold)
-    np.testing.assert_array_equal(drawn[0, 0], [90, 90, 90])
-    assert (drawn[2, 2] == report._OUTLINE).all()
-    assert drawn[3, 3].astype(int).sum() > 3 * 90

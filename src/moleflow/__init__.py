@@ -23,9 +23,16 @@ from .errors import MoleFlowError
 if TYPE_CHECKING:
     from .detector import Detector
     from .results import Prediction, Routing, TaskInfo
+    from .verdict.regions import Region
 
-# These bring torch, which takes seconds; `moleflow --help` should not.
-_HEAVY = {"Detector": "detector", "Prediction": "results", "Routing": "results", "TaskInfo": "results"}
+# These bring torch or scipy, which take seconds; `moleflow --help` should not.
+_HEAVY = {
+    "Detector": "detector",
+    "Prediction": "results",
+    "Region": "verdict.regions",
+    "Routing": "results",
+    "TaskInfo": "results",
+}
 
 __version__ = version("moleflow")
 
@@ -40,6 +47,7 @@ __all__ = [
     "Mixer",
     "MoleFlowError",
     "Prediction",
+    "Region",
     "RouterConfig",
     "Routing",
     "ScoringConfig",

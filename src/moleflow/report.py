@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
-from scipy import ndimage
+
+from .legend import draw_bar
+from .scale import Scale
 
 Pixels = NDArray[np.uint8]
 
-_HEAT = np.array([[64, 16, 96], [178, 34, 92], [238, 96, 44], [252, 190, 60], [255, 246, 190]], np.float32)
-_OUTLINE = np.array([0, 226, 255], np.uint8)  # the colour no heat has
 _TONES = ("good", "bad", "plain")
 
 
@@ -208,29 +208,20 @@ def mask_uri(mask: NDArray[np.bool_], *, side: int = 256) -> str:
     return _uri(_shrunk(drawn, side, Image.Resampling.BOX).convert("1"), "png", optimize=True)
 
 
-def heat_overlay(image: Pixels, anomaly_map: NDArray[np.floating], *, threshold: float) -> Pixels:
-    """The greyed photograph (H, W, 3) under the heat of its map (H, W).
-
-    Heat starts at half the threshold and is full at the map's highest score, or at twice the threshold
-    where the map stays below that; what exceeds the threshold is outlined.
-    """
-    start = threshold - abs(threshold) / 2
-    top = max(threshold + abs(threshold), float(anomaly_map.max()), start + 1e-6)
-    # The root keeps what just exceeds the threshold visible beside what exceeds it twentyfold.
-    heat = np.sqrt(np.clip((anomaly_map - start) / (top - start), 0, 1)).astype(np.float32)
-    grey = image.astype(np.float32).mean(axis=2, keepdims=True).repeat(3, axis=2)
-    # A weak heat is thin as well as dark, so that the part itself stays visible beneath.
-    cover = (0.75 * np.sqrt(heat))[..., None]
-    mixed = (1 - cover) * grey + cover * _heat_colours(heat)
-    drawn = np.clip(mixed + 0.5, 0, 255).astype(np.uint8)
-    above = anomaly_map > threshold
-    drawn[above & ~ndimage.binary_erosion(above, border_value=1)] = _OUTLINE
-    return drawn
+def greyed(image: Pixels) -> Pixels:
+    """The photograph (H, W, 3) without its colours, so that all colour over it is a score's."""
+    return np.rint(image.mean(axis=2, keepdims=True, dtype=np.float32)).astype(np.uint8).repeat(3, axis=2)
 
 
-def _heat_colours(heat: NDArray[np.float32]) -> NDArray[np.float32]:
-    anchors = np.linspace(0, 1, len(_HEAT))
-    return np.stack([np.interp(heat, anchors, _HEAT[:, c]) for c in range(3)], axis=-1).astype(np.float32)
+def heat_scale() -> Html:
+    """What the colours of all heat maps of a page mean."""
+    bar = _uri(Image.fromarray(draw_bar(Scale(1.0), 480, 24)), "png", optimize=True)
+    ends = "<span>typical good image</span><span>threshold</span><span>twice that or more</span>"
+    return Html(
+        f'<figure class="scale"><img src="{bar}" alt="colour scale of the heat maps"><div>{ends}</div>'
+        "<figcaption>The scale of all heat maps, over light and dark parts. It is the same for all images of "
+        "a product; a line surrounds what exceeds the threshold.</figcaption></figure>"
+    )
 
 
 def _card(card: Card) -> str:
@@ -314,6 +305,9 @@ article.single { display: flex; gap: 16px; }
 .pictures figure { flex: 1 1 0; min-width: 0; max-width: 256px; }
 img { display: block; width: 100%; height: auto; border-radius: 4px; background: var(--line); }
 figcaption { color: var(--soft); font-size: 12.5px; margin-top: 3px; }
+.scale { max-width: 540px; margin: 14px 0 20px; }
+.scale div { display: grid; grid-template-columns: 1fr auto 1fr; font-size: 13.5px; }
+.scale span:last-child { text-align: right; }
 details { margin: 16px 0; }
 summary { cursor: pointer; color: var(--soft); }
 code { font-size: 0.92em; }

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 
 from ..data.layouts import Item, Product
-from ..report import Card, Picture, heat_overlay, mask_uri, photo_uri
+from ..overlay import overlay
+from ..report import Card, Picture, greyed, mask_uri, photo_uri
+from ..scale import Scale
 from .figures import enlarged
 from .files import read_state, write_state
 from .methods.base import Inspection, State
@@ -67,27 +69,29 @@ def cards(path: Path, products: Mapping[str, Product]) -> Iterator[tuple[str, li
     for name, note in state.notes.items():
         owner, role = name.rsplit("/", 1)
         product = products[owner]
-        shown = state.tensors[name].numpy(), note["score"], _threshold(state, owner, note)
+        shown = state.tensors[name].numpy(), note["score"], _scale(state, owner, note)
         card = _card(ROLES[role], product.test[note["image"]], has_masks(product), *shown)
         by_product.setdefault(owner, []).append(card)
     yield from by_product.items()
 
 
-def _threshold(state: State, owner: str, note: Mapping[str, Any]) -> float:
-    """The method's own, or the highest patch of the good images shown."""
+def _scale(state: State, owner: str, note: Mapping[str, Any]) -> Scale:
+    """The method's own; else from the patches of the good images shown: the middle one to the highest."""
     if note["threshold"] is not None:
-        return float(note["threshold"])
+        return Scale(float(note["threshold"]))
     good = [state.tensors[name] for role in ("good", "alarm") if (name := f"{owner}/{role}") in state.tensors]
-    return max((float(patch_map.max()) for patch_map in good), default=0.0)
+    if not good:
+        return Scale(0.0)
+    patches = torch.cat([patch_map.flatten() for patch_map in good])
+    return Scale(float(patches.max()), typical=float(patches.median()))
 
 
-def _card(
-    role: _Role, item: Item, masks: bool, patch_map: np.ndarray, score: float, threshold: float
-) -> Card:
+def _card(role: _Role, item: Item, masks: bool, patch_map: np.ndarray, score: float, scale: Scale) -> Card:
     image = item_image(item)
     pictures = [Picture(photo_uri(image), "image")]
     if masks:
         pictures.append(Picture(mask_uri(item_mask(item, image.shape[:2])), "true defect"))
-    heat = heat_overlay(image, enlarged(patch_map, image.shape[:2]), threshold=threshold)
+    anomaly_map = enlarged(patch_map, image.shape[:2])
+    heat = overlay(greyed(image), anomaly_map, scale.threshold, typical=scale.typical)
     pictures.append(Picture(photo_uri(heat), "heat map"))
     return Card(role.verdict, f"{item.kind}: score {score:.2f}", tuple(pictures), role.tone)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -27,6 +28,19 @@ if TYPE_CHECKING:
     from ..detector import Detector
     from ..evaluation import Evaluation, Figures
     from ..results import Prediction
+
+MAP_ENDINGS = {"overlay": "_map.png", "tiff": "_scores.tiff", "npy": "_scores.npy", "mask": "_mask.png"}
+
+
+def _map_kinds(text: str | None) -> str | None:
+    """Checks a list of kinds of maps; each counts once."""
+    if text is None:
+        return None
+    kinds = list(dict.fromkeys(kind.strip() for kind in text.split(",")))
+    for kind in kinds:
+        if kind not in MAP_ENDINGS:
+            raise typer.BadParameter(f"expected some of {', '.join(MAP_ENDINGS)}, got {kind!r}")
+    return ",".join(kinds)
 
 
 @app.command(
@@ -46,7 +60,26 @@ def predict(
         typer.Option("--json", metavar="FILE", help="Write JSON lines, one object per image; - for stdout."),
     ] = None,
     maps: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write a PNG per image: where it is suspicious.")
+        Path | None, typer.Option(metavar="DIR", help="Write a map per image: where it is suspicious.")
+    ] = None,
+    map_format: Annotated[
+        str | None,
+        typer.Option(
+            metavar="F,...",
+            callback=_map_kinds,
+            help="Kinds of maps: overlay (the default), tiff, npy, mask; several with commas.",
+        ),
+    ] = None,
+    legend: Annotated[
+        bool, typer.Option("--legend/--no-legend", help="Draw the colour scale below an overlay.")
+    ] = True,
+    regions: Annotated[
+        bool | None,
+        typer.Option(
+            "--regions/--no-regions",
+            help="Regions in JSON: of all images, or of none; by default of defective ones.",
+            show_default=False,
+        ),
     ] = None,
     batch_size: BatchSize = 8,
     weights: Weights = None,
@@ -59,6 +92,10 @@ def predict(
     """
     from ..data.images import find_images
 
+    if map_format and maps is None:
+        raise typer.BadParameter("expected --maps DIR as well", param_hint="--map-format")
+    if regions is not None and json_file is None:
+        raise typer.BadParameter("expected --json FILE as well", param_hint="--regions")
     paths = find_images(images)
     _refuse_overwriting(json_file, paths)
     use_threads(threads)
@@ -68,13 +105,13 @@ def predict(
     results = detector.stream(paths, task=task, batch_size=batch_size)
     with ExitStack() as stack:
         write_json = stack.enter_context(_json_lines(json_file))
-        write_map = _map_writer(maps, paths)
+        write_maps = _map_writer(maps, paths, map_format or "overlay", legend=legend)
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
         said = NOTHING_CHANGED if not (json_file or maps) else "what was written so far is complete and stays"
         stack.enter_context(interruptible(said))
         for index, prediction in enumerate(results):
-            write_json(prediction.to_dict())
-            write_map(index, prediction)
+            write_json(prediction.to_dict() | _regions_json(prediction, wanted=regions))
+            write_maps(index, prediction)
             show(prediction)
 
 
@@ -170,24 +207,52 @@ def _refuse_overwriting(json_file: str | None, paths: Sequence[Path]) -> None:
         raise ImageError(f"{json_file}: expected a file for the results, this is one of the images")
 
 
-def _map_writer(folder: Path | None, paths: Sequence[Path]) -> Callable[[int, Prediction], None]:
+def _regions_json(prediction: Prediction, *, wanted: bool | None) -> dict[str, Any]:
+    """The key `regions`; None: empty for an image that is called good, so that its line stays short."""
+    if wanted is False:
+        return {}
+    listed = prediction.regions if wanted or prediction.pred_label else ()
+    return {"regions": [region.to_dict() for region in listed]}
+
+
+def _map_writer(
+    folder: Path | None, paths: Sequence[Path], kinds: str, *, legend: bool
+) -> Callable[[int, Prediction], None]:
+    """A function that writes the maps of one image; it does nothing without a folder."""
     if folder is None:
         return lambda index, prediction: None
+    from .. import maps
     from ..overlay import save_overlay
 
+    savers: dict[str, Callable[[Prediction, Path], None]] = {
+        "overlay": partial(save_overlay, legend=legend),
+        "tiff": maps.save_tiff,
+        "npy": maps.save_npy,
+        "mask": maps.save_mask,
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MoleFlowError(f"{folder}: cannot hold the maps: {error.strerror or error}") from error
-    names = map_names(paths, taken={path.name for path in paths if path.resolve().parent == folder.resolve()})
-    return lambda index, prediction: save_overlay(prediction, folder / names[index])
+    chosen = kinds.split(",")
+    taken = {path.name for path in paths if path.resolve().parent == folder.resolve()}
+    names = map_names(paths, [MAP_ENDINGS[kind] for kind in chosen], taken=taken)
+
+    def write(index: int, prediction: Prediction) -> None:
+        for kind, name in zip(chosen, names[index], strict=True):
+            savers[kind](prediction, folder / name)
+
+    return write
 
 
-def map_names(paths: Sequence[Path], *, taken: set[str] | None = None) -> list[str]:
-    """File names for the maps of `paths`: safe on any system, told apart even where case is ignored.
+def map_names(
+    paths: Sequence[Path], endings: Sequence[str], *, taken: set[str] | None = None
+) -> list[tuple[str, ...]]:
+    """File names for the maps of `paths`, one for each of `endings`.
 
-    A map is named after its image, after its folders too where images in several folders share a name, and
-    is numbered where that does not suffice. Names in `taken` are left alone.
+    They are safe on any system and told apart even where case is ignored. A map is named after its image,
+    after its folders too where images in several folders share a name, and is numbered where that does not
+    suffice; all maps of an image share that stem. Names in `taken` are left alone.
     """
     stems = [_safe(path.stem) for path in paths]
     counts: dict[str, int] = {}
@@ -199,12 +264,12 @@ def map_names(paths: Sequence[Path], *, taken: set[str] | None = None) -> list[s
     for path, stem in zip(paths, stems, strict=True):
         if counts[stem.casefold()] > 1:
             stem = _safe("_".join([*path.absolute().parent.parts[common:], path.stem]))
-        number, name = 1, f"{stem}_map.png"
-        while name.casefold() in used:
+        number, own = 1, tuple(stem + ending for ending in endings)
+        while used & {name.casefold() for name in own}:
             number += 1
-            name = f"{stem}-{number}_map.png"
-        used.add(name.casefold())
-        names.append(name)
+            own = tuple(f"{stem}-{number}{ending}" for ending in endings)
+        used |= {name.casefold() for name in own}
+        names.append(own)
     return names
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from .. import report
 from ..data.images import read_image
 from ..data.layouts import Item, Product, load_mask
+from ..overlay import overlay
 from ..results import Prediction
 from .figures import Figures, Outcome
 
@@ -206,10 +207,10 @@ def _gallery_section(outcome: Outcome) -> report.Html:
         "What it looks like",
         report.paragraph(
             "Of each product the first good image that passed, the clearest and the faintest defect that "
-            "were found, and the first false alarm and the first miss where there were any. Heat starts at "
-            "half the threshold and is full at the image's highest score, or at twice the threshold if "
-            "that is more; what exceeds the threshold is outlined."
+            "were found, and the first false alarm and the first miss where there were any. "
+            "In heat maps the photograph is grey."
         ),
+        report.heat_scale(),
         *(
             report.subsection(
                 product.name, report.gallery(_card(*pair) for pair in _examples(product, last[product.name]))
@@ -232,7 +233,7 @@ def _examples(product: Product, predictions: Sequence[Prediction]) -> list[tuple
 def _card(item: Item, prediction: Prediction) -> report.Card:
     image = read_image(item.path)
     truth = load_mask(item, shape=prediction.image_size)
-    heat = report.heat_overlay(image, prediction.anomaly_map, threshold=prediction.threshold)
+    heat = overlay(report.greyed(image), prediction.anomaly_map, prediction.threshold)
     verdict, right = _VERDICTS[item.label, prediction.pred_label]
     kind = "good" if item.label == 0 else item.kind.replace("_", " ")
     return report.Card(

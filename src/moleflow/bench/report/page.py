@@ -73,6 +73,7 @@ def _galleries(galleries: Sequence[Gallery]) -> Html:
         return Html("")
     return html.section(
         "What it looks like",
+        html.heat_scale(),
         *(html.subsection(gallery.title, html.gallery(gallery.cards)) for gallery in galleries),
     )
 
