@@ -22,10 +22,10 @@ from .errors import MoleFlowError
 
 if TYPE_CHECKING:
     from .detector import Detector
-    from .results import Prediction, Routing, TaskInfo
+    from .results import Failure, Prediction, Routing, TaskInfo
 
 # These bring torch, which takes seconds; `moleflow --help` should not.
-_HEAVY = {"Detector": "detector", "Prediction": "results", "Routing": "results", "TaskInfo": "results"}
+_HEAVY = {"Detector": "detector"} | dict.fromkeys(("Failure", "Prediction", "Routing", "TaskInfo"), "results")
 
 __version__ = version("moleflow")
 
@@ -34,6 +34,7 @@ __all__ = [
     "Context",
     "Detector",
     "Dia",
+    "Failure",
     "FlowConfig",
     "LineConfig",
     "Lora",
