@@ -78,6 +78,7 @@ def test_a_failure_is_plain_json(line, pictures, tmp_path):
     assert not isinstance(good, Failure)
     assert json.loads(json.dumps(bad.to_dict())) == {"source": "1", "error": bad.error}
     assert "(3, 3, 7)" in bad.error
+    assert bad.error == f"image 1: {bad.reason}"
 
 
 def test_nothing_but_bad_images_is_nothing_but_failures(line, tmp_path):

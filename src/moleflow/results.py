@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .data.sources import name_of
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -115,7 +117,7 @@ class Failure:
     @property
     def reason(self) -> str:
         """The error without the source, for where that stands beside it."""
-        return self.error.removeprefix(f"{self.source}: ")
+        return self.error.removeprefix(f"{name_of(self.source)}: ")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values."""

@@ -202,36 +202,37 @@ def _add(lesson: _Lesson, product: str, images: Sequence[str | Path], *, said: s
 def _add_each(lesson: _Lesson, folder: Path) -> None:
     """Learn every subfolder as a product. What is wrong with one of them does not stop the others."""
     from ..data.images import subfolders
-    from ..store import LineStore
 
     products = [place for place in subfolders(folder) if place.resolve() != lesson.line.resolve()]
     if not products:
         raise ImageError(f"{folder}: expected a folder for each product, it holds none")
-    store = LineStore(lesson.line)
-    learned, skipped, failed = [], [], []
+    ends: dict[str, list[str]] = {"learned": [], "skipped": [], "failed": []}
     for place in products:
-        if store.exists():
-            _refuse_other_settings(store, lesson.wishes)
-            if _taken_as(store, place.name):
-                skipped.append(place.name)
-                say(f"{place.name}: on {lesson.line} already, skipped; moleflow update learns more of it")
-                continue
-        complain(f"{place.name}: from {_lesson_folder(place)}")
-        try:
-            _add(
-                lesson,
-                place.name,
-                [_lesson_folder(place)],
-                said=f"{place.name} was not learned, those before it are",
-            )
-            learned.append(place.name)
-        except (ImageError, TaskError, TrainingError, CalibrationError) as error:
-            failed.append(place.name)
-            complain(f"Error: {place.name}: {error}")
-    named = f": {', '.join(failed)}" if failed else ""
-    say(f"{len(learned)} learned, {len(skipped)} skipped, {len(failed)} failed{named}")
+        ends[_add_one_of(lesson, place)].append(place.name)
+    failed = ends["failed"]
+    counts = ", ".join(f"{len(names)} {end}" for end, names in ends.items())
+    say(counts + (f": {', '.join(failed)}" if failed else ""))
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _add_one_of(lesson: _Lesson, place: Path) -> str:
+    """Learn one product of several: "learned", "skipped" where the line has it, or "failed"."""
+    from ..store import LineStore
+
+    store, name, images = LineStore(lesson.line), place.name, _lesson_folder(place)
+    if store.exists():
+        _refuse_other_settings(store, lesson.wishes)
+        if _taken_as(store, name):
+            say(f"{name}: on {lesson.line} already, skipped; moleflow update learns more of it")
+            return "skipped"
+    complain(f"{name}: from {images}")
+    try:
+        _add(lesson, name, [images], said=f"{name} was not learned, those before it are")
+    except (ImageError, TaskError, TrainingError, CalibrationError) as error:
+        complain(f"Error: {name}: {error}")
+        return "failed"
+    return "learned"
 
 
 def _lesson_folder(product: Path) -> Path:
@@ -262,9 +263,10 @@ def _good_images(
 
 def _report_groups(labels: Sequence[str], rule: str) -> None:
     sizes = Counter(labels).values()
-    complain(f"grouped by {rule}: {len(sizes)} groups of {min(sizes)} to {max(sizes)} images")
     if len(sizes) == 1:
-        complain("note: one group does not show how groups differ")
+        complain(f"note: --group {rule} puts all images in one group, which does not show how groups differ")
+    else:
+        complain(f"grouped by {rule}: {len(sizes)} groups of {min(sizes)} to {max(sizes)} images")
 
 
 def _line_to_teach(lesson: _Lesson, *, exists: bool) -> Detector:

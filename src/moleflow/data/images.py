@@ -133,7 +133,7 @@ def _children(folder: Path) -> list[Path]:
     holds = f"it holds {len(files)} other files and {len(folders)} folders"
     found = f"{folder}: no images directly inside ({holds}; looked for {_known_extensions()})"
     if folders:
-        raise OnlyFoldersError(f"{found}; --recursive searches its folders too")
+        raise OnlyFoldersError(f"{found}; --recursive, or in Python a pattern with **, searches those too")
     raise ImageError(found)
 
 
