@@ -194,6 +194,58 @@ def test_map_names_are_safe_and_apart():
     assert "con_scores.npy" not in {own[1] for own in names}
 
 
+@pytest.fixture
+def belt(data, tmp_path):
+    """Two photographs, one of them in a folder of its own, and two bad files."""
+    (tmp_path / "belt" / "late").mkdir(parents=True)
+    shutil.copy(data / "gear" / "test" / "good" / "000.png", tmp_path / "belt" / "b.png")
+    shutil.copy(data / "wood" / "test" / "good" / "000.png", tmp_path / "belt" / "late" / "z.png")
+    (tmp_path / "belt" / "a.png").write_text("no picture")
+    (tmp_path / "belt" / "c.png").write_bytes(b"")
+    return tmp_path / "belt"
+
+
+def test_predict_goes_on_after_a_bad_file(saved, belt, tmp_path):
+    result = run("predict", saved, belt, "-r", "--json", tmp_path / "r", "--maps", tmp_path / "m", code=3)
+    rows = {row.split()[0]: row for row in result.stdout.splitlines()[1:]}
+    assert [Path(name).name for name in rows] == ["a.png", "b.png", "c.png", "z.png"]
+    assert "error: not an image" in rows[str(belt / "a.png")]
+    assert "2 of 4 images could not be inspected" in result.stderr
+    objects = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
+    assert ["error" in one for one in objects] == [True, False, True, False]
+    assert objects[0].keys() == {"source", "error"}
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == ["b_map.png", "z_map.png"]
+
+
+def test_predict_names_bad_files_on_stderr_where_stdout_has_the_json(saved, belt):
+    result = run("predict", saved, belt, "--json", "-", code=3)
+    assert [json.loads(line).get("error") is None for line in result.stdout.splitlines()] == [
+        False,
+        True,
+        False,
+    ]
+    assert len(re.findall(r"[ac]\.png .*error: ", result.stderr)) == 2
+
+
+def test_predict_stops_at_a_bad_file_where_it_is_told_to(saved, belt):
+    assert "a.png: not an image" in sentence("predict", saved, belt, "--strict")
+
+
+def test_predict_takes_lists(saved, belt):
+    (belt / "shift.csv").write_text("lot;image\n1;late/z.png\n1;gone.png\n")
+    rows = run("predict", saved, belt / "shift.csv", code=3).stdout.splitlines()
+    assert "z.png" in rows[1]
+    assert "gone.png" in rows[2]
+    assert "error: no such file" in rows[2]
+    assert "shift.csv, line 3" in sentence("predict", saved, belt / "shift.csv", "--strict")
+
+
+def test_predict_names_the_way_into_folders(saved, data):
+    said = sentence("predict", saved, data)
+    assert "--recursive" in said
+    assert "--each" not in said
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [(["nowhere"], "no such file"), (["--task", "cable"], "no product"), (["--device", "tpu9"], "device")],
@@ -265,6 +317,73 @@ def test_add_fails_before_learning(saved, data, args, said, monkeypatch):
     before = tree(saved)
     assert said in sentence("add", saved, args[0], good(data), *args[1:])
     assert tree(saved) == before
+
+
+def test_add_names_the_ways_into_folders(data, tmp_path):
+    said = sentence("add", tmp_path / "line", "gear", data)
+    assert "--recursive" in said
+    assert "--each" in said
+
+
+@pytest.fixture
+def shelf(data, tmp_path):
+    """A folder of products, laid out in each of the ways that are known, and one that holds nothing."""
+    root = tmp_path / "shelf"
+    for product, place in (
+        ("gear", "gear10/train/good"),
+        ("gear", "gear10/test/bad"),
+        ("wood", "Wood/good"),
+        ("gear", "gear9"),
+        ("gear", ".hidden"),
+    ):
+        (root / place).mkdir(parents=True)
+        for name in ("000.png", "001.png"):
+            shutil.copy(good(data, product) / name, root / place)
+    (root / "nothing").mkdir()
+    (root / "notes.txt").write_text("")
+    return root
+
+
+def test_add_each_learns_a_product_a_folder(quick, shelf, tmp_path):
+    line = tmp_path / "line"
+    run("add", line, "wood", shelf / "Wood" / "good", "--image-size", 64)
+    result = run("add", line, "--each", shelf, code=3)
+    assert "Wood: on" in result.stdout
+    assert "Error: nothing:" in result.stderr
+    assert "2 learned, 1 skipped, 1 failed: nothing" in result.stdout
+    detector = Detector.load(line)
+    assert detector.tasks == ("wood", "gear9", "gear10")
+    assert [detector.info(name).images for name in detector.tasks] == [2, 2, 2]
+    assert "--image-size 64x64, got 96x96" in sentence("add", line, "--each", shelf, "--image-size", 96)
+    assert "holds none" in sentence("add", line, "--each", shelf / "nothing")
+
+
+def test_add_each_keeps_what_was_learned_before_it_stops(quick, shelf, tmp_path, monkeypatch):
+    learn = Detector.add_task
+
+    def stop(self, name, *args, **more):
+        if name == "gear10":
+            raise KeyboardInterrupt
+        return learn(self, name, *args, **more)
+
+    monkeypatch.setattr(Detector, "add_task", stop)
+    args = ["add", tmp_path / "line", "--each", shelf, "--image-size", 64]
+    assert "those before it are" in sentence(*args, code=130)
+    assert Detector.load(tmp_path / "line").tasks == ("gear9",)
+
+
+def test_add_leaves_out_what_cannot_be_read_and_says_so(quick, data, tmp_path):
+    folder = tmp_path / "lot"
+    for copy in range(3):
+        shutil.copytree(good(data), folder / str(copy))
+    (folder / "0" / "000.png").write_text("no picture")
+    args = [tmp_path / "line", "gear", folder, "-r", "--group", "folder", "--image-size", 64]
+    assert "000.png" in sentence("add", *args, "--strict")
+    result = run("add", *args)
+    assert "grouped by folder: 3 groups of 8 to 8 images" in result.stderr
+    assert re.search(r"left out, .*0/000\.png: not an image", result.stderr)
+    assert "from 23 good images" in result.stdout
+    assert re.search(r"left out .*0/000\.png: not an image", run("info", tmp_path / "line").stdout)
 
 
 @pytest.mark.parametrize(
@@ -351,6 +470,12 @@ def test_no_line_is_one_sentence(name, tmp_path):
         ["add", "a", "b", "c", "--false-alarm-rate", "1.5"],
         ["threshold", "a", "b", "--value", "1", "--false-alarm-rate", "0.1"],
         ["threshold", "a", "b", "--value", "nan"],
+        ["add", "a"],
+        ["add", "a", "b"],
+        ["add", "a", "b", "--each", "c"],
+        ["add", "a", "b", "c", "--each", "d"],
+        ["add", "a", "b", "c", "--group", "day"],
+        ["update", "a", "b", "c", "--group", "name:("],
         ["predict", "a", "b", "--batch-size", "0"],
         ["predict", "a", "b", "--maps", "c", "--map-format", "overlay,bmp"],
         ["predict", "a", "b", "--map-format", "npy"],
@@ -394,6 +519,16 @@ def test_evaluate_counts_foreign_products_and_untested_ones_apart(saved, data):
     assert result.eval_size == (32, 32)
     only_wood = evaluate(Detector.load(saved), read_dataset(data / "wood"))
     assert only_wood.untested == ("gear",)
+
+
+def test_evaluate_lists_what_it_could_not_read(saved, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    (tmp_path / "data" / "gear" / "test" / "good" / "001.png").write_text("no picture")
+    result = run("evaluate", saved, tmp_path / "data", "--json", tmp_path / "f.json", code=3)
+    assert "001.png: not an image" in result.stderr
+    assert "1 test images could not be inspected" in result.stderr
+    assert json.loads((tmp_path / "f.json").read_text())["images"] == {"gear": [2, 3], "wood": [3, 3]}
+    assert "001.png" in sentence("evaluate", saved, tmp_path / "data", "--strict")
 
 
 def test_evaluate_says_when_nothing_can_be_tested(saved, data, tmp_path):

@@ -22,17 +22,13 @@ from .errors import MoleFlowError
 
 if TYPE_CHECKING:
     from .detector import Detector
-    from .results import Prediction, Routing, TaskInfo
+    from .results import Failure, Prediction, Routing, TaskInfo
     from .verdict.regions import Region
 
 # These bring torch or scipy, which take seconds; `moleflow --help` should not.
-_HEAVY = {
-    "Detector": "detector",
-    "Prediction": "results",
-    "Region": "verdict.regions",
-    "Routing": "results",
-    "TaskInfo": "results",
-}
+_HEAVY = {"Detector": "detector", "Region": "verdict.regions"} | dict.fromkeys(
+    ("Failure", "Prediction", "Routing", "TaskInfo"), "results"
+)
 
 __version__ = version("moleflow")
 
@@ -41,6 +37,7 @@ __all__ = [
     "Context",
     "Detector",
     "Dia",
+    "Failure",
     "FlowConfig",
     "LineConfig",
     "Lora",

@@ -120,6 +120,7 @@ def restore(
         base_hash=record.fingerprint,
         overrides={r.name: dict(r.overrides) for r in record.tasks if r.overrides},
         rerouted={r.name: r.info.get("rerouted", {}) for r in record.tasks},
+        unreadable={r.name: tuple(r.info.get("unreadable", ())) for r in record.tasks},
     )
     saved = {r.name: Saved(r.version, products[r.name], dict(r.overrides)) for r in record.tasks}
     return line, Archive(path.resolve(), saved)
@@ -138,6 +139,7 @@ def _record(line: Line, name: str) -> TaskRecord:
         name=name,
         version=None,
         tensors=product.tensors(),
-        info=product.info() | {"rerouted": line.rerouted.get(name, {})},
+        info=product.info()
+        | {"rerouted": line.rerouted.get(name, {}), "unreadable": list(line.unreadable.get(name, ()))},
         overrides=dict(line.overrides.get(name, {})),
     )

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -16,15 +15,15 @@ from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
 from .config import LineConfig, from_dict, to_dict
-from .data.sources import Source, list_sources
-from .errors import CalibrationError, ConfigError, LineError, TaskError
+from .data.sources import Errors, Source, list_sources
+from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
 from .inspection import inspect
-from .intake import Intake, Picture
+from .intake import Intake, Picture, check_errors, check_readable, readable
 from .line import Line, rerouted_by
 from .product import learn_product, split
-from .results import Prediction, TaskInfo
+from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
 from .training import learn_base
 
@@ -107,19 +106,34 @@ class Detector:
             parameters=product.parameters(),
             bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
             rerouted=dict(line.rerouted.get(name, {})),
+            unreadable=line.unreadable.get(name, ()),
         )
 
-    def add_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
+    def add_task(
+        self,
+        name: str,
+        images: Any,
+        *,
+        groups: Sequence[str] | None = None,
+        strict: bool = False,
+        progress: Progress | None = None,
+    ) -> TaskInfo:
         """Learns a new product from good images; the first one also trains the base.
 
         Args:
             name: becomes a folder name; letters of any script, digits, inner spaces and dots.
-            images: a folder, a pattern, a file, a list of paths, or arrays or tensors of images.
+            images: a folder, a pattern, a file, a list of paths or a `.txt` or `.csv` file of them, or arrays
+                or tensors of images.
+            groups: a label for each image, shared by those that belong together, such as a session or a
+                lot; see `data.groups.group_labels`.
+            strict: refuse any unreadable image. Otherwise up to one in twenty is left out and listed in
+                `TaskInfo.unreadable`.
             progress: told the stage and the share of it that is done.
 
         Raises:
             TaskError: the name is unusable or taken.
-            ImageError: an image is unreadable, or there is none.
+            ImageError: too many images are unreadable, or there is none.
+            ConfigError: there are not as many group labels as images.
             TrainingError: learning did not stay finite.
 
         Whatever is raised, the line is as it was before.
@@ -128,9 +142,17 @@ class Detector:
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(name, images, progress)
+            return self._learn(name, images, progress, groups=groups, strict=strict)
 
-    def update_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
+    def update_task(
+        self,
+        name: str,
+        images: Any,
+        *,
+        groups: Sequence[str] | None = None,
+        strict: bool = False,
+        progress: Progress | None = None,
+    ) -> TaskInfo:
         """Learns more of a known product from new good images, as a new version; others are untouched.
 
         Its earlier images were not kept, but features like theirs are drawn from what was learned and
@@ -140,7 +162,7 @@ class Detector:
         """
         with self._learning:
             self._line.product(name)
-            return self._learn(check_task_name(name), images, progress)
+            return self._learn(check_task_name(name), images, progress, groups=groups, strict=strict)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
@@ -175,22 +197,49 @@ class Detector:
 
     # Inspection
 
-    def predict(self, images: Any, *, task: str | None = None, batch_size: int = 8) -> list[Prediction]:
+    @overload
+    def predict(
+        self, images: Any, *, task: str | None = ..., batch_size: int = ..., errors: Literal["raise"] = ...
+    ) -> list[Prediction]: ...
+
+    @overload
+    def predict(
+        self, images: Any, *, task: str | None = ..., batch_size: int = ..., errors: Literal["yield"]
+    ) -> list[Prediction | Failure]: ...
+
+    def predict(
+        self, images: Any, *, task: str | None = None, batch_size: int = 8, errors: Errors = "raise"
+    ) -> Any:
         """Inspects images; nobody needs to say which product they show.
 
         Args:
             images: as for `add_task`; products may be mixed.
             task: the product, when it is known; no routing is done then.
             batch_size: images per pass of the backbone; results do not depend on it beyond rounding.
+            errors: "raise" stops at the first image that cannot be read or scored; "yield" puts a `Failure`
+                in its place. What is said of the others is the same, to the bit, as without it.
 
         Raises:
             TaskError: the line knows no product, or not this one.
-            ImageError: an image is unreadable, or there is none.
+            ImageError: there is no image, or, with "raise", one is unreadable.
         """
-        return list(self.stream(images, task=task, batch_size=batch_size))
+        return list(self.stream(images, task=task, batch_size=batch_size, errors=errors))
 
-    def stream(self, images: Any, *, task: str | None = None, batch_size: int = 8) -> Iterator[Prediction]:
+    @overload
+    def stream(
+        self, images: Any, *, task: str | None = ..., batch_size: int = ..., errors: Literal["raise"] = ...
+    ) -> Iterator[Prediction]: ...
+
+    @overload
+    def stream(
+        self, images: Any, *, task: str | None = ..., batch_size: int = ..., errors: Literal["yield"]
+    ) -> Iterator[Prediction | Failure]: ...
+
+    def stream(
+        self, images: Any, *, task: str | None = None, batch_size: int = 8, errors: Errors = "raise"
+    ) -> Any:
         """As `predict`, one result after the other, for folders of any size."""
+        check_errors(errors)
         if not isinstance(batch_size, int) or batch_size < 1:
             raise ConfigError(f"expected a batch size of at least 1, got {batch_size}")
         line = self._line
@@ -199,15 +248,31 @@ class Detector:
         if task is not None:
             self._line.product(task)
             task = check_task_name(task)
-        return self._stream(line, iter(list_sources(images)), task, batch_size)
+        return self._stream(line, list_sources(images, errors=errors), task, batch_size, errors=errors)
 
     def _stream(
-        self, line: Line, sources: Iterator[tuple[Source, Any]], task: str | None, batch_size: int
-    ) -> Iterator[Prediction]:
-        while chunk := list(islice(sources, batch_size)):
-            pictures = self.intake.read_all(chunk)
-            for picture, features in zip(pictures, self._features(pictures).split(1), strict=True):
-                yield inspect(line, picture, features, task=task)
+        self,
+        line: Line,
+        sources: Sequence[tuple[Source, Any]],
+        task: str | None,
+        batch_size: int,
+        *,
+        errors: Errors,
+    ) -> Iterator[Prediction | Failure]:
+        for batch in self.intake.batches(sources, batch_size, errors=errors):
+            pictures = _pictures(batch)
+            features = iter(self._features(pictures).split(1) if pictures else ())
+            for one in batch:
+                if isinstance(one, Failure):
+                    yield one
+                    continue
+                try:
+                    result: Prediction | Failure = inspect(line, one, next(features), task=task)
+                except ImageError as error:
+                    if errors == "raise":
+                        raise
+                    result = Failure(one.source, str(error))
+                yield result
 
     # On disk
 
@@ -287,10 +352,23 @@ class Detector:
 
     # Learning
 
-    def _learn(self, name: str, images: Any, progress: Progress | None) -> TaskInfo:
+    def _learn(
+        self,
+        name: str,
+        images: Any,
+        progress: Progress | None,
+        *,
+        groups: Sequence[str] | None,
+        strict: bool,
+    ) -> TaskInfo:
         tell = progress or _silent
         started = time.perf_counter()
-        features = self._extract(images, tell)
+        sources = list_sources(images, errors="raise" if strict else "yield")
+        if groups is not None and len(groups) != len(sources):
+            raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
+        features, failures = self._extract(sources, tell, errors="raise" if strict else "yield")
+        if groups is not None:
+            groups = [label for i, label in enumerate(groups) if i not in failures]
         seconds = {"backbone": time.perf_counter() - started}
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:
@@ -305,6 +383,7 @@ class Detector:
             seed=self.seed,
             progress=tell,
             previous=self._line.products.get(name),
+            groups=groups,
         )
         product = replace(product, seconds=seconds | product.seconds)
         before = self._line
@@ -317,6 +396,7 @@ class Detector:
             base=base,
             base_hash=base_hash,
             overrides=overrides,
+            unreadable=before.unreadable | {name: tuple(failure.error for failure in failures.values())},
         )
         self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
         return self.info(name)
@@ -332,18 +412,32 @@ class Detector:
             progress=lambda share: tell("base", share),
         )
 
-    def _extract(self, images: Any, tell: Progress) -> Tensor:
-        """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step."""
-        sources = list_sources(images)
+    def _extract(
+        self, sources: Sequence[tuple[Source, Any]], tell: Progress, *, errors: Errors
+    ) -> tuple[Tensor, dict[int, Failure]]:
+        """Features (N, h, w, D) of all readable images, and by position those that are not.
+
+        The features are in 16 bits, computed once and reused by every step.
+        """
         parts = []
-        for start in range(0, len(sources), EXTRACT_BATCH):
-            chunk = sources[start : start + EXTRACT_BATCH]
-            parts.append(self._features(self.intake.read_all(chunk)).half())
-            tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
-        return torch.cat(parts)
+        failures: dict[int, Failure] = {}
+        done = 0
+        for batch in self.intake.batches(sources, EXTRACT_BATCH, errors=errors):
+            failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
+            pictures = _pictures(batch)
+            if pictures and readable(len(failures), len(sources)):
+                parts.append(self._features(pictures).half())
+            done += len(batch)
+            tell("backbone", done / len(sources))
+        check_readable(list(failures.values()), len(sources))
+        return torch.cat(parts), failures
 
     def _features(self, pictures: list[Picture]) -> Tensor:
         return self.extractor.features(self.extractor.stack([picture.pixels for picture in pictures]))
+
+
+def _pictures(batch: Sequence[Picture | Failure]) -> list[Picture]:
+    return [one for one in batch if isinstance(one, Picture)]
 
 
 def _silent(stage: str, share: float) -> None:

@@ -3,6 +3,7 @@
 MoleFlowError
  |- ConfigError      an option has an impossible value, or a key nobody knows
  |- ImageError       an image cannot be read or used
+ |   `- OnlyFoldersError  a folder holds no images itself, only folders
  |- DatasetError     a folder does not hold what its layout promises
  |- BackboneError    weights are missing, of another kind, or another model's
  |- TaskError        a product's name is unusable, taken or unknown
@@ -24,6 +25,10 @@ class ConfigError(MoleFlowError):
 
 class ImageError(MoleFlowError):
     """An image cannot be read or used; the text carries its path or position."""
+
+
+class OnlyFoldersError(ImageError):
+    """A folder holds no images itself, but folders that may hold some."""
 
 
 class DatasetError(MoleFlowError):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch.nn.functional as F
 
 from .data.layouts import Dataset, Item, load_mask
 from .data.layouts import Product as LabelledProduct
+from .data.sources import Errors
 from .errors import ConfigError, DatasetError
 from .metrics import AUPRO_LIMIT, PixelScores, image_ap, image_auroc, image_f1_max, routing_accuracy
-from .results import Prediction
+from .results import Failure, Prediction
 
 if TYPE_CHECKING:
     from .detector import Detector
@@ -67,22 +69,26 @@ class Evaluation:
     Attributes:
         routed: the line finds the product itself, as at a station.
         oracle: the product is given; None when it was not asked for.
-        foreign: products of the data that the line was not taught: share of their images called unknown.
+        foreign: products of the data that the line was not taught: share of their images called unknown,
+            None where none could be read.
         untested: products of the line that the data does not hold.
-        images: good and defective test images by product.
+        images: good and defective test images by product, those that could not be read left out.
         eval_size: (H, W) at which maps and masks were compared; None: each image's own.
+        unreadable: test images of which nothing could be said; they count in no figure.
     """
 
     routed: Scores
     oracle: Scores | None
-    foreign: dict[str, float]
+    foreign: dict[str, float | None]
     untested: tuple[str, ...]
     images: dict[str, tuple[int, int]]
     eval_size: tuple[int, int] | None
+    unreadable: tuple[Failure, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON-able values."""
-        return asdict(self) | {"aupro_limit": AUPRO_LIMIT}
+        failures = [failure.to_dict() for failure in self.unreadable]
+        return asdict(self) | {"aupro_limit": AUPRO_LIMIT, "unreadable": failures}
 
 
 def evaluate(
@@ -92,13 +98,15 @@ def evaluate(
     oracle: bool = False,
     eval_size: int | tuple[int, int] | None = None,
     batch_size: int = 8,
+    errors: Errors = "raise",
     progress: Told | None = None,
 ) -> Evaluation:
     """Score `detector` on the test images of `dataset`, whose products are matched by name.
 
     Maps and masks are compared at each image's own size, or at `eval_size` (one number: a square).
-    Raises DatasetError when the data holds no test image of a product that the line knows, and ConfigError
-    for an impossible size.
+    With `errors` "yield" a test image that cannot be read is left out of the figures and listed; with "raise"
+    it is an ImageError. Raises DatasetError when the data holds no test image of a product that the line
+    knows, and ConfigError for an impossible size.
     """
     size = _checked_size(eval_size)
     tested = {_name(p): p for p in dataset.products.values() if p.test}
@@ -111,14 +119,18 @@ def evaluate(
     foreign = [name for name in tested if name not in detector.tasks]
     total = sum(len(tested[name].test) * (1 + oracle) for name in known)
     total += sum(len(tested[name].test) for name in foreign)
-    run = _Run(detector, size, batch_size, _Count(total, progress))
+    run = _Run(detector, size, batch_size, errors, _Count(total, progress))
+    routed = _scores({name: run.figures(tested[name], None) for name in known})
+    given = _scores({name: run.figures(tested[name], name) for name in known}) if oracle else None
+    shares = {name: run.unknown_share(tested[name]) for name in foreign}
     return Evaluation(
-        routed=_scores({name: run.figures(tested[name], None) for name in known}),
-        oracle=_scores({name: run.figures(tested[name], name) for name in known}) if oracle else None,
-        foreign={name: run.unknown_share(tested[name]) for name in foreign},
+        routed=routed,
+        oracle=given,
+        foreign=shares,
         untested=tuple(name for name in detector.tasks if name not in tested),
-        images={name: _counts(tested[name]) for name in known},
+        images={name: _counts(tested[name], run.unreadable) for name in known},
         eval_size=size,
+        unreadable=tuple(run.unreadable.values()),
     )
 
 
@@ -151,13 +163,19 @@ class _Run:
     detector: Detector
     size: tuple[int, int] | None
     batch_size: int
+    errors: Errors
     count: _Count
+    unreadable: dict[Path, Failure] = field(default_factory=dict)
 
     def inspect(self, items: Sequence[Item], task: str | None) -> Iterable[tuple[Item, Prediction]]:
+        """What is said of each image of which something can be said; the others are kept in mind."""
         paths = [item.path for item in items]
-        results = self.detector.stream(paths, task=task, batch_size=self.batch_size)
-        for item, prediction in zip(items, results, strict=True):
-            yield item, prediction
+        results = self.detector.stream(paths, task=task, batch_size=self.batch_size, errors=self.errors)
+        for item, result in zip(items, results, strict=True):
+            if isinstance(result, Failure):
+                self.unreadable[item.path] = result
+            else:
+                yield item, result
             self.count.step()
 
     def figures(self, product: LabelledProduct, task: str | None) -> Figures:
@@ -170,12 +188,13 @@ class _Run:
                 if product.has_masks:
                     mask = load_mask(item, shape=self.size or prediction.image_size)
                     pixels.add(map_at(prediction, self.size), mask, defective=bool(item.label))
-            pixel = _pixel_figures(pixels) if product.has_masks else (None, None, None)
+            comparable = product.has_masks and any(one.label for one in seen)
+            pixel = _pixel_figures(pixels) if comparable else (None, None, None)
         return _figures(_name(product), seen, pixel, routed=task is None)
 
-    def unknown_share(self, product: LabelledProduct) -> float:
+    def unknown_share(self, product: LabelledProduct) -> float | None:
         """How many images of a product that was never taught are recognised as such."""
-        return float(np.mean([not prediction.known for _, prediction in self.inspect(product.test, None)]))
+        return _share(not prediction.known for _, prediction in self.inspect(product.test, None))
 
 
 @dataclass(frozen=True)
@@ -199,7 +218,7 @@ def _pixel_figures(pixels: PixelScores) -> _PixelFigures:
 def _figures(name: str, seen: Sequence[_Seen], pixel: _PixelFigures, *, routed: bool) -> Figures:
     labels, scores = [one.label for one in seen], [one.score for one in seen]
     both = len(set(labels)) == 2
-    right = routing_accuracy([name] * len(seen), [one.answer for one in seen], labels)[name]
+    right = routing_accuracy([name] * len(seen), [one.answer for one in seen], labels).get(name)
     good, defective = ([one for one in seen if one.label == label] for label in (0, 1))
     return Figures(
         image_auroc=image_auroc(scores, labels) if both else None,
@@ -208,8 +227,8 @@ def _figures(name: str, seen: Sequence[_Seen], pixel: _PixelFigures, *, routed: 
         pixel_auroc=pixel[0],
         pixel_ap=pixel[1],
         aupro_30=pixel[2],
-        routing_good=right.good if routed and good else None,
-        routing_defective=right.defective if routed and defective else None,
+        routing_good=right.good if right and routed and good else None,
+        routing_defective=right.defective if right and routed and defective else None,
         unknown_good=_share(one.answer is None for one in good) if routed else None,
         unknown_defective=_share(one.answer is None for one in defective) if routed else None,
         false_alarms=_share(one.alarm for one in good),
@@ -231,9 +250,9 @@ def _share(marks: Iterable[bool]) -> float | None:
     return _mean(float(mark) for mark in marks)
 
 
-def _counts(product: LabelledProduct) -> tuple[int, int]:
-    defective = sum(item.label for item in product.test)
-    return len(product.test) - defective, defective
+def _counts(product: LabelledProduct, unreadable: Container[Path]) -> tuple[int, int]:
+    labels = [item.label for item in product.test if item.path not in unreadable]
+    return len(labels) - sum(labels), sum(labels)
 
 
 def _name(product: LabelledProduct) -> str:

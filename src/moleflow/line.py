@@ -24,6 +24,7 @@ class Line:
         router: over all products; None without one.
         overrides: verdicts changed by hand, by product.
         rerouted: good images of older products whose routing a product's arrival changed, by product.
+        unreadable: what was left out of a product's last lesson, each with the reason, by product.
     """
 
     false_alarm_rate: float
@@ -33,6 +34,7 @@ class Line:
     router: Router | None = None
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
+    unreadable: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
     def product(self, name: str) -> Product:
         """The product of this name; `TaskError` when there is none."""
@@ -61,6 +63,7 @@ class Line:
             config,
             overrides=_without(self.overrides, name),
             rerouted=_without(self.rerouted, name),
+            unreadable=_without(self.unreadable, name),
         )
 
 

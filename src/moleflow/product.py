@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -162,6 +162,7 @@ def learn_product(
     seed: int,
     progress: Progress = lambda stage, share: None,
     previous: Product | None = None,
+    groups: Sequence[str] | None = None,
 ) -> Product:
     """Learns a product on a frozen base from raw features (N, h, w, D) of its good images.
 
@@ -177,6 +178,7 @@ def learn_product(
         progress: told stage and share.
         previous: what was known of the product. Its images are gone, but its cell Gaussians can draw
             features like theirs, which are learned beside the new ones.
+        groups: of each image, a label shared by those that belong together.
     """
     started = time.perf_counter()
     learn, folds, kind = split(len(features), config, seed)

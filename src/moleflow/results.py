@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .data.sources import name_of
 from .verdict.regions import Region, find_regions, reduced
 
 
@@ -117,6 +118,28 @@ class Prediction:
 
 
 @dataclass(frozen=True)
+class Failure:
+    """An image of which nothing can be said, in its place among the results.
+
+    Attributes:
+        source: the path, or the position in what was passed in.
+        error: why, in one sentence that names the source.
+    """
+
+    source: Path | int
+    error: str
+
+    @property
+    def reason(self) -> str:
+        """The error without the source, for where that stands beside it."""
+        return self.error.removeprefix(f"{name_of(self.source)}: ")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON-able values."""
+        return {"source": str(self.source), "error": self.error}
+
+
+@dataclass(frozen=True)
 class TaskInfo:
     """One taught product.
 
@@ -131,6 +154,8 @@ class TaskInfo:
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
+        unreadable: images of the last lesson that were left out because they could not be read, each with
+            the reason.
     """
 
     name: str
@@ -144,6 +169,7 @@ class TaskInfo:
     parameters: int
     bytes: int
     rerouted: dict[str, int]
+    unreadable: tuple[str, ...] = ()
 
 
 def _finite(value: float) -> float | None:

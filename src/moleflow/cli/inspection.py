@@ -20,14 +20,26 @@ from rich.table import Table
 
 from ..errors import ImageError, MoleFlowError
 from .app import app, example
-from .options import BatchSize, Device, JsonFile, Line, Threads, Weights
-from .screen import NOTHING_CHANGED, bar, complain, interruptible, new_screen, printable, say, use_threads
+from .options import BatchSize, Device, JsonFile, Line, Recursive, Threads, Weights
+from .screen import (
+    NOTHING_CHANGED,
+    SOME_FAILED,
+    bar,
+    complain,
+    interruptible,
+    new_screen,
+    printable,
+    say,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from ..data.layouts import Dataset
     from ..detector import Detector
     from ..evaluation import Evaluation, Figures
-    from ..results import Prediction
+    from ..results import Failure, Prediction
+
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")]
 
 MAP_ENDINGS = {"overlay": "_map.png", "tiff": "_scores.tiff", "npy": "_scores.npy", "mask": "_mask.png"}
 
@@ -47,11 +59,14 @@ def _map_kinds(text: str | None) -> str | None:
     epilog=example(
         "moleflow predict line-3 'belt/*.png' --maps maps",
         "moleflow predict line-3 belt --task bottle --json results.jsonl",
+        "moleflow predict line-3 shift.csv",
     )
 )
 def predict(
     line: Line,
-    images: Annotated[list[str], typer.Argument(metavar="IMAGES", help="Folders, files or quoted patterns.")],
+    images: Annotated[
+        list[str], typer.Argument(metavar="IMAGES", help="Folders, files, lists or quoted patterns.")
+    ],
     task: Annotated[
         str | None, typer.Option(metavar="PRODUCT", help="The product, where it is known; else it is found.")
     ] = None,
@@ -81,6 +96,8 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    recursive: Recursive = False,
+    strict: Strict = False,
     batch_size: BatchSize = 8,
     weights: Weights = None,
     device: Device = "auto",
@@ -88,31 +105,41 @@ def predict(
 ) -> None:
     """Inspect images of any product of LINE. Nothing is written but what --json and --maps ask for.
 
-    JSON lines: every line of the file is one JSON object, one per image, in the order of the images.
+    JSON lines: every line of the file is one JSON object, one per image, in the order of the images. An image
+    that cannot be read is a result of its own; the exit code is then 3.
     """
-    from ..data.images import find_images
+    from ..data.images import find_entries
 
     if map_format and maps is None:
         raise typer.BadParameter("expected --maps DIR as well", param_hint="--map-format")
     if regions is not None and json_file is None:
         raise typer.BadParameter("expected --json FILE as well", param_hint="--regions")
-    paths = find_images(images)
+    found = find_entries(images, recursive=recursive, missing="raise" if strict else "keep")
+    paths = [entry.path for entry in found]
     _refuse_overwriting(json_file, paths)
     use_threads(threads)
     from ..detector import Detector
+    from ..results import Failure
 
     detector = Detector.load(line, weights=weights, device=device)
-    results = detector.stream(paths, task=task, batch_size=batch_size)
+    results = detector.stream(paths, task=task, batch_size=batch_size, errors="raise" if strict else "yield")
+    failed = 0
     with ExitStack() as stack:
         write_json = stack.enter_context(_json_lines(json_file))
         write_maps = _map_writer(maps, paths, map_format or "overlay", legend=legend)
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
         said = NOTHING_CHANGED if not (json_file or maps) else "what was written so far is complete and stays"
         stack.enter_context(interruptible(said))
-        for index, prediction in enumerate(results):
-            write_json(prediction.to_dict() | _regions_json(prediction, wanted=regions))
-            write_maps(index, prediction)
-            show(prediction)
+        for index, result in enumerate(results):
+            if isinstance(result, Failure):
+                failed += 1
+                write_json(result.to_dict())
+            else:
+                write_json(result.to_dict() | _regions_json(result, wanted=regions))
+                write_maps(index, result)
+            show(result)
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 @app.command(epilog=example("moleflow evaluate line-3 datasets/mvtec --oracle --json figures.json"))
@@ -130,6 +157,7 @@ def evaluate(
         ),
     ] = None,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also with the product given.")] = False,
+    strict: Strict = False,
     batch_size: BatchSize = 8,
     weights: Weights = None,
     device: Device = "auto",
@@ -139,6 +167,7 @@ def evaluate(
 
     The line finds the product of every image itself; with --oracle there are also figures with the product
     given. F1-max picks its threshold by the labels; false alarms and detections are at the stored threshold.
+    Images that cannot be read are listed and left out of all figures; the exit code is then 3.
     """
     with interruptible(NOTHING_CHANGED):
         from ..data.layouts import read_dataset
@@ -158,6 +187,7 @@ def evaluate(
                 oracle=oracle,
                 eval_size=eval_size,
                 batch_size=batch_size,
+                errors="raise" if strict else "yield",
                 progress=told,
             )
     if json_file is not None:
@@ -165,6 +195,11 @@ def evaluate(
             write(_evaluation_json(result, detector, dataset))
     if json_file != "-":
         _print_evaluation(result, dataset)
+    if result.unreadable:
+        for failure in result.unreadable:
+            complain(failure.error)
+        complain(f"{len(result.unreadable)} test images could not be inspected; no figure counts them")
+        raise typer.Exit(SOME_FAILED)
 
 
 # Files
@@ -285,35 +320,51 @@ def _safe(text: str) -> str:
 @contextmanager
 def _result_lines(
     paths: Sequence[Path], tasks: Sequence[str], *, to_stderr: bool
-) -> Iterator[Callable[[Prediction], None]]:
-    """A function that shows one result as one line, under a bar; only the bar where stdout has the JSON."""
+) -> Iterator[Callable[[Prediction | Failure], None]]:
+    """A function that shows one result as one line; only what failed where stdout has the JSON."""
+    from ..results import Failure
+
     screen = new_screen(to_stderr=to_stderr or not sys.stdout.isatty())
     wide = max(6, *(len(printable(path)) for path in paths))
     name = max(7, *(len(task) for task in tasks))
-    counts = {"good": 0, "defective": 0, "unknown": 0}
+    counts = {"good": 0, "defective": 0, "unknown": 0, "failed": 0}
 
-    def put(line: str) -> None:
-        if to_stderr:
+    def put(line: str, *, also_to_stderr: bool = False) -> None:
+        if to_stderr and not also_to_stderr:
             return
-        if screen.is_terminal and not screen.stderr:  # above the bar
+        if screen.is_terminal and screen.stderr == to_stderr:  # above the bar
             screen.print(line, markup=False, highlight=False, soft_wrap=True)
         else:
-            typer.echo(line)
+            typer.echo(line, err=to_stderr)
 
     with bar("inspecting", screen, lines=False) as told:
         put(f"{'source':<{wide}}  {'product':<{name}}  {'score':>8}  {'p-value':>8}  verdict")
 
-        def show(prediction: Prediction) -> None:
+        def show_failure(failure: Failure) -> None:
+            counts["failed"] += 1
+            source, reason = printable(failure.source), printable(failure.reason)
+            put(f"{source:<{wide}}  {'-':<{name}}  {'-':>8}  {'-':>8}  error: {reason}", also_to_stderr=True)
+
+        def show_prediction(prediction: Prediction) -> None:
             verdict = "defective" if prediction.pred_label else "good"
             counts[verdict] += 1
             counts["unknown"] += not prediction.known
             product = prediction.task if prediction.known else "unknown"
             score, p = f"{prediction.pred_score:.3f}", f"{prediction.p_value:.2g}"
             put(f"{printable(prediction.source):<{wide}}  {product:<{name}}  {score:>8}  {p:>8}  {verdict}")
-            told(counts["good"] + counts["defective"], len(paths))
+
+        def show(result: Prediction | Failure) -> None:
+            if isinstance(result, Failure):
+                show_failure(result)
+            else:
+                show_prediction(result)
+            told(counts["good"] + counts["defective"] + counts["failed"], len(paths))
 
         yield show
-    complain(f"{counts['defective']} of {len(paths)} defective, {counts['unknown']} of an unknown product")
+    inspected = counts["good"] + counts["defective"]
+    complain(f"{counts['defective']} of {inspected} defective, {counts['unknown']} of an unknown product")
+    if counts["failed"]:
+        complain(f"{counts['failed']} of {len(paths)} images could not be inspected")
 
 
 _COLUMNS = {
@@ -340,7 +391,12 @@ def _print_evaluation(result: Evaluation, dataset: Dataset) -> None:
     if result.oracle is not None:
         _print_scores("oracle: the product is given", result.oracle.products, result.oracle.mean)
     for name, share in result.foreign.items():
-        say(f"{name} is not on this line: {share:.1%} of its images were called unknown")
+        said = (
+            "none of its images could be read"
+            if share is None
+            else f"{share:.1%} of its images were called unknown"
+        )
+        say(f"{name} is not on this line: {said}")
     if result.untested:
         say(f"no test images of: {', '.join(result.untested)}")
 

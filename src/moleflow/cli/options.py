@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ..data.groups import RULES, parse_rule
+from ..errors import ConfigError
+
 
 def as_image_size(text: str) -> tuple[int, int]:
     """A side, or "HxW", as (h, w)."""
@@ -24,12 +27,25 @@ def _rate(value: float | None) -> float | None:
     return value
 
 
+def _rule(value: str) -> str:
+    try:
+        parse_rule(value)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+    return value
+
+
 Line = Annotated[
     Path, typer.Argument(metavar="LINE", help="Folder of the line: all products taught together.")
 ]
+Recursive = Annotated[bool, typer.Option("--recursive", "-r", help="Search the subfolders of folders too.")]
 ProductName = Annotated[str, typer.Argument(metavar="PRODUCT", help="Name of the product.")]
 GoodImages = Annotated[
-    list[str], typer.Argument(metavar="IMAGES", help="Good images: folders, files or quoted patterns.")
+    list[str], typer.Argument(metavar="IMAGES", help="Good images: folders, files, lists or quoted patterns.")
+]
+Groups = Annotated[
+    str,
+    typer.Option("--group", callback=_rule, metavar="RULE", help=f"Which images belong together: {RULES}."),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]

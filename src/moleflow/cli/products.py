@@ -128,6 +128,9 @@ def info(
             " ".join(f"[{v}]" if v == record.version else v for v in versions),
         )
     new_screen().print(table)
+    for record in records:
+        for unreadable in record.info.get("unreadable", ()):
+            say(f"{record.name}: left out when it was learned, it could not be read: {unreadable}")
 
 
 def _store(line: Path) -> LineStore:

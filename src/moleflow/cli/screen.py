@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+SOME_FAILED = 3  # exit code: the work was done, but not on everything that was named
 INTERRUPTED = 130
 NOTHING_CHANGED = "nothing on disk was changed"
 PIPED_WIDTH = 240  # columns for tables that go to a file or another program

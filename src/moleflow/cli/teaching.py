@@ -3,18 +3,50 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, LineError, TaskError
+from ..errors import (
+    CalibrationError,
+    ConfigError,
+    ImageError,
+    LineError,
+    OnlyFoldersError,
+    TaskError,
+    TrainingError,
+)
 from .app import app, example
-from .options import Device, GoodImages, Line, ProductName, Rate, Threads, Weights, as_image_size
+from .options import (
+    Device,
+    GoodImages,
+    Groups,
+    Line,
+    ProductName,
+    Rate,
+    Recursive,
+    Threads,
+    Weights,
+    as_image_size,
+)
 from .products import read_line, record_of, setting_of
-from .screen import NOTHING_CHANGED, amount, as_text, complain, interruptible, say, stages, use_threads
+from .screen import (
+    NOTHING_CHANGED,
+    SOME_FAILED,
+    amount,
+    as_text,
+    complain,
+    interruptible,
+    say,
+    stages,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -22,16 +54,35 @@ if TYPE_CHECKING:
     from ..store import LineStore
 
 
+Strict = Annotated[
+    bool,
+    typer.Option("--strict", help="Refuse any image that cannot be read, instead of up to one in twenty."),
+]
+
+
 @app.command(
     epilog=example(
         "moleflow add line-3 bottle photos/bottle/good",
         "moleflow add line-3 cable 'photos/cable/*.png' --false-alarm-rate 0.005",
+        "moleflow add line-3 --each photos --group time",
     )
 )
 def add(
     line: Line,
-    product: ProductName,
-    images: GoodImages,
+    product: Annotated[
+        str | None, typer.Argument(metavar="PRODUCT", help="Name of the product.", show_default=False)
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGES", help="Good images: folders, files, lists or quoted patterns."),
+    ] = None,
+    each: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Instead: every subfolder of FOLDER is a product of its name."),
+    ] = None,
+    recursive: Recursive = False,
+    group: Groups = "auto",
+    strict: Strict = False,
     backbone: Annotated[
         str | None, typer.Option(help="Backbone of a new line; efficientnet_lite0 by default.")
     ] = None,
@@ -44,39 +95,49 @@ def add(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Teach LINE a new PRODUCT from good images; a LINE that does not exist is created.
+    """Teach LINE a new PRODUCT from good IMAGES; a LINE that does not exist is created.
+
+    With --each, PRODUCT and IMAGES are left out: every folder in FOLDER is learned as a product, from its
+    train/good, its good, or the images in it, and saved before the next; those on LINE already are skipped.
 
     Backbone, image size and seed belong to the line: for an existing one leave them out, or give the same.
     The false-alarm rate is the line's where it is new, and this product's alone where it exists.
     """
     size = None if image_size is None else as_image_size(image_size)
-    wishes = {"backbone": backbone, "image_size": size, "seed": seed}
-    with interruptible(NOTHING_CHANGED):
-        from ..data.images import find_images
-        from ..store import LineStore, check_task_name
+    lesson = _Lesson(
+        line=line,
+        recursive=recursive,
+        group=group,
+        strict=strict,
+        wishes={"backbone": backbone, "image_size": size, "seed": seed},
+        false_alarm_rate=false_alarm_rate,
+        weights=weights,
+        device=device,
+        threads=threads,
+    )
+    if each is not None:
+        if product is not None or images:
+            raise typer.BadParameter("expected --each FOLDER alone, got PRODUCT or IMAGES as well")
+        _add_each(lesson, each)
+    elif product is None or not images:
+        raise typer.BadParameter("expected PRODUCT and IMAGES, or --each FOLDER")
+    else:
+        _add(lesson, product, images)
 
-        product, paths, store = check_task_name(product), find_images(images), LineStore(line)
-    with nullcontext() if store.exists() else _first_to_create(line):
-        with interruptible(NOTHING_CHANGED):
-            exists = store.exists()
-            if exists:
-                _refuse_taken(store, product, wishes)
-            use_threads(threads)
-            rate = None if exists else false_alarm_rate
-            detector = _line_to_teach(line if exists else None, wishes, rate, weights=weights, device=device)
-            with stages() as progress:
-                detector.add_task(product, paths, progress=progress)
-            if exists and false_alarm_rate is not None:
-                detector.set_threshold(product, false_alarm_rate=false_alarm_rate)
-        _save(detector, line)
-    _report_learned(detector.info(product), line)
 
-
-@app.command(epilog=example("moleflow update line-3 bottle photos/bottle/new"))
+@app.command(
+    epilog=example(
+        "moleflow update line-3 bottle photos/bottle/new",
+        "moleflow update line-3 bottle new.csv --group column:lot",
+    )
+)
 def update(
     line: Line,
     product: ProductName,
     images: GoodImages,
+    recursive: Recursive = False,
+    group: Groups = "auto",
+    strict: Strict = False,
     weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -87,30 +148,137 @@ def update(
     again beside the new ones. The threshold follows from the new images.
     """
     with interruptible(NOTHING_CHANGED):
-        from ..data.images import find_images
-
-        paths = find_images(images)
+        paths, labels = _good_images(images, recursive=recursive, group=group, strict=strict)
         product = record_of(read_line(line), product).name
         use_threads(threads)
         from ..detector import Detector
 
         detector = Detector.load(line, weights=weights, device=device)
         with stages() as progress:
-            detector.update_task(product, paths, progress=progress)
+            detector.update_task(product, paths, groups=labels, strict=strict, progress=progress)
     _save(detector, line)
     _report_learned(detector.info(product), line)
 
 
-def _line_to_teach(
-    line: Path | None, wishes: dict[str, Any], rate: float | None, *, weights: str | None, device: str
-) -> Detector:
+@dataclass(frozen=True)
+class _Lesson:
+    """What `add` was asked for, whatever the product; `wishes` are the line's settings or None."""
+
+    line: Path
+    recursive: bool
+    group: str
+    strict: bool
+    wishes: dict[str, Any]
+    false_alarm_rate: float | None
+    weights: str | None
+    device: str
+    threads: int | None
+
+
+def _add(lesson: _Lesson, product: str, images: Sequence[str | Path], *, said: str = NOTHING_CHANGED) -> None:
+    """Learn one product and save it; `said` is true where it is interrupted before that."""
+    with interruptible(said):
+        from ..store import LineStore, check_task_name
+
+        line, store, product = lesson.line, LineStore(lesson.line), check_task_name(product)
+        paths, labels = _good_images(
+            images, recursive=lesson.recursive, group=lesson.group, strict=lesson.strict
+        )
+    with nullcontext() if store.exists() else _first_to_create(line):
+        with interruptible(said):
+            exists = store.exists()
+            if exists:
+                _refuse_taken(store, product)
+                _refuse_other_settings(store, lesson.wishes)
+            detector = _line_to_teach(lesson, exists=exists)
+            with stages() as progress:
+                detector.add_task(product, paths, groups=labels, strict=lesson.strict, progress=progress)
+            if exists and lesson.false_alarm_rate is not None:
+                detector.set_threshold(product, false_alarm_rate=lesson.false_alarm_rate)
+        _save(detector, line)
+    _report_learned(detector.info(product), line)
+
+
+def _add_each(lesson: _Lesson, folder: Path) -> None:
+    """Learn every subfolder as a product. What is wrong with one of them does not stop the others."""
+    from ..data.images import subfolders
+
+    products = [place for place in subfolders(folder) if place.resolve() != lesson.line.resolve()]
+    if not products:
+        raise ImageError(f"{folder}: expected a folder for each product, it holds none")
+    ends: dict[str, list[str]] = {"learned": [], "skipped": [], "failed": []}
+    for place in products:
+        ends[_add_one_of(lesson, place)].append(place.name)
+    failed = ends["failed"]
+    counts = ", ".join(f"{len(names)} {end}" for end, names in ends.items())
+    say(counts + (f": {', '.join(failed)}" if failed else ""))
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _add_one_of(lesson: _Lesson, place: Path) -> str:
+    """Learn one product of several: "learned", "skipped" where the line has it, or "failed"."""
+    from ..store import LineStore
+
+    store, name, images = LineStore(lesson.line), place.name, _lesson_folder(place)
+    if store.exists():
+        _refuse_other_settings(store, lesson.wishes)
+        if _taken_as(store, name):
+            say(f"{name}: on {lesson.line} already, skipped; moleflow update learns more of it")
+            return "skipped"
+    complain(f"{name}: from {images}")
+    try:
+        _add(lesson, name, [images], said=f"{name} was not learned, those before it are")
+    except (ImageError, TaskError, TrainingError, CalibrationError) as error:
+        complain(f"Error: {name}: {error}")
+        return "failed"
+    return "learned"
+
+
+def _lesson_folder(product: Path) -> Path:
+    """Where a product's folder has its good images."""
+    for place in (product / "train" / "good", product / "good"):
+        if place.is_dir():
+            return place
+    return product
+
+
+def _good_images(
+    images: Sequence[str | Path], *, recursive: bool, group: str, strict: bool
+) -> tuple[list[Path], list[str] | None]:
+    """The images to learn from, and for each the group it belongs to, where the rule makes any."""
+    from ..data.groups import group_labels
+    from ..data.images import find_entries
+
+    try:
+        found = find_entries(images, recursive=recursive, missing="raise" if strict else "keep")
+    except OnlyFoldersError as error:
+        raise OnlyFoldersError(f"{error}; moleflow add LINE --each learns every one as a product") from None
+    paths = [entry.path for entry in found]
+    labels = group_labels(paths, group, columns=[entry.columns for entry in found])
+    if labels is not None:
+        _report_groups(labels, group)
+    return paths, labels
+
+
+def _report_groups(labels: Sequence[str], rule: str) -> None:
+    sizes = Counter(labels).values()
+    if len(sizes) == 1:
+        complain(f"note: --group {rule} puts all images in one group, which does not show how groups differ")
+    else:
+        complain(f"grouped by {rule}: {len(sizes)} groups of {min(sizes)} to {max(sizes)} images")
+
+
+def _line_to_teach(lesson: _Lesson, *, exists: bool) -> Detector:
     """The line on disk, or a new one with the options that were given."""
+    use_threads(lesson.threads)
     from ..detector import Detector
 
-    if line is not None:
-        return Detector.load(line, weights=weights, device=device)
-    options = {key: value for key, value in {**wishes, "false_alarm_rate": rate}.items() if value is not None}
-    return Detector(weights=weights, device=device, **options)
+    if exists:
+        return Detector.load(lesson.line, weights=lesson.weights, device=lesson.device)
+    options = lesson.wishes | {"false_alarm_rate": lesson.false_alarm_rate}
+    given = {key: value for key, value in options.items() if value is not None}
+    return Detector(weights=lesson.weights, device=lesson.device, **given)
 
 
 @contextmanager
@@ -141,14 +309,23 @@ def _first_to_create(line: Path) -> Iterator[None]:
                     folder.rmdir()
 
 
-def _refuse_taken(store: LineStore, product: str, wishes: dict[str, Any]) -> None:
+def _taken_as(store: LineStore, product: str) -> str | None:
+    """The product's name as the line has it; None where it has none such."""
+    folded = unicodedata.normalize("NFC", product).casefold()
+    names = (known.name for known in store.read(tensors=False).tasks)
+    return next((name for name in names if name.casefold() == folded), None)
+
+
+def _refuse_taken(store: LineStore, product: str) -> None:
     """Say before learning what would be refused after it."""
+    taken = _taken_as(store, product)
+    if taken is not None:
+        raise TaskError(f"{store.path}: {taken!r} is on this line already; moleflow update learns more of it")
+
+
+def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
+    """Refuse wishes that an existing line cannot grant."""
     record = store.read(tensors=False)
-    for known in record.tasks:
-        if known.name.casefold() == product.casefold():
-            raise TaskError(
-                f"{store.path}: {known.name!r} is on this line already; moleflow update learns more of it"
-            )
     backbone = setting_of(record, "backbone")
     stored = {
         "backbone": backbone["name"],
@@ -183,5 +360,7 @@ def _report_learned(learned: TaskInfo, line: Path) -> None:
             "note: one image does not show how good ones vary; "
             "until it is taught more, hardly anything alarms"
         )
+    for unreadable in learned.unreadable:
+        complain(f"note: left out, it cannot be read: {unreadable}")
     for other, count in learned.rerouted.items():
         complain(f"note: {count} good images of {other} are now taken for another product")

@@ -28,7 +28,8 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
-from moleflow.errors import ImageError
+from moleflow.data.lists import Entry, Missing, is_list, read_list
+from moleflow.errors import ImageError, OnlyFoldersError
 
 MAX_PIXELS = 178_000_000
 """Largest width times height that is decoded; a little below the size at which Pillow's decoders give up."""
@@ -57,51 +58,101 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 # Finding files
 
 
-def find_images(source: str | Path | Sequence[str | Path]) -> list[Path]:
+def find_images(source: str | Path | Sequence[str | Path], *, recursive: bool = False) -> list[Path]:
     """List the image files that `source` names.
 
     `source` is a folder (its direct children with a known extension, in any case), a glob pattern (`**`
-    descends), a single file (taken whatever its extension), or a sequence of those. Within a folder or a
-    pattern the order is natural (`img2` before `img10`) and hidden files are left out; a sequence keeps its
-    own order and its repetitions. Raises `ImageError` if anything named holds no image.
+    descends), a list of images in a `.txt` or `.csv` file, any other single file (taken whatever its
+    extension), or a sequence of those. Within a folder or a pattern the order is natural (`img2` before
+    `img10`) and hidden files are left out; a sequence or a list keeps its own order and its repetitions.
+
+    `recursive` searches the subfolders of folders too, except hidden ones; links to folders are followed, but
+    every folder is searched once, so that a link to a folder above it does no harm.
+
+    Raises `ImageError` if anything named holds no image.
     """
+    return [entry.path for entry in find_entries(source, recursive=recursive)]
+
+
+def find_entries(
+    source: str | Path | Sequence[str | Path], *, recursive: bool = False, missing: Missing = "raise"
+) -> list[Entry]:
+    """As `find_images`, with the columns of CSV lists; `missing` images of lists as for `read_list`."""
     if isinstance(source, (str, os.PathLike)):
-        return _expand(source)
+        return _expand(source, recursive, missing)
     if not isinstance(source, Iterable):
         raise ImageError(
             f"expected a folder, a file, a pattern or a list of them, got {type(source).__name__}"
         )
-    found = [path for item in source for path in _expand(item)]
+    found = [entry for item in source for entry in _expand(item, recursive, missing)]
     if not found:
         raise ImageError("no images: the list of files is empty")
     return found
 
 
-def _expand(item: Any) -> list[Path]:
+def _expand(item: Any, recursive: bool, missing: Missing) -> list[Entry]:
     if not isinstance(item, (str, os.PathLike)) or not str(item):
         raise ImageError(f"expected the path of a folder or an image, got {item!r}")
     path = Path(item)
     try:
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        return _glob(str(item))
+        return [Entry(found) for found in _glob(str(item))]
     except (OSError, ValueError) as error:
         raise ImageError(f"{path}: cannot be looked at: {_reason(error)}") from error
-    return _children(path) if stat.S_ISDIR(mode) else [path]
+    if stat.S_ISDIR(mode):
+        return [Entry(found) for found in (_descendants(path) if recursive else _children(path))]
+    return read_list(path, missing=missing) if is_list(path) and stat.S_ISREG(mode) else [Entry(path)]
 
 
-def _children(folder: Path) -> list[Path]:
+def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The files directly in a folder, and the folders."""
     try:
         with os.scandir(folder) as entries:
             # A broken link stays in the list, so that reading it fails by name instead of going unnoticed.
             named = [(Path(entry.path), entry.is_dir()) for entry in entries]
     except OSError as error:
         raise ImageError(f"{folder}: cannot be listed: {_reason(error)}") from error
-    images = _select(path for path, is_folder in named if not is_folder)
+    return [path for path, is_folder in named if not is_folder], [path for path, is_it in named if is_it]
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The folders directly in `folder` that are not hidden, in natural order; ImageError where it is none."""
+    return _visible(_listed(folder)[1])
+
+
+def _visible(folders: Iterable[Path]) -> list[Path]:
+    return sorted((path for path in folders if not path.name.startswith(".")), key=_natural_key)
+
+
+def _children(folder: Path) -> list[Path]:
+    files, folders = _listed(folder)
+    images = _select(files)
+    if images:
+        return images
+    holds = f"it holds {len(files)} other files and {len(folders)} folders"
+    found = f"{folder}: no images directly inside ({holds}; looked for {_known_extensions()})"
+    if folders:
+        raise OnlyFoldersError(f"{found}; --recursive, or in Python a pattern with **, searches those too")
+    raise ImageError(found)
+
+
+def _descendants(folder: Path) -> list[Path]:
+    found: list[Path] = []
+    seen: set[tuple[int, int]] = set()
+    waiting = [folder]
+    while waiting:
+        current = waiting.pop()
+        status = current.stat()
+        if (status.st_dev, status.st_ino) not in seen:
+            seen.add((status.st_dev, status.st_ino))
+            files, folders = _listed(current)
+            found += files
+            waiting += reversed(_visible(folders))
+    images = _select(found)
     if not images:
-        folders = sum(is_folder for _, is_folder in named)
-        holds = f"it holds {len(named) - folders} other files and {folders} folders"
-        raise ImageError(f"{folder}: no images directly inside ({holds}; looked for {_known_extensions()})")
+        searched = f"no images in it and its {len(seen) - 1} folders"
+        raise ImageError(f"{folder}: {searched} (looked for {_known_extensions()})")
     return images
 
 

@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+import glob
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from ..errors import ImageError
-from .images import find_images
+from .images import find_entries
+from .lists import Entry, Missing
 
 Source = Path | int
 """A file's path, or the position of an array among those that were passed in."""
 
 
-def list_sources(images: Any) -> list[tuple[Source, Any]]:
+Errors = Literal["raise", "yield"]
+"""What a bad image does: it is raised, or takes its place among the results."""
+
+
+def list_sources(images: Any, *, errors: Errors = "raise") -> list[tuple[Source, Any]]:
     """Every image of `images` with its source: a folder, a pattern, a file, a list of them, or arrays.
 
-    Raises ImageError where there is none.
+    Files that end in `.txt` or `.csv` are lists of images, see `read_list`. With `errors` "yield" a listed
+    file that is not there stays among the images, so that reading it fails by name; with "raise" it is an
+    error at once.
+
+    Raises ImageError where there is no image.
     """
+    missing: Missing = "keep" if errors == "yield" else "raise"
     if isinstance(images, str | Path):
-        return [(path, path) for path in find_images(images)]
+        return _of_paths(find_entries(images, missing=missing))
     if isinstance(images, np.ndarray) or _is_tensor(images):
         items = list(images) if images.ndim == 4 else [images]
     else:
@@ -31,10 +44,20 @@ def list_sources(images: Any) -> list[tuple[Source, Any]]:
             items = [images]
     paths = [item for item in items if isinstance(item, str | Path)]
     if items and len(paths) == len(items):
-        return [(path, path) for path in find_images(paths)]
+        return _of_paths([entry for path in paths for entry in _entries(path, missing)])
     if not items:
         raise ImageError("expected at least one image, got none")
     return list(enumerate(items))
+
+
+def _entries(path: str | Path, missing: Missing) -> list[Entry]:
+    if missing == "keep" and str(path) and not glob.has_magic(str(path)) and not os.path.lexists(path):
+        return [Entry(Path(path))]
+    return find_entries(path, missing=missing)
+
+
+def _of_paths(entries: Sequence[Entry]) -> list[tuple[Source, Any]]:
+    return [(entry.path, entry.path) for entry in entries]
 
 
 def name_of(source: Source) -> str:
