@@ -22,7 +22,7 @@ from moleflow.config import LineConfig, ScoringConfig
 from moleflow.errors import ConfigError, TaskError, TrainingError
 from moleflow.features.backbones import get_backbone
 from moleflow.product import split
-from moleflow.scoring import PositionCalibration, image_scores, smooth
+from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
 
 GRID, CHANNELS = (6, 6), 12
 SETTING = Setting(grid=GRID, channels=CHANNELS, image_size=(48, 48))

@@ -26,7 +26,7 @@ from moleflow.bench.methods.ucad import (
 from moleflow.data.factory import make_sample
 from moleflow.errors import ConfigError, TaskError
 from moleflow.features.extractor import Extractor
-from moleflow.scoring import smooth
+from moleflow.verdict.maps import smooth
 
 TINY = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@11"
 SIZE = 96

@@ -108,7 +108,7 @@ def test_product_comparison_sees_a_single_bit():
 
 
 def _prediction(patch_map):
-    return Prediction(0, "gear", True, 1.0, 0.5, 2.0, False, patch_map, (4, 4))
+    return Prediction(0, "gear", True, 1.0, 0.5, 2.0, False, 1.0, None, patch_map, 2.0, (4, 4))
 
 
 def test_replaces_an_earlier_demo_and_nothing_else(tmp_path):

@@ -25,8 +25,8 @@ from moleflow.errors import (
     MoleFlowError,
     TaskError,
 )
-from moleflow.scoring import image_scores
 from moleflow.store import LineStore
+from moleflow.verdict.maps import image_scores
 
 THREE = ("gear", "wood", "bottle_cap")
 
@@ -343,11 +343,30 @@ def test_learning_takes_what_inspecting_takes(new_line, folder, pictures):
 # What comes out
 
 
-def test_the_score_is_the_mean_of_the_highest_patches(line, probe):
+def test_the_place_score_is_the_mean_of_the_highest_patches(line, probe):
     for prediction in line.predict(probe):
         patches = torch.from_numpy(prediction.patch_map)[None]
         expected = float(image_scores(patches, line.config.scoring)[0])
-        assert prediction.pred_score == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert prediction.place_score == pytest.approx(expected, rel=1e-4, abs=1e-4)
+
+
+def test_the_score_is_the_mean_of_both_voices_in_units_of_good_images(line, probe):
+    for prediction in line.predict(probe, task="gear"):
+        good = line._line.products["gear"].calibration
+        means = [
+            (good.place.units(place) + good.whole.units(whole)) / 2
+            for place, whole in zip(good.place.scores, good.whole.scores, strict=True)
+        ]
+        spread = 1.4826 * np.median(np.abs(means - np.median(means)))
+        mean = (prediction.place_score + prediction.whole_score) / 2
+        assert prediction.pred_score == pytest.approx((mean - np.median(means)) / spread, rel=1e-6)
+
+
+def test_a_line_may_do_without_the_picture_as_a_whole(new_line, quick, pictures):
+    scoring = replace(quick.scoring, whole=None)
+    line = new_line(config=replace(quick, scoring=scoring))
+    line.add_task("gear", pictures("gear", 8))
+    assert all(p.whole_score is None for p in line.predict(pictures("gear", 2, first=500)))
 
 
 def test_maps_have_the_size_of_the_image(line):
@@ -366,11 +385,11 @@ def test_mask_label_and_threshold_agree(loaded, pictures):
     (prediction,) = loaded.predict(image, task="gear")
     assert prediction.pred_label is True
     assert prediction.pred_mask.any()
-    np.testing.assert_array_equal(prediction.pred_mask, prediction.anomaly_map > prediction.threshold)
+    np.testing.assert_array_equal(prediction.pred_mask, prediction.anomaly_map > prediction.map_threshold)
     loaded.set_threshold("gear", threshold=prediction.pred_score)
     (at_threshold,) = loaded.predict(image, task="gear")
     assert at_threshold.pred_label is False
-    loaded.set_threshold("gear", threshold=float(prediction.patch_map.max()) + 1)
+    loaded.set_threshold("gear", threshold=1e6)
     assert not loaded.predict(image, task="gear")[0].pred_mask.any()
 
 
@@ -413,7 +432,7 @@ def test_info_says_what_was_learned(line):
     info = line.info("gear")
     assert isinstance(info, TaskInfo)
     assert (info.name, info.version, info.images, info.calibration_images) == ("gear", None, 8, 8)
-    assert (info.calibration, info.false_alarm_rate) == ("cross-fitted", 0.01)
+    assert (info.calibration, info.false_alarm_rate) == ("left-out", 0.01)
     assert set(info.seconds) == {"backbone", "base", "learning", "calibration"}
     assert set(line.info("wood").seconds) == {"backbone", "learning", "calibration"}
     assert info.parameters > 0
@@ -428,7 +447,7 @@ def test_few_images_suffice(new_line, pictures, count):
     detector = new_line()
     info = detector.add_task("gear", pictures("gear", count))
     assert info.images == info.calibration_images == count
-    assert info.calibration == ("in-sample" if count == 1 else "cross-fitted")
+    assert info.calibration == ("in-sample" if count == 1 else "left-out")
     assert math.isfinite(info.threshold)
     for prediction in detector.predict(pictures("gear", 2, first=500) + pictures("wood", 1)):
         assert math.isfinite(prediction.pred_score)
@@ -453,10 +472,10 @@ def test_black_images_come_back_to_the_bit(new_line, tmp_path):
     )
 
 
-def test_enough_images_hold_some_out(new_line, quick, pictures):
-    scoring = replace(quick.scoring, cross_fit_below=6, holdout_least=2)
+def test_every_image_teaches_and_calibrates(new_line, quick, pictures):
+    scoring = replace(quick.scoring, single_up_to=4, blocks=4)
     info = new_line(config=replace(quick, scoring=scoring)).add_task("gear", pictures("gear", 8))
-    assert (info.calibration, info.calibration_images, info.images) == ("held-out", 2, 8)
+    assert (info.calibration, info.calibration_images, info.images) == ("left-out", 8, 8)
 
 
 @pytest.mark.parametrize("left_out", ["cells", "flow parts"])

@@ -279,16 +279,21 @@ def test_nothing_beyond_the_last_layer_is_kept(lite: Extractor) -> None:
     assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in lite.module.modules())
 
 
-def test_a_picture_as_a_whole_is_the_mean_of_every_stage(lite: Extractor) -> None:
+def test_a_picture_as_a_whole_is_mean_and_spread_of_every_stage_at_half_the_size(lite: Extractor) -> None:
     images = random_images(2, lite.image_size)
-    network = lite.module.network
+    small = F.avg_pool2d(normalised(images, lite.spec.mean, lite.spec.std), 2)
     with torch.no_grad():
-        maps = network.forward_intermediates(
-            normalised(images, lite.spec.mean, lite.spec.std), intermediates_only=True
-        )
-    pooled = torch.cat([m.mean((2, 3)) for m in maps], dim=1)
+        maps = lite.module.network.forward_intermediates(small, intermediates_only=True)
+    parts = [m.mean((2, 3)) for m in maps] + [m.std((2, 3), correction=0) for m in maps]
     assert len(maps) == 5
-    assert_close(lite.see(images).pooled, pooled)
+    assert_close(lite.see(images).pooled, torch.cat(parts, dim=1))
+
+
+def test_a_transformer_describes_the_picture_from_the_layers_it_has_computed() -> None:
+    extractor = Extractor("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@1,3", weights="random")
+    seen = extractor.see(random_images(1, (224, 224)))
+    tokens = seen.patches.flatten(1, 2)
+    assert_close(seen.pooled, torch.cat([tokens.mean(1), tokens.std(1, correction=0)], dim=1))
 
 
 def test_the_hash_of_the_patches_does_not_know_the_deeper_stages(lite: Extractor) -> None:

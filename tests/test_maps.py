@@ -21,6 +21,7 @@ def make(patch_map, *, threshold=3.0, size=(40, 60), **more):
     patch_map = np.asarray(patch_map, np.float32)
     about = {"source": 0, "task": "cable", "known": True, "pred_score": float(patch_map.max())}
     about |= {"p_value": 0.5, "pred_label": patch_map.max() > threshold} | more
+    about |= {"place_score": float(patch_map.max()), "whole_score": None, "map_threshold": threshold}
     return Prediction(threshold=threshold, patch_map=patch_map, image_size=size, **about)
 
 

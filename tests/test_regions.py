@@ -124,6 +124,7 @@ def test_nothing_above_the_threshold_is_no_region():
 
 def predicted(patch_map, size, threshold=2.0):
     about = {"source": 0, "task": "cable", "known": True, "pred_score": 0.0, "p_value": 1.0}
+    about |= {"place_score": about["pred_score"], "whole_score": None, "map_threshold": threshold}
     return Prediction(threshold=threshold, pred_label=False, patch_map=patch_map, image_size=size, **about)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from .config import LineConfig, to_dict
+from .config import LineConfig
 from .errors import LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
@@ -109,7 +110,8 @@ def restore(
     base = Base(extractor.grid, extractor.dim, config.flow)
     base.load_state_dict(record.base)
     base = base.requires_grad_(False).eval().to(extractor.device)
-    found = fingerprint_of(base, extractor, config)
+    # From what is written rather than from what it was read as: a later version knows more options.
+    found = fingerprint_of(base, record.settings["backbone"], record.settings["config"])
     if found != record.fingerprint:
         raise LineError(f"expected base and settings with fingerprint {record.fingerprint}, got {found}")
     products = {r.name: Product.from_saved(base, config, r.tensors, r.info) for r in record.tasks}
@@ -126,9 +128,9 @@ def restore(
     return line, Archive(path.resolve(), saved)
 
 
-def fingerprint_of(base: Base, extractor: Extractor, config: LineConfig) -> str:
-    """Of all that an expert is learned on: base, backbone and options."""
-    shared = {"backbone": extractor.describe(), "config": to_dict(config)}
+def fingerprint_of(base: Base, backbone: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """Of all that an expert is learned on: base, backbone and options, as a saved line writes them."""
+    shared = {"backbone": backbone, "config": config}
     text = json.dumps(shared, sort_keys=True).encode()
     return fingerprint(base.state_dict() | {"settings": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 

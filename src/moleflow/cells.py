@@ -7,6 +7,8 @@ anomaly map (measured against each alone in docs/results.md).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -58,27 +60,8 @@ class CellGaussians(nn.Module):
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
         """Learns from raw patch features (N, h, w, D) of good images, in closed form."""
-        self.mean.copy_(
-            F.adaptive_avg_pool2d(_mean_image(features), (self.mean.shape[0], self.mean.shape[1]))[0].permute(
-                1, 2, 0
-            )
-        )
-        centre = self._mean_grid()
-        channels = features.shape[-1]
-        spectra = [self._spectrum(features, centre, cell) for cell in self._cells()]
-        # Never below what rounding the mean to 16 bits alone would make of it.
-        rounding = float(self.mean.square().mean()) * 2.0**-20
-        rho = self.config.ridge * max(float(np.mean([trace for _, _, trace in spectra])), rounding, 1e-12)
-        self.noise.fill_(rho)
-        for i, (values, vectors, trace) in enumerate(spectra):
-            weight = torch.sqrt(values / (values + rho))
-            self.directions[i].copy_((vectors * weight).T)
-            self.variances[i].copy_(values)
-            outside = channels * trace - float(values.sum())
-            self.rest[i].fill_(max(outside, 0.0) / max(channels - self.rank, 1))
-        # What 16 bits hold, so that saved cells are small and yet the very same ones.
-        for tensor in (self.mean, self.directions):
-            tensor.copy_(tensor.half().float())
+        fitted, _ = fit_without_each(features, [None] * len(features), self.config)
+        self.load_state_dict(fitted.state_dict())
 
     def forward(self, features: Tensor) -> Tensor:
         """Mahalanobis distance of every patch, (B, h, w), for raw features (B, h, w, D)."""
@@ -118,16 +101,111 @@ class CellGaussians(nn.Module):
         most = max(len(cell) for cell in cells)
         return torch.stack([torch.cat([cell, cell[:1].expand(most - len(cell))]) for cell in cells])
 
-    def _spectrum(
-        self, features: Tensor, centre: Tensor, cell: tuple[slice, slice]
-    ) -> tuple[Tensor, Tensor, float]:
-        """Strongest eigenvalues and -vectors of a cell's covariance, and its mean variance per channel."""
-        rows, columns = cell
-        x = (features[:, rows, columns].float() - centre[rows, columns]).flatten(0, 2)
-        covariance = (x.T @ x / len(x)).double().cpu()
+    def _take(self, spectra: list[_Spectrum]) -> None:
+        """Directions and noise from every cell's spectrum; the mean stands already."""
+        channels = self.mean.shape[-1]
+        # Never below what rounding the mean to 16 bits alone would make of it.
+        rounding = float(self.mean.square().mean()) * 2.0**-20
+        rho = self.config.ridge * max(float(np.mean([s.average for s in spectra])), rounding, 1e-12)
+        self.noise.fill_(rho)
+        for i, s in enumerate(spectra):
+            self.directions[i].copy_((s.vectors * torch.sqrt(s.values / (s.values + rho))).T)
+            self.variances[i].copy_(s.values)
+            outside = channels * s.average - float(s.values.sum())
+            self.rest[i].fill_(max(outside, 0.0) / max(channels - self.rank, 1))
+        # What 16 bits hold, so that saved cells are small and yet the very same ones.
+        for tensor in (self.mean, self.directions):
+            tensor.copy_(tensor.half().float())
+
+
+@dataclass(frozen=True, eq=False)
+class _Spectrum:
+    """Of one cell: its strongest variances (r,) and their directions (D, r), and the mean per channel."""
+
+    values: Tensor
+    vectors: Tensor
+    average: float
+
+
+@torch.no_grad()
+def fit_without_each(
+    features: Tensor, blocks: Sequence[int | None], config: Cells
+) -> tuple[CellGaussians, list[CellGaussians]]:
+    """Cells of all images, and for every block those of all images outside of it.
+
+    A block's share is taken out of the sums over all images, so that leaving every block out once costs
+    little more than one fit: its moments are exact, and its directions start from those of all images
+    and are improved by subspace iteration (Golub and Van Loan, Matrix Computations, 8.2).
+
+    Args:
+        features: raw patch features (N, h, w, D) of good images.
+        blocks: of each image, 0, 1, ... without a gap; None for one that is never left out.
+        config: sizes and the ridge.
+
+    Returns:
+        The cells of all images, and of all but block 0, all but block 1, and so on.
+    """
+    count, height, width, channels = features.shape
+    members = _members(blocks)
+    fits = [CellGaussians((height, width), channels, config).to(features.device) for _ in members]
+    sums = torch.stack([_total(features, images) for images in members])  # the last is of no block
+    left_out = sums[:-1]
+    reference = sums.sum(0) / count
+    shifts, totals = [], []
+    for k, cells in enumerate(fits):
+        kept = count - (len(members[k]) if k < len(left_out) else 0)
+        total = sums.sum(0) - (left_out[k] if k < len(left_out) else 0)
+        cells.mean.copy_(_reduced(total / kept, cells.mean.shape[0], cells.mean.shape[1]))
+        shifts.append((cells._mean_grid() - reference, kept))
+        totals.append(total - kept * reference)
+    spectra: list[list[_Spectrum]] = [[] for _ in fits]
+    for rows, columns in fits[-1]._cells():
+        parts = [_scatter(features[images][:, rows, columns], reference[rows, columns]) for images in members]
+        whole = torch.stack(parts).sum(0)
+        start: Tensor | None = None
+        for k in reversed(range(len(fits))):  # that of all images first: the others begin with its directions
+            shift, kept = shifts[k][0][rows, columns].flatten(0, 1).double(), shifts[k][1]
+            cross = totals[k][rows, columns].flatten(0, 1).double().T @ shift
+            scatter = whole - parts[k] if k < len(left_out) else whole
+            scatter = scatter - cross - cross.T + kept * shift.T @ shift
+            covariance = (scatter / (kept * len(shift))).cpu()
+            values, vectors = _strongest(covariance, fits[k].rank, start)
+            start = vectors if start is None else start
+            rank = slice(-fits[k].rank, None)
+            spectrum = values[rank].clamp_min(0).float(), vectors[:, rank].float()
+            spectra[k].append(_Spectrum(*spectrum, float(covariance.diagonal().mean())))
+    for cells, found in zip(fits, spectra, strict=True):
+        cells._take(found)
+    return fits[-1], fits[:-1]
+
+
+SPARE = 8  # directions beyond the rank that subspace iteration carries along
+ITERATIONS = 3  # of it
+
+
+def _strongest(covariance: Tensor, rank: int, start: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, ascending, and -vectors of a matrix (D, D): the strongest `rank` and some more."""
+    if start is None or rank + SPARE >= len(covariance):
         values, vectors = torch.linalg.eigh(covariance)
-        values, vectors = values[-self.rank :].clamp_min(0), vectors[:, -self.rank :]
-        return values.float(), vectors.float(), float(covariance.diagonal().mean())
+        return values[-rank - SPARE :], vectors[:, -rank - SPARE :]
+    basis = start
+    for _ in range(ITERATIONS):
+        basis = torch.linalg.qr(covariance @ basis).Q
+    values, inside = torch.linalg.eigh(basis.T @ covariance @ basis)
+    return values, basis @ inside
+
+
+def _members(blocks: Sequence[int | None]) -> list[list[int]]:
+    """Positions of every block's images, and at the end those of no block."""
+    count = max((block for block in blocks if block is not None), default=-1) + 1
+    named = [[i for i, block in enumerate(blocks) if block == k] for k in range(count)]
+    return [*named, [i for i, block in enumerate(blocks) if block is None]]
+
+
+def _scatter(part: Tensor, reference: Tensor) -> Tensor:
+    """Sum over images and places of the outer products of deviations, (D, D) float64."""
+    x = (part.float() - reference).flatten(0, 2)
+    return (x.T @ x).double()
 
 
 def _edges(length: int, parts: int) -> list[slice]:
@@ -135,8 +213,14 @@ def _edges(length: int, parts: int) -> list[slice]:
     return [slice(a, b) for a, b in pairwise(bounds)]
 
 
-def _mean_image(features: Tensor) -> Tensor:
+def _total(features: Tensor, images: list[int]) -> Tensor:
+    """Sum over these images, (h, w, D)."""
     total = torch.zeros(features.shape[1:], device=features.device)
-    for chunk in features.split(64):
-        total += chunk.float().sum(0)
-    return (total / len(features)).permute(2, 0, 1)[None]
+    for i in images:
+        total += features[i].float()
+    return total
+
+
+def _reduced(image: Tensor, height: int, width: int) -> Tensor:
+    """An image of features (h, w, D) averaged down to (height, width, D)."""
+    return F.adaptive_avg_pool2d(image.permute(2, 0, 1)[None], (height, width))[0].permute(1, 2, 0)

@@ -111,6 +111,16 @@ class Cells:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """Density of the picture as a whole, on pooled features of all stages."""
+
+    rank: int = 24  # directions kept of its covariance
+
+    def __post_init__(self) -> None:
+        check(self, positive=("rank",))
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     """How a flow learns from cached features."""
 
@@ -141,12 +151,15 @@ class ScoringConfig:
     """From patch scores to a map, a score and a verdict."""
 
     cells: Cells | None = field(default_factory=Cells)
+    whole: Whole | None = field(default_factory=Whole)
     flow_weight: float = 0.5  # of the flow against the cells; 0 leaves the flow out of the map
     position_calibration: bool = True
     smoothing: float = 0.5  # Gaussian sigma in patches, of map and score alike
-    top_share: float = 0.005  # share of the patches whose mean is the image's score
+    top_share: float = 0.01  # share of the patches whose mean is the map's score
     top_least: int = 3
-    holdout: float = 0.15  # share of the good images kept for calibration
+    blocks: int = 8  # of images that belong together, left out in turn to calibrate
+    single_up_to: int = 32  # with no more images each is a block of its own
+    holdout: float = 0.15  # of the bench's rivals: share of the good images kept for calibration
     holdout_least: int = 15
     cross_fit_below: int = 40  # with fewer images every image calibrates in turn
     folds: int = 3
@@ -154,7 +167,7 @@ class ScoringConfig:
     def __post_init__(self) -> None:
         check(
             self,
-            positive=("top_least", "holdout_least", "cross_fit_below", "folds"),
+            positive=("top_least", "blocks", "single_up_to", "holdout_least", "cross_fit_below", "folds"),
             least_zero=("flow_weight", "smoothing"),
             share=("top_share", "holdout"),
         )

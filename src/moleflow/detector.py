@@ -11,18 +11,16 @@ from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
 from .config import LineConfig, from_dict, to_dict
 from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
-from .features.extractor import Extractor
-from .flow.expert import Base
+from .features.extractor import Extractor, Features
 from .inspection import inspect
 from .intake import Intake, Picture, check_errors, check_readable, readable
 from .line import Line, rerouted_by
-from .product import learn_product, split
+from .product import learn_product
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
 from .training import learn_base
@@ -99,7 +97,7 @@ class Detector:
             version=self._archive.version(name, product),
             images=product.images,
             calibration=product.calibration.kind,
-            calibration_images=len(product.calibration.scores),
+            calibration_images=product.calibration.images,
             threshold=threshold,
             false_alarm_rate=rate,
             seconds=dict(product.seconds),
@@ -261,7 +259,7 @@ class Detector:
     ) -> Iterator[Prediction | Failure]:
         for batch in self.intake.batches(sources, batch_size, errors=errors):
             pictures = _pictures(batch)
-            features = iter(self._features(pictures).split(1) if pictures else ())
+            features = iter(self._features(pictures).split() if pictures else ())
             for one in batch:
                 if isinstance(one, Failure):
                     yield one
@@ -373,8 +371,14 @@ class Detector:
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:
             started = time.perf_counter()
-            base = self._learn_base(features, tell)
-            base_hash = fingerprint_of(base, self.extractor, self.config)
+            base = learn_base(
+                features.patches,
+                self.config.flow,
+                self.config.training,
+                seed=self.seed,
+                progress=lambda share: tell("base", share),
+            )
+            base_hash = fingerprint_of(base, self.extractor.describe(), to_dict(self.config))
             seconds["base"] = time.perf_counter() - started
         product = learn_product(
             base,
@@ -401,23 +405,12 @@ class Detector:
         self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
         return self.info(name)
 
-    def _learn_base(self, features: Tensor, tell: Progress) -> Base:
-        # What is held out to calibrate the first product must be unseen by the base as well.
-        learn, _, _ = split(len(features), self.config, self.seed)
-        return learn_base(
-            features[learn],
-            self.config.flow,
-            self.config.training,
-            seed=self.seed,
-            progress=lambda share: tell("base", share),
-        )
-
     def _extract(
         self, sources: Sequence[tuple[Source, Any]], tell: Progress, *, errors: Errors
-    ) -> tuple[Tensor, dict[int, Failure]]:
-        """Features (N, h, w, D) of all readable images, and by position those that are not.
+    ) -> tuple[Features, dict[int, Failure]]:
+        """Features of all readable images, and by position those that are not.
 
-        The features are in 16 bits, computed once and reused by every step.
+        Patch features are in 16 bits, computed once and reused by every step.
         """
         parts = []
         failures: dict[int, Failure] = {}
@@ -426,14 +419,15 @@ class Detector:
             failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
             pictures = _pictures(batch)
             if pictures and readable(len(failures), len(sources)):
-                parts.append(self._features(pictures).half())
+                seen = self._features(pictures)
+                parts.append(replace(seen, patches=seen.patches.half()))
             done += len(batch)
             tell("backbone", done / len(sources))
         check_readable(list(failures.values()), len(sources))
-        return torch.cat(parts), failures
+        return Features.of(parts), failures
 
-    def _features(self, pictures: list[Picture]) -> Tensor:
-        return self.extractor.features(self.extractor.stack([picture.pixels for picture in pictures]))
+    def _features(self, pictures: list[Picture]) -> Features:
+        return self.extractor.see(self.extractor.stack([picture.pixels for picture in pictures]))
 
 
 def _pictures(batch: Sequence[Picture | Failure]) -> list[Picture]:

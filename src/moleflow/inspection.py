@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from .data.sources import name_of
 from .errors import ImageError
+from .features.extractor import Features
 from .intake import Picture
 from .line import Line
 from .results import Prediction, Routing
@@ -15,8 +15,8 @@ from .routing.gaussian import describe
 
 
 @torch.no_grad()
-def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None = None) -> Prediction:
-    """One picture's features (1, h, w, D) to its verdict.
+def inspect(line: Line, picture: Picture, features: Features, *, task: str | None = None) -> Prediction:
+    """One picture's features to its verdict.
 
     Images pass one by one once the backbone has seen the batch: their features fit the processor's
     cache, and what is said of an image cannot depend on its neighbours in the batch.
@@ -24,7 +24,7 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
     Args:
         line: with at least one product.
         picture: the image.
-        features: raw patch features of it.
+        features: what the backbone sees of it.
         task: the product, where it is given; no routing is done then.
 
     Raises:
@@ -32,11 +32,11 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
     """
     assert line.base is not None
     assert line.router is not None
-    decision = None if task else line.router.decide(describe(features))[0]
+    decision = None if task else line.router.decide(describe(features.patches))[0]
     name = task or decision.task  # type: ignore[union-attr]
     product = line.products[name]
-    maps, scores, strangeness = product.inspect(line.base, features)
-    score = float(scores[0])
+    found = product.inspect(line.base, features)
+    score = found.score
     if not np.isfinite(score):
         raise ImageError(f"{name_of(picture.source)}: its score is not finite ({score})")
     routing = None
@@ -44,12 +44,14 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
         routing = Routing(
             distance=decision.distance,
             distance_limit=line.router.limits[name],
-            strangeness=float(strangeness[0]),
-            strangeness_limit=product.strangeness_limit,
+            strangeness=found.strangeness,
+            strangeness_limit=product.familiarity.limit,
             margin=decision.margin,
             distances=decision.distances,
+            known=decision.distance <= line.router.limits[name]
+            or found.strangeness <= product.familiarity.limit,
         )
-    _, threshold = line.verdict(name)
+    rate, threshold = line.verdict(name)
     return Prediction(
         source=picture.source,
         task=name,
@@ -58,7 +60,10 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
         p_value=product.calibration.p_value(score),
         threshold=threshold,
         pred_label=score > threshold,
-        patch_map=maps[0].cpu().numpy(),
+        place_score=found.place,
+        whole_score=found.whole,
+        patch_map=found.patch_map.cpu().numpy(),
+        map_threshold=product.map_threshold(rate, threshold),
         image_size=picture.size,
         routing=routing,
     )

@@ -11,6 +11,7 @@ from .flow.expert import Base
 from .product import Product
 from .routing.router import Router
 from .store import check_task_name
+from .verdict.calibration import verdict_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,7 +47,9 @@ class Line:
 
     def verdict(self, name: str) -> tuple[float | None, float]:
         """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
-        return self.products[name].calibration.verdict(self.overrides.get(name, {}), self.false_alarm_rate)
+        return verdict_of(
+            self.products[name].calibration, self.overrides.get(name, {}), self.false_alarm_rate
+        )
 
     def with_products(self, products: dict[str, Product], config: RouterConfig, **changes: Any) -> Line:
         """The line with other products, and the router that goes with them."""

@@ -62,11 +62,11 @@ def save_tiff(prediction: Prediction, path: str | Path) -> None:
     Raises:
         MoleFlowError: `path` cannot be written.
     """
-    counts = Counts.of(prediction.threshold)
+    counts = Counts.of(prediction.map_threshold)
     described = {
         "offset": counts.offset,
         "scale": counts.scale,
-        "threshold": prediction.threshold,
+        "threshold": prediction.map_threshold,
         "pred_score": prediction.pred_score,
         "task": prediction.task,
     }

@@ -49,15 +49,15 @@ def draw_prediction(prediction: Prediction, image: Any = None, *, legend: bool =
     """
     pixels = as_image(prediction.source if image is None else image, where=f"image {prediction.source}")
     pixels = resize(pixels, prediction.image_size)
-    drawn = overlay(pixels, prediction.anomaly_map, prediction.threshold)
+    drawn = overlay(pixels, prediction.anomaly_map, prediction.map_threshold)
     if not legend:
         return drawn
     entry = Entry(
         product=prediction.task if prediction.known else f"unknown, nearest {prediction.task}",
-        score=prediction.pred_score,
-        verdict="defective" if prediction.pred_label else "good",
+        score=prediction.place_score,
+        verdict=f"{prediction.status} with {prediction.pred_score:.2f} of {prediction.threshold:.2f}",
     )
-    return with_legend(drawn, Scale(prediction.threshold), entry)
+    return with_legend(drawn, Scale(prediction.map_threshold), entry)
 
 
 def save_overlay(prediction: Prediction, path: str | Path, *, image: Any = None, legend: bool = True) -> None:

@@ -21,8 +21,8 @@ class Routing:
     `distance` is in units of the product's typical good image, `margin` is how many times farther the
     second nearest product is (1: undecided, infinite with one product), `distances` are the plain
     Mahalanobis distances per channel to every product; `strangeness` says how foreign most of the
-    picture looks to the product's expert. An image is unknown when both `distance` and
-    `strangeness` exceed their limits.
+    picture looks to the product's expert. `known` is False when the image looks like no product that was
+    taught: docs/calibration.md says how that follows from the two.
     """
 
     distance: float
@@ -31,11 +31,7 @@ class Routing:
     strangeness_limit: float
     margin: float
     distances: dict[str, float]
-
-    @property
-    def known(self) -> bool:
-        """False when the image looks like no product that was taught."""
-        return self.distance <= self.distance_limit or self.strangeness <= self.strangeness_limit
+    known: bool
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,8 +46,11 @@ class Prediction:
         p_value: share of good images expected to score at least this high.
         threshold: score above which the image is called defective.
         pred_label: True when the score exceeds the threshold.
-        patch_map: scores on the patch grid (h, w), float32, in units of `pred_score`; the mean of its
-            highest patches is `pred_score`.
+        place_score: of the map alone, the mean of its highest patches, in spreads of good images' maps.
+        whole_score: of the picture as a whole, in spreads of good images; None where the product has no
+            such voice. `pred_score` is the mean of the two, in spreads of that mean over good images.
+        patch_map: scores on the patch grid (h, w), float32, in the unit of `place_score`.
+        map_threshold: score of the map above which a place is conspicuous, at the same false-alarm rate.
         image_size: (H, W) of the image in pixels.
         routing: None when the product was given.
     """
@@ -63,9 +62,19 @@ class Prediction:
     p_value: float
     threshold: float
     pred_label: bool
+    place_score: float
+    whole_score: float | None
     patch_map: np.ndarray = field(repr=False)
+    map_threshold: float
     image_size: tuple[int, int]
     routing: Routing | None = None
+
+    @property
+    def status(self) -> str:
+        """What to do with it in a word: "good", "defective" or "unknown"."""
+        if not self.known:
+            return "unknown"
+        return "defective" if self.pred_label else "good"
 
     @property
     def anomaly_map(self) -> np.ndarray:
@@ -74,8 +83,8 @@ class Prediction:
 
     @property
     def pred_mask(self) -> np.ndarray:
-        """Pixels whose score exceeds the image's threshold, (H, W) bool."""
-        return self.anomaly_map > self.threshold
+        """Pixels whose score exceeds the map's threshold, (H, W) bool."""
+        return self.anomaly_map > self.map_threshold
 
     @property
     def regions(self) -> tuple[Region, ...]:
@@ -86,7 +95,7 @@ class Prediction:
         million pixels they are found on a map reduced to that many, and scaled.
         """
         size = reduced(self.image_size)
-        return find_regions(self._map_of(size), self.threshold, size=self.image_size)
+        return find_regions(self._map_of(size), self.map_threshold, size=self.image_size)
 
     def _map_of(self, size: tuple[int, int]) -> np.ndarray:
         grid = torch.from_numpy(self.patch_map)[None, None]
@@ -111,6 +120,9 @@ class Prediction:
             "pred_score": self.pred_score,
             "p_value": self.p_value,
             "threshold": self.threshold,
+            "place_score": self.place_score,
+            "whole_score": self.whole_score,
+            "map_threshold": self.map_threshold,
             "pred_label": self.pred_label,
             "image_size": list(self.image_size),
             "routing": routing,

@@ -6,6 +6,7 @@ with half the learning rate, and after a few such retreats it stops with a named
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -63,20 +64,37 @@ def learn_base(
 
 
 def learn_expert(
-    base: Base, features: Tensor, training: TrainingConfig, *, seed: int, progress: Progress | None = None
+    base: Base,
+    features: Tensor,
+    training: TrainingConfig,
+    *,
+    seed: int,
+    share: float = 1.0,
+    begun: Expert | None = None,
+    progress: Progress | None = None,
 ) -> Expert:
     """One product's expert on a frozen base; depends on nothing but the base, these images and the seed.
 
-    Arguments and errors as for `learn_base`.
+    Args:
+        base, features, training, seed, progress: as for `learn_base`.
+        share: of the steps that `training` gives.
+        begun: an expert of the same product to go on from, which stays as it is; its statistics are kept.
+
+    Raises:
+        TrainingError: learning did not stay finite.
     """
     require_finite(features)
-    with seeded(seed):
-        expert = Expert(base).to(features.device)
-    expert.start(base, base.prepare(some(features)))
+    if begun is None:
+        with seeded(seed):
+            expert = Expert(base).to(features.device)
+        expert.start(base, base.prepare(some(features)))
+    else:
+        expert = copy.deepcopy(begun).requires_grad_(True).train()
     owned = list(expert.parameters())
     if owned:
         loss = partial(likelihood_loss, base, expert, features, training)
-        fit(owned, loss, training, steps=training.steps, seed=seed, progress=progress)
+        steps = max(1, round(share * training.steps))
+        fit(owned, loss, training, steps=steps, seed=seed, progress=progress)
     round_to_half(expert)
     return expert.requires_grad_(False).eval()
 

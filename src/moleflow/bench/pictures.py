@@ -94,7 +94,7 @@ class Shelf:
         """Training or test images of a product. Errors of reading name the path."""
         items = product.train if part == "train" else product.test
         size = self.cache.extractor.image_size
-        features = self.cache.features(
+        seen = self.cache.features(
             _sources(items),
             lambda i: resize(item_image(items[i]), size),
             progress=None
@@ -102,7 +102,13 @@ class Shelf:
             else lambda done, count: told(f"{product.name} {part}", done, count),
         )
         file_bytes = tuple(item.path.stat().st_size for item in items)
-        return Pictures(product.name, features, lambda i, at: resize(item_image(items[i]), at), file_bytes)
+        return Pictures(
+            product.name,
+            seen.patches,
+            lambda i, at: resize(item_image(items[i]), at),
+            file_bytes,
+            seen.pooled,
+        )
 
 
 def mark(products: Mapping[str, Product]) -> str:

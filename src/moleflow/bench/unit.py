@@ -119,7 +119,8 @@ def _pooled(given: Sequence[Pictures]) -> Pictures:
     at = [(pictures, i) for pictures in given for i in range(len(pictures))]
     features = torch.cat([pictures.features for pictures in given])
     file_bytes = tuple(size for pictures in given for size in pictures.file_bytes or ())
-    return Pictures("pool", features, lambda i, size: at[i][0].read(at[i][1], size), file_bytes)
+    pooled = torch.cat([pictures.pooled for pictures in given])
+    return Pictures("pool", features, lambda i, size: at[i][0].read(at[i][1], size), file_bytes, pooled)
 
 
 def _measure(

@@ -167,21 +167,23 @@ def setting_of(read: LineRecord, key: str) -> Any:
 
 def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]:
     """The threshold of a product, and the false-alarm rate it follows from; None where it was set by hand."""
-    from ..scoring import ScoreCalibration
+    from ..verdict.calibration import calibration_from_dict, verdict_of
 
     try:
-        calibration = ScoreCalibration.from_dict(record.info["calibration"])
+        calibration = calibration_from_dict(record.info["calibration"])
     except (KeyError, TypeError, ValueError) as error:
         raise LineError(
             f"{record.name}: expected the scores of good images, but {error!r} is amiss"
         ) from error
-    rate, threshold = calibration.verdict(record.overrides, float(setting_of(read, "false_alarm_rate")))
+    rate, threshold = verdict_of(calibration, record.overrides, float(setting_of(read, "false_alarm_rate")))
     return threshold, rate
 
 
 def _calibration(record: TaskRecord) -> str:
-    calibration = record.info.get("calibration", {})
-    return f"{len(calibration.get('scores', ()))} {calibration.get('kind', '?')} images"
+    from ..verdict.calibration import calibration_from_dict
+
+    calibration = calibration_from_dict(record.info["calibration"])
+    return f"{calibration.images} {calibration.kind} images"
 
 
 def _before(available: Sequence[str], current: str, product: str) -> str:

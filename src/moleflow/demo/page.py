@@ -233,7 +233,7 @@ def _examples(product: Product, predictions: Sequence[Prediction]) -> list[tuple
 def _card(item: Item, prediction: Prediction) -> report.Card:
     image = read_image(item.path)
     truth = load_mask(item, shape=prediction.image_size)
-    heat = overlay(report.greyed(image), prediction.anomaly_map, prediction.threshold)
+    heat = overlay(report.greyed(image), prediction.anomaly_map, prediction.map_threshold)
     verdict, right = _VERDICTS[item.label, prediction.pred_label]
     kind = "good" if item.label == 0 else item.kind.replace("_", " ")
     return report.Card(

@@ -12,17 +12,16 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from torch import Tensor
 
 from ..errors import ImageError
-from .extractor import Extractor
+from .extractor import Extractor, Features
 
 BATCH = 8
 Progress = Callable[[int, int], None]  # images done, images in all
 
 
 class FeatureCache:
-    """Features of lists of images, float16, one memory-mapped file for each list.
+    """Features of lists of images: patches in float16, a memory-mapped file for each list, and pooled ones.
 
     A file's name is a hash over the backbone (weights, layers, image size) and the images' paths, sizes,
     times of change and alterations: other images or another backbone never meet old features. Files are
@@ -43,8 +42,8 @@ class FeatureCache:
         read: Callable[[int], np.ndarray],
         *,
         progress: Progress | None = None,
-    ) -> Tensor:
-        """Features (N, h, w, D) float16 of N images; written first where they are not on disk yet.
+    ) -> Features:
+        """Features of N images, patches (N, h, w, D) float16; written first where they are not on disk yet.
 
         Args:
             sources: path and alteration ("" for none) of every image, for the file's name.
@@ -59,7 +58,10 @@ class FeatureCache:
             with FileLock(f"{path}.lock"):
                 if not path.exists():
                     self._write(path, len(sources), read, progress)
-        return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+        pooled = np.load(_pooled_path(path), allow_pickle=False)
+        return Features(
+            torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False)), torch.from_numpy(pooled)
+        )
 
     def _key(self, sources: Sequence[tuple[Path, str]]) -> str:
         told = hashlib.sha256(json.dumps(self.extractor.describe(), sort_keys=True).encode())
@@ -73,23 +75,34 @@ class FeatureCache:
         self, path: Path, count: int, read: Callable[[int], np.ndarray], progress: Progress | None
     ) -> None:
         extractor = self.extractor
-        part = path.with_suffix(f".{os.getpid()}.part")
+        part, beside = (path.with_suffix(f".{os.getpid()}.{kind}") for kind in ("part", "pooled.part"))
         try:
             shape = (count, *extractor.grid, extractor.dim)
             target = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
+            pooled = np.empty((count, extractor.pooled_dim), np.float32)
             for start in range(0, count, BATCH):
                 images = [read(i) for i in range(start, min(start + BATCH, count))]
-                found = extractor.features(extractor.stack(images)).cpu().half()
+                seen = extractor.see(extractor.stack(images))
+                found = seen.patches.cpu().half()
                 if not torch.isfinite(found).all():
                     raise ImageError(
                         f"images {start} to {start + len(images) - 1}: expected features that 16 bits can "
                         "hold, found larger ones or none"
                     )
                 target[start : start + len(images)] = found.numpy()
+                pooled[start : start + len(images)] = seen.pooled.cpu().numpy()
                 if progress:
                     progress(start + len(images), count)
             target.flush()
             del target
-            os.replace(part, path)
+            with open(beside, "wb") as file:
+                np.save(file, pooled, allow_pickle=False)
+            os.replace(beside, _pooled_path(path))
+            os.replace(part, path)  # last: where it is, both are
         finally:
             part.unlink(missing_ok=True)
+            beside.unlink(missing_ok=True)
+
+
+def _pooled_path(path: Path) -> Path:
+    return path.with_suffix(".pooled.npy")

@@ -21,7 +21,7 @@ class Features:
 
     Attributes:
         patches: (B, h', w', D), one vector per cell of the grid.
-        pooled: (B, E), the mean over the picture of every stage of the network, one after the other.
+        pooled: (B, E), mean and spread over the picture of every stage of the network, the means first.
     """
 
     patches: torch.Tensor
@@ -29,6 +29,16 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.patches)
+
+    @classmethod
+    def of(cls, parts: "Sequence[Features]") -> "Features":
+        """Several batches as one."""
+        return cls(torch.cat([part.patches for part in parts]), torch.cat([part.pooled for part in parts]))
+
+    def take(self, images: Sequence[int]) -> "Features":
+        """Those at these positions."""
+        chosen = list(images)
+        return Features(self.patches[chosen], self.pooled[chosen])
 
     def split(self) -> "list[Features]":
         """The images of the batch one by one."""
@@ -163,7 +173,12 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 class _GridFeatures(nn.Module):
-    """Normalise, run the cut network, bring the taken layers to the finest one's grid, pool all stages."""
+    """Normalise, run the cut network, bring the taken layers to the finest one's grid, pool all stages.
+
+    A convolutional network sees the picture once more at half the size, for its pooled stages: deep stages
+    know whole objects at the scale they were trained at, and cost no more this way than deep stages of the
+    full size would.
+    """
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -180,21 +195,35 @@ class _GridFeatures(nn.Module):
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         images = images.to(dtype=torch.float32, memory_format=torch.channels_last)
-        seen = self.network.forward_intermediates(  # type: ignore[operator]
-            torch.addcmul(self.shift, images, self.scale),
-            indices=list(self.pooled),
+        images = torch.addcmul(self.shift, images, self.scale)
+        layers = self.spec.layers
+        if self.spec.is_transformer:
+            whole = maps = self._stages(images, layers)
+        else:
+            maps = self._stages(images, layers)
+            whole = self._stages(F.avg_pool2d(images, 2, ceil_mode=True), self.pooled)
+        if self.spec.pool:
+            maps = [F.avg_pool2d(m, 3, stride=1, padding=1, count_include_pad=False) for m in maps]
+        grid = maps[0].shape[-2:]
+        maps = [m if m.shape[-2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
+        patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1).contiguous()  # (B, h', w', D)
+        means = [m.mean((2, 3), keepdim=True) for m in whole]
+        spreads = [
+            (m - mean).square().mean((2, 3), keepdim=True).sqrt()
+            for m, mean in zip(whole, means, strict=True)
+        ]
+        return patches, torch.cat([*means, *spreads], dim=1).flatten(1)  # (B, h', w', D), (B, E)
+
+    def _stages(self, images: torch.Tensor, layers: tuple[int, ...]) -> list[torch.Tensor]:
+        maps: list[torch.Tensor] = self.network.forward_intermediates(  # type: ignore[operator]
+            images,
+            indices=list(layers),
             norm=self.spec.norm,
             stop_early=True,
             output_fmt="NCHW",
             intermediates_only=True,
         )
-        pooled = torch.cat([m.mean((2, 3)) for m in seen], dim=1)
-        maps = [seen[self.pooled.index(layer)] for layer in self.spec.layers]
-        if self.spec.pool:
-            maps = [F.avg_pool2d(m, 3, stride=1, padding=1, count_include_pad=False) for m in maps]
-        grid = maps[0].shape[-2:]
-        maps = [m if m.shape[-2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
-        return torch.cat(maps, dim=1).permute(0, 2, 3, 1).contiguous(), pooled  # (B, h', w', D), (B, E)
+        return maps
 
 
 def fold_batch_norms(module: nn.Module) -> None:

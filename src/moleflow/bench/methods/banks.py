@@ -17,15 +17,20 @@ from torch import Tensor
 from ...config import check
 from ...errors import ConfigError, TaskError, TrainingError
 from ...features.backbones import get_backbone
-from ...product import LEFT_OUT_GROUPS, split
-from ...scoring import LEAST_SPREAD, PositionCalibration, ScoreCalibration, smooth
+from ...features.extractor import Features
+from ...product import split
 from ...training import require_finite
+from ...verdict.calibration import ScoreCalibration
+from ...verdict.maps import LEAST_SPREAD, PositionCalibration, smooth
 from .base import Inspection, Method, PerProduct, Pictures, Setting, State, judged
 from .line import FALSE_ALARM_RATE
 
 CHUNK = 16  # images read at a time
 ROWS = 256  # patches compared with a bank at a time: their table of distances stays in the cache
 ROUNDING = 1e-6  # squared distances below this share of the largest squared norm are float32's own error
+
+
+LEFT_OUT_GROUPS = 32  # into which calibration images are parted at most
 
 
 @dataclass(frozen=True)
@@ -155,9 +160,9 @@ class MemoryBank(PerProduct):
         _require_images(pictures)
         return _Part(self._select(pictures.features, range(len(pictures))))
 
-    def inspect_part(self, part: _Part, features: Tensor) -> Inspection:
+    def inspect_part(self, part: _Part, seen: Features) -> Inspection:
         """The paper's score, and the smoothed map of distances."""
-        return _inspect(part.bank, features, self.setting, self.options)
+        return _inspect(part.bank, seen.patches, self.setting, self.options)
 
     def part_state(self, part: _Part) -> State:
         """The bank, float16, and its calibrations where there are some."""
@@ -215,12 +220,12 @@ class CalibratedMemoryBank(MemoryBank):
         scores = ScoreCalibration(kind, tuple(sorted(_left_out_scores(held, setting))))
         return _Part(bank, PositionCalibration.fit(held, setting.config.scoring), scores)
 
-    def inspect_part(self, part: _Part, features: Tensor) -> Inspection:
+    def inspect_part(self, part: _Part, seen: Features) -> Inspection:
         """Standardised map and score, and the verdict at the accepted rate of false alarms."""
         position, calibration = part.position, part.calibration
         assert position is not None
         assert calibration is not None
-        _, _, distances = _compare(part.bank, features, self.setting)
+        _, _, distances = _compare(part.bank, seen.patches, self.setting)
         raw, patch_map = judged(position(distances[None]), self.setting)
         return Inspection(
             task=None,

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from ...config import LineConfig
+from ...features.extractor import Features
 from ...product import split
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Decision, Router
-from ...scoring import image_scores, smooth
+from ...verdict.maps import image_scores, smooth
 
 ReadImage = Callable[[int, tuple[int, int]], np.ndarray]
 
@@ -28,6 +29,7 @@ class Pictures:
     Attributes:
         product: its name; what a method is told when it learns, and may be asked about later.
         features: (N, h, w, D) float16 of the frozen backbone, memory-mapped: take what is needed at a time.
+        pooled: (N, E), each picture as a whole; (N, 0) where nobody computed it.
         read: image i at a size (h, w), uint8 (h, w, 3) RGB; for methods that need pixels.
         file_bytes: of the images' files; None where they come from none.
     """
@@ -36,6 +38,21 @@ class Pictures:
     features: Tensor
     read: ReadImage = field(repr=False)
     file_bytes: tuple[int, ...] | None = field(default=None, repr=False)
+    pooled: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False)
+
+    def __post_init__(self) -> None:
+        if not len(self.pooled):
+            object.__setattr__(self, "pooled", torch.empty(len(self.features), 0))
+
+    @property
+    def seen(self) -> Features:
+        """Both kinds of features."""
+        return Features(self.features, self.pooled)
+
+    def seen_of(self, image: int) -> Features:
+        """Both kinds of features of one image, float32."""
+        one = slice(image, image + 1)
+        return Features(self.features[one].float(), self.pooled[one])
 
     def __len__(self) -> int:
         return len(self.features)
@@ -55,6 +72,7 @@ class Pictures:
             self.features[chosen],
             lambda i, size: read(chosen[i], size),
             file_bytes,
+            self.pooled[chosen],
         )
 
 
@@ -195,8 +213,8 @@ class PerProduct(Method):
         """What is learned of one product; it may not depend on other products."""
 
     @abstractmethod
-    def inspect_part(self, part: Any, features: Tensor) -> Inspection:
-        """One image's features (1, h, w, D) float32 judged as this product; `task` is filled in later."""
+    def inspect_part(self, part: Any, seen: Features) -> Inspection:
+        """One image's features float32 judged as this product; `task` is filled in later."""
 
     @abstractmethod
     def part_state(self, part: Any) -> State:
@@ -236,7 +254,7 @@ class PerProduct(Method):
             if task is None:
                 decision = self.router.decide(pictures.descriptors[i : i + 1])[0]
             chosen = task or decision.task  # type: ignore[union-attr]
-            found = self.inspect_part(self.parts[chosen], pictures.features[i : i + 1].float())
+            found = self.inspect_part(self.parts[chosen], pictures.seen_of(i))
             known = None if decision is None else self.is_known(decision, found)
             yield Inspection(chosen, known, found.score, found.patch_map, found.threshold)
 

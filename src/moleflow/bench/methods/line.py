@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...features.extractor import Features
 from ...flow.expert import Base
-from ...product import Product, learn_product, split
+from ...product import Product, learn_product
 from ...routing.gaussian import DescriptorStatistics
 from ...routing.router import Decision
 from ...training import learn_base
@@ -43,29 +44,27 @@ class TaskSeparated(PerProduct):
     def learn_base(self, pictures: Pictures) -> Base:
         """The base, frozen."""
         config, seed = self.setting.config, self.setting.seed
-        # What is held out to calibrate the product must be unseen by the base as well.
-        learn, _, _ = split(len(pictures), config, seed)
-        return learn_base(pictures.features[learn], config.flow, config.training, seed=seed)
+        return learn_base(pictures.features, config.flow, config.training, seed=seed)
 
     def learn_expert(self, base: Base, pictures: Pictures) -> _Part:
         """An expert, its cells and its calibration on a frozen base."""
         setting = self.setting
-        return _Part(base, learn_product(base, pictures.features, setting.config, seed=setting.seed))
+        return _Part(base, learn_product(base, pictures.seen, setting.config, seed=setting.seed))
 
     def describe_product(self, pictures: Pictures) -> DescriptorStatistics:
         """As the line itself learned them."""
         statistics: DescriptorStatistics = self.parts[pictures.product].product.descriptors
         return statistics
 
-    def inspect_part(self, part: _Part, features: Tensor) -> Inspection:
+    def inspect_part(self, part: _Part, seen: Features) -> Inspection:
         """Standardised map and score, and the verdict at the accepted rate of false alarms."""
         product = part.product
-        maps, scores, strangeness = product.inspect(part.base, features)
+        found = product.inspect(part.base, seen)
         return Inspection(
             task=None,
-            known=float(strangeness[0]) <= product.strangeness_limit,
-            score=float(scores[0]),
-            patch_map=maps[0].cpu().numpy(),
+            known=found.strangeness <= product.familiarity.limit,
+            score=found.score,
+            patch_map=found.patch_map.cpu().numpy(),
             threshold=product.calibration.threshold(FALSE_ALARM_RATE),
         )
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from ...config import check
 from ...errors import TrainingError
 from ...features.backbones import get_backbone
-from ...scoring import smooth
+from ...features.extractor import Features
 from ...training import require_finite
+from ...verdict.maps import smooth
 from .base import Inspection, PerProduct, Pictures, Setting, State
 
 NUMBERS = 4_000_000  # float64 numbers of features read at a time
@@ -113,16 +114,18 @@ class PaDiM(PerProduct):
             whitening[here] = _whitening(x - mean[here, None], ridge).half()
         return _Part(chosen, mean, whitening)
 
-    def inspect_part(self, part: _Part, features: Tensor) -> Inspection:
+    def inspect_part(self, part: _Part, seen: Features) -> Inspection:
         """Smoothed map of distances, and its maximum as the image's score, as in the paper."""
-        offset = features[0].flatten(0, 1)[:, part.chosen] - part.mean
+        offset = seen.patches[0].flatten(0, 1)[:, part.chosen] - part.mean
         distance = torch.cat(
             [
                 torch.bmm(w.float(), x[..., None])[..., 0].square().sum(1).sqrt()
                 for w, x in zip(part.whitening.split(PLACES), offset.split(PLACES), strict=True)
             ]
         )
-        maps = smooth(distance.unflatten(0, features.shape[1:3])[None], self.setting.config.scoring.smoothing)
+        maps = smooth(
+            distance.unflatten(0, seen.patches.shape[1:3])[None], self.setting.config.scoring.smoothing
+        )
         return Inspection(task=None, known=None, score=float(maps.max()), patch_map=maps[0].numpy())
 
     def part_state(self, part: _Part) -> State:

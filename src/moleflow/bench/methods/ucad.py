@@ -17,8 +17,8 @@ from ...config import TrainingConfig, check
 from ...errors import ConfigError, TaskError
 from ...features.backbones import get_backbone
 from ...features.extractor import Extractor
-from ...scoring import smooth
 from ...training import fit
+from ...verdict.maps import smooth
 from .banks import Bank, greedy_centres
 from .base import Inspection, Method, Pictures, Setting, State
 

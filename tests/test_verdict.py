@@ -10,7 +10,8 @@ import torch
 
 from moleflow.config import ScoringConfig
 from moleflow.errors import CalibrationError
-from moleflow.scoring import PositionCalibration, ScoreCalibration, image_scores, smooth, upper_limit
+from moleflow.verdict.calibration import ScoreCalibration, upper_limit
+from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
 
 RATES = (0.5, 0.2, 0.05, 0.01, 0.001)
 

@@ -1,0 +1,80 @@
+"""Patch scores over an image: made comparable from place to place, smoothed, and read as one number."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import ndimage
+from torch import Tensor
+
+from ..config import ScoringConfig
+
+LEAST_SPREAD = 2.0**-13  # of calibrated positions; a power of two, so that 16 bits hold it
+POSITION_SIGMA = 2.0  # patches over which the spread of good scores is smoothed
+
+
+@dataclass(frozen=True, eq=False)
+class PositionCalibration:
+    """Makes one density's patch scores comparable over the image: (score - level) / spread(position).
+
+    The level is one number for the whole map; the spread is the standard deviation of good images'
+    scores at each place, smoothed over its neighbours and drawn half-way to the map's average, because
+    a dozen good images say little about a single place.
+    """
+
+    level: float
+    spread: Tensor  # (h, w)
+
+    @classmethod
+    def fit(cls, scores: Tensor, config: ScoringConfig) -> PositionCalibration:
+        """From patch scores (n, h, w) of good images that were not learned from."""
+        level = float(scores.mean())
+        overall = max(float(scores.double().std(unbiased=False)), 1e-9)
+        if not config.position_calibration or len(scores) < 2:
+            return cls(*_halved(level, torch.full(scores.shape[1:], overall)))
+        variance = scores.double().var(0).cpu().numpy()
+        smooth = ndimage.gaussian_filter(variance, POSITION_SIGMA) + variance.mean()
+        spread = torch.from_numpy(np.sqrt(np.maximum(smooth, 1e-18))).float()
+        # One common factor, so that densities weigh alike before they are added.
+        scaled = float(((scores.cpu() - level) / spread).std(unbiased=False))
+        return cls(*_halved(level, spread * max(scaled, 1e-9)))
+
+    def moved(self, level: float, ratio: float) -> PositionCalibration:
+        """The same with a level so much higher and every spread so many times as wide."""
+        return PositionCalibration(*_halved(self.level + level, self.spread * ratio))
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Calibrated scores (B, h, w)."""
+        return (scores - self.level) / self.spread.to(scores.device)
+
+
+def _halved(level: float, spread: Tensor) -> tuple[float, Tensor]:
+    """Rounded to what is stored, so that a loaded product is the very same; the spread never underflows."""
+    return float(np.float32(level)), spread.half().float().clamp_min(LEAST_SPREAD)
+
+
+def smooth(maps: Tensor, sigma: float) -> Tensor:
+    """Separable Gaussian over patch maps (B, h, w) with reflected borders."""
+    if sigma <= 0:
+        return maps
+    radius = max(1, math.ceil(3 * sigma))
+    radius = min(radius, maps.shape[1] - 1, maps.shape[2] - 1)
+    if radius < 1:
+        return maps
+    at = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
+    kernel = torch.exp(-0.5 * (at / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    grid = F.pad(maps[:, None], (radius,) * 4, mode="reflect")
+    grid = F.conv2d(F.conv2d(grid, kernel[None, None, None]), kernel[None, None, :, None])
+    return grid[:, 0]
+
+
+def image_scores(maps: Tensor, config: ScoringConfig) -> Tensor:
+    """Mean of the highest patches of every map (B, h, w), (B,)."""
+    flat = maps.flatten(1)
+    k = min(flat.shape[1], max(config.top_least, round(config.top_share * flat.shape[1])))
+    return flat.topk(k, dim=1).values.mean(1)

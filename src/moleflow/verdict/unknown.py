@@ -1,0 +1,57 @@
+"""Whether a picture is of its product at all, judged by its most ordinary places: no defect moves them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from .calibration import upper_limit
+
+ORDINARY = 0.05  # the share of the patches, the most ordinary ones, that must look like the product
+REACH = 3.0  # robust spreads beyond the strangest good image
+
+
+@dataclass(frozen=True)
+class Familiarity:
+    """How strange the ordinary places of good images look, and from where on a picture is of another product.
+
+    A defect covers some of a picture, hardly ever all but a twentieth of it: even then the most ordinary
+    places of a known product look known. In a picture of another product no place does.
+
+    Attributes:
+        quantile: which patch of a calibrated map counts.
+        values: it, of the good images that calibrated.
+        rate: at which a good image may be rejected, where the limit follows from a model; None where it lies
+            a fixed reach beyond the strangest good image.
+        floor: how far decoding and the sensor alone move a value.
+    """
+
+    quantile: float
+    values: tuple[float, ...]
+    rate: float | None = None
+    floor: float = 0.0
+
+    def of(self, calibrated: Tensor) -> Tensor:
+        """Strangeness (B,) of calibrated patch maps (B, h, w)."""
+        flat = calibrated.flatten(1)
+        return flat.median(1).values if self.quantile == 0.5 else flat.quantile(self.quantile, dim=1)
+
+    @cached_property
+    def limit(self) -> float:
+        """Strangeness from which on a picture is of no known product."""
+        values = np.array(self.values)
+        if self.rate is not None:
+            middle = float(np.mean(values))
+            return middle + 2 * (upper_limit(list(self.values), self.rate) - middle)
+        if len(values) < 2:
+            return float("inf")
+        spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+        return float(values.max()) + REACH * max(spread, self.floor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return {"quantile": self.quantile, "values": list(self.values), "floor": self.floor}
