@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..data.layouts import Dataset
     from ..detector import Detector
     from ..evaluation import Evaluation, Figures
+    from ..intake import Intake
     from ..results import Prediction
 
 
@@ -68,7 +69,7 @@ def predict(
     results = detector.stream(paths, task=task, batch_size=batch_size)
     with ExitStack() as stack:
         write_json = stack.enter_context(_json_lines(json_file))
-        write_map = _map_writer(maps, paths)
+        write_map = _map_writer(maps, paths, detector.intake)
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
         said = NOTHING_CHANGED if not (json_file or maps) else "what was written so far is complete and stays"
         stack.enter_context(interruptible(said))
@@ -170,7 +171,9 @@ def _refuse_overwriting(json_file: str | None, paths: Sequence[Path]) -> None:
         raise ImageError(f"{json_file}: expected a file for the results, this is one of the images")
 
 
-def _map_writer(folder: Path | None, paths: Sequence[Path]) -> Callable[[int, Prediction], None]:
+def _map_writer(
+    folder: Path | None, paths: Sequence[Path], intake: Intake
+) -> Callable[[int, Prediction], None]:
     if folder is None:
         return lambda index, prediction: None
     from ..overlay import save_overlay
@@ -180,7 +183,12 @@ def _map_writer(folder: Path | None, paths: Sequence[Path]) -> Callable[[int, Pr
     except OSError as error:
         raise MoleFlowError(f"{folder}: cannot hold the maps: {error.strerror or error}") from error
     names = map_names(paths, taken={path.name for path in paths if path.resolve().parent == folder.resolve()})
-    return lambda index, prediction: save_overlay(prediction, folder / names[index])
+
+    def write(index: int, prediction: Prediction) -> None:
+        image = intake.shown(paths[index], paths[index])  # with the light that the line sees
+        save_overlay(prediction, folder / names[index], image=image)
+
+    return write
 
 
 def map_names(paths: Sequence[Path], *, taken: set[str] | None = None) -> list[str]:
