@@ -16,8 +16,7 @@ from moleflow.errors import ImageError
 
 _NATIVE = "16B" if sys.byteorder == "little" else "16L"  # the order that fetches the lower byte of "16N"
 _OTHER = {"16B": "16L", "16L": "16B", "16N": _NATIVE}
-_PREMULTIPLIED = "RGBa"
-_SEPARATE_PLANES = (284, 2)  # TIFF tag and value
+_BITS_PER_SAMPLE, _PLANAR_CONFIGURATION, _SEPARATE = 258, 284, 2  # of TIFF
 
 
 def lower_layout(image: Image.Image, where: object) -> str | None:
@@ -25,16 +24,15 @@ def lower_layout(image: Image.Image, where: object) -> str | None:
 
     To be asked before the image is loaded. Raises ImageError for layouts of 16-bit colour that are not read.
     """
-    layout = _layout(image)
-    colours, _, order = layout.partition(";")
-    if order not in _OTHER or colours not in ("RGB", "RGBX", "RGBA", _PREMULTIPLIED, "LA"):
+    if _has_planes(image):
+        raise ImageError(f"{where}: 16-bit colour is read pixel by pixel, this file has a plane a colour")
+    colours, _, order = _layout(image).partition(";")
+    if order not in _OTHER or colours not in ("RGB", "RGBX", "RGBA", "RGBa", "LA"):
         return None
-    tag, separate = _SEPARATE_PLANES
-    if colours == _PREMULTIPLIED or getattr(image, "tag_v2", {}).get(tag) == separate:
-        kind = (
-            "colours already multiplied by their opacity" if colours == _PREMULTIPLIED else "a plane a colour"
+    if colours == "RGBa":
+        raise ImageError(
+            f"{where}: 16-bit colours are read as they are, these are multiplied by their opacity"
         )
-        raise ImageError(f"{where}: 16-bit colour is read pixel by pixel and plain, this file has {kind}")
     # Grey with opacity has four bytes a pixel, as 8-bit RGBA has: one pass fetches all of them.
     return "RGBA" if colours == "LA" else f"{colours};{_OTHER[order]}"
 
@@ -95,6 +93,14 @@ def read_deep_ppm(file: IO[bytes], image: Image.Image, where: object) -> np.ndar
     file.seek(tile.offset)
     data = file.read(wanted)
     return np.minimum(np.frombuffer(data, ">u2").reshape(shape), most).astype(np.uint16)
+
+
+def _has_planes(image: Image.Image) -> bool:
+    """Whether this is a TIFF whose 16-bit colours lie in planes; Pillow would take their bytes for pixels."""
+    tags = getattr(image, "tag_v2", {})
+    bits = tags.get(_BITS_PER_SAMPLE)
+    deep = isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
+    return deep and tags.get(_PLANAR_CONFIGURATION) == _SEPARATE
 
 
 def _is_deep_ppm(image: Image.Image) -> bool:

@@ -44,6 +44,7 @@ EXTENSIONS = frozenset(
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 _ORIENTATION = 0x0112
 _ROUNDING = 1e-6  # a float image may leave [0, 1] by the rounding of its own arithmetic, no further
+_LARGEST = float(np.finfo(np.float32).max)
 
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -343,14 +344,16 @@ def as_raw(value: Any, *, where: str = "image") -> np.ndarray:
 def _native(array: np.ndarray, where: object) -> np.ndarray:
     """Numbers in this machine's order of bytes: uint16, int32 or finite float32."""
     if np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite([array.min(), array.max()]).all():  # NaN anywhere makes both NaN
+        low, high = float(array.min()), float(array.max())  # NaN anywhere makes both NaN
+        if not (np.isfinite(low) and np.isfinite(high)):
             raise ImageError(f"{where}: expected finite values, got NaN or infinity")
-        if max(-float(array.min()), float(array.max())) > np.finfo(np.float32).max:
-            raise ImageError(f"{where}: expected values that 32-bit floats hold, got {array.max():.6g}")
+        if max(-low, high) > _LARGEST:
+            raise ImageError(f"{where}: expected values that 32-bit floats hold, got {low:.6g}..{high:.6g}")
         return array.astype(np.float32)
-    if array.dtype == np.uint16:
+    kind = array.dtype.newbyteorder("=")
+    if kind == np.uint16:
         return array.astype(np.uint16)
-    if array.dtype in (np.int16, np.int32):
+    if kind in (np.int16, np.int32):
         return array.astype(np.int32)
     raise ImageError(
         f"{where}: expected uint8, uint16, int16, int32, bool or float values, got {array.dtype}"
