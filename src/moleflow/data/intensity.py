@@ -256,7 +256,7 @@ def _given(wish: str, sample: list[Levels], depth: Depth) -> Intensity:
     low, high = _ends(wish)
     asked = Intensity(low, high, depth)
     least, most = min(image.least for image in sample), max(image.most for image in sample)
-    held = f"{sample[0].name} and others hold {_NUMBERS[depth]}, {least:.10g}..{most:.10g}"
+    held = f"the images ({sample[0].name}, ...) hold {_NUMBERS[depth]}, {least:.10g}..{most:.10g}"
     if ":" not in wish and (depth == "float" or (depth == "8-bit" and wish != "8")):
         raise ConfigError(f"expected images for the intensity {asked}, but {held}")
     if most < low or least > high:
