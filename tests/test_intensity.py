@@ -5,6 +5,7 @@ import json
 import struct
 import tracemalloc
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from moleflow import Detector
+from moleflow.data import deep
 from moleflow.data.images import as_image, as_raw, has_8_bits, read_image, read_raw
 from moleflow.data.intensity import (
     BITS,
@@ -228,6 +230,13 @@ def test_8_bit_files_are_what_they_were_to_the_bit(tmp_path, name, mode):
     np.testing.assert_array_equal(read_raw(tmp_path / name), read_image(tmp_path / name))
 
 
+def test_the_tiles_of_older_pillows_are_plain_tuples():
+    image = SimpleNamespace(tile=[("raw", (0, 0, 8, 6), 8, ("RGB;16L", 0, 1))], format="TIFF", mode="RGB")
+    assert deep.lower_layout(image, "a") == "RGB;16B"
+    deep.relay(image, "RGB;16B")
+    assert image.tile == [("raw", (0, 0, 8, 6), 8, ("RGB;16B", 0, 1))]
+
+
 # Hostile files
 
 
@@ -356,6 +365,11 @@ def test_a_depth_uses_all_grey_levels_and_types_agree(bits):
     assert intensity.clipped(every) == 0
     if bits == 16:
         np.testing.assert_array_equal(levels, as_image(every))
+
+
+def test_full_is_the_range_of_the_type():
+    for raw in (GREY, (DEEP >> 8).astype(np.uint8), RNG.random((4, 4)).astype(np.float32)):
+        np.testing.assert_array_equal(FULL.apply(raw), as_image(raw))
 
 
 def test_a_pixel_is_beyond_the_range_when_one_of_its_colours_is():

@@ -7,7 +7,7 @@ with all its checks of hostile files, give the whole numbers, and no decoder is 
 import math
 import os
 import sys
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from PIL import Image
@@ -44,11 +44,7 @@ def is_deep_colour(image: Image.Image, where: object) -> bool:
 
 def relay(image: Image.Image, layout: str) -> None:
     """Tells an image that is not loaded yet to decode by another layout of bytes."""
-    tiles = image.tile  # type: ignore[attr-defined]
-    image.tile = [  # type: ignore[attr-defined]
-        tile._replace(args=layout if isinstance(tile.args, str) else (layout, *tile.args[1:]))
-        for tile in tiles
-    ]
+    image.tile = [_laid(tile, layout) for tile in _tiles(image)]  # type: ignore[attr-defined]
 
 
 def joined(higher: np.ndarray, lower: np.ndarray, *, layout: str, key: object = None) -> np.ndarray:
@@ -84,13 +80,13 @@ def read_deep_ppm(file: IO[bytes], image: Image.Image, where: object) -> np.ndar
     """The numbers of a binary PNM file of more than 8 bits, uint16 (H, W) or (H, W, 3); None for others."""
     if not _is_deep_ppm(image):
         return None
-    tile = image.tile[0]  # type: ignore[attr-defined]
-    most = tile.args[1] if isinstance(tile.args, tuple) else 65535
+    _, _, offset, args = _tiles(image)[0]
+    most = args[1] if isinstance(args, tuple) else 65535
     shape = (image.height, image.width, 3) if image.mode == "RGB" else (image.height, image.width)
-    wanted, held = 2 * math.prod(shape), os.fstat(file.fileno()).st_size - tile.offset
+    wanted, held = 2 * math.prod(shape), os.fstat(file.fileno()).st_size - offset
     if held < wanted:
         raise ImageError(f"{where}: damaged or truncated: expected {wanted:,} bytes of pixels, got {held:,}")
-    file.seek(tile.offset)
+    file.seek(offset)
     data = file.read(wanted)
     return np.minimum(np.frombuffer(data, ">u2").reshape(shape), most).astype(np.uint16)
 
@@ -104,18 +100,24 @@ def _has_planes(image: Image.Image) -> bool:
 
 
 def _is_deep_ppm(image: Image.Image) -> bool:
-    if image.format != "PPM" or not image.tile:  # type: ignore[attr-defined]
+    if image.format != "PPM" or not _tiles(image):
         return False
-    tile = image.tile[0]  # type: ignore[attr-defined]
-    if tile.codec_name == "raw":
-        return _layout(image) == "I;16B"
-    return tile.codec_name == "ppm" and tile.args[1] > 255
+    codec, _, _, args = _tiles(image)[0]
+    return _layout(image) == "I;16B" if codec == "raw" else codec == "ppm" and args[1] > 255
+
+
+def _tiles(image: Image.Image) -> list[Any]:
+    """What is left to decode: codec, place, offset and arguments of each part; named tuples in new Pillows."""
+    return list(getattr(image, "tile", ()))
+
+
+def _laid(tile: Any, layout: str) -> Any:
+    args = layout if isinstance(tile[3], str) else (layout, *tile[3][1:])
+    return tile._replace(args=args) if hasattr(tile, "_replace") else (*tile[:3], args)
 
 
 def _layout(image: Image.Image) -> str:
-    tiles = getattr(image, "tile", None)
-    if not tiles:
-        return ""
-    args = tiles[0].args
+    """How the decoder is told that the bytes lie; empty where there is nothing to decode."""
+    args = next((tile[3] for tile in _tiles(image)), "")
     first = args[0] if isinstance(args, tuple) and args else args
     return first if isinstance(first, str) else ""

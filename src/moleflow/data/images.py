@@ -285,7 +285,7 @@ def _bytes_of(image: Image.Image, where: object) -> np.ndarray:
 
 
 def _to_raw(image: Image.Image, where: object) -> np.ndarray:
-    return _native(np.array(image), where) if _is_deep_grey(image) else _to_rgb(image, where)
+    return _native(np.asarray(image), where) if _is_deep_grey(image) else _to_rgb(image, where)
 
 
 def _to_rgb(image: Image.Image, where: object) -> np.ndarray:
@@ -323,8 +323,8 @@ def as_raw(value: Any, *, where: str = "image") -> np.ndarray:
 
     Arrays and tensors have the shapes that `as_image` takes. uint16, int16, int32 and floats keep their
     numbers (floats as float32); a fourth channel of uint16 or float is opacity, 0..65535 or 0..1, and is laid
-    over black. uint8 and bool become (H, W, 3) uint8 as from `as_image`. An open PIL image has no more than
-    8 bits a colour: pass its path for those. Raises `ImageError`.
+    over black. uint8 and bool become (H, W, 3) uint8 as from `as_image`. The result may share memory with an
+    array. An open PIL image has no more than 8 bits a colour: pass its path for those. Raises `ImageError`.
     """
     if isinstance(value, (str, os.PathLike)):
         return read_raw(Path(value))
@@ -349,12 +349,12 @@ def _native(array: np.ndarray, where: object) -> np.ndarray:
             raise ImageError(f"{where}: expected finite values, got NaN or infinity")
         if max(-low, high) > _LARGEST:
             raise ImageError(f"{where}: expected values that 32-bit floats hold, got {low:.6g}..{high:.6g}")
-        return array.astype(np.float32)
+        return array.astype(np.float32, copy=False)
     kind = array.dtype.newbyteorder("=")
     if kind == np.uint16:
-        return array.astype(np.uint16)
+        return array.astype(np.uint16, copy=False)
     if kind in (np.int16, np.int32):
-        return array.astype(np.int32)
+        return array.astype(np.int32, copy=False)
     raise ImageError(
         f"{where}: expected uint8, uint16, int16, int32, bool or float values, got {array.dtype}"
     )

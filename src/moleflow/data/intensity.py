@@ -80,10 +80,11 @@ class Intensity:
         self.check(raw, where=where)
         if raw.dtype == np.uint8 and self.plain:
             return raw
+        low, high = (0, _FULL_RANGES[depth_of(raw)]) if self.depth == "any" else (self.low, self.high)
         levels = np.empty(raw.shape, np.uint8)
-        table = _table(self.low, self.high) if raw.dtype in (np.uint8, np.uint16) else None
+        table = _table(low, high) if raw.dtype in (np.uint8, np.uint16) else None
         for rows in _blocks(raw):
-            levels[rows] = _levels(raw[rows], self.low, self.high) if table is None else table[raw[rows]]
+            levels[rows] = _levels(raw[rows], low, high) if table is None else table[raw[rows]]
         return levels if levels.ndim == 3 else np.repeat(levels[:, :, None], 3, axis=2)
 
     def clipped(self, raw: np.ndarray) -> float:
@@ -110,6 +111,8 @@ FULL = Intensity(0, 1, "any")
 """Every depth by its full range: 8 bits 0..255, 16 bits 0..65535, floats 0..1; of lines that keep none."""
 
 EIGHT_BITS = Intensity(0, 255, "8-bit", "auto")
+
+_FULL_RANGES = {"8-bit": 255, "integer": 65535, "float": 1}
 
 _NUMBERS = {
     "8-bit": "8-bit values",
