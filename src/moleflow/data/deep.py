@@ -107,7 +107,7 @@ def _is_deep_ppm(image: Image.Image) -> bool:
 
 
 def _tiles(image: Image.Image) -> list[Any]:
-    """What is left to decode: codec, place, offset and arguments of each part; named tuples in new Pillows."""
+    """What is to be decoded, by part: codec, place, offset, arguments; tuples, from Pillow 11 on named."""
     return list(getattr(image, "tile", ()))
 
 
