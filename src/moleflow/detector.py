@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
 from .config import LineConfig, from_dict, to_dict
+from .data.intensity import parse_intensity
 from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.extractor import Extractor
@@ -48,6 +49,9 @@ class Detector:
         device: "auto" takes CUDA, then MPS, then the CPU.
         seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
         false_alarm_rate: share of good images that may be called defective.
+        intensity: which of the camera's numbers is black and which white, for the life of the line: "auto"
+            chooses by the first product's images; a number of bits (8, 10, 12, 14, 16), "LOW:HIGH" or
+            (LOW, HIGH) says it; "full" maps each image by its type's full range.
         config: every other option.
 
     Raises:
@@ -64,6 +68,7 @@ class Detector:
         device: str | torch.device | None = "auto",
         seed: int = 0,
         false_alarm_rate: float = 0.01,
+        intensity: str | int | tuple[float, float] = "auto",
         config: LineConfig | None = None,
     ) -> None:
         if not 0 < false_alarm_rate < 1:
@@ -72,6 +77,7 @@ class Detector:
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
         self.extractor = Extractor(backbone, weights=weights, image_size=image_size, device=device, seed=seed)
         self.intake = Intake(self.extractor.image_size)
+        self._intensity = parse_intensity(intensity)  # what the intake is settled by, with the first product
         self._random_weights = str(weights) == "random"
         self._line = Line(false_alarm_rate)
         self._archive = Archive()
@@ -300,6 +306,7 @@ class Detector:
             "seed": self.seed,
             "false_alarm_rate": self.false_alarm_rate,
             "config": to_dict(self.config),
+            "intake": self.intake.settings(),
         }
 
     @classmethod
@@ -337,6 +344,7 @@ class Detector:
                 config=from_dict(LineConfig, settings["config"]),
             )
             detector.extractor.check_same(settings["backbone"])
+            detector.intake = Intake.from_settings(detector.extractor.image_size, settings.get("intake"))
             detector._line, detector._archive = restore(
                 record,
                 store.path,
@@ -366,7 +374,10 @@ class Detector:
         sources = list_sources(images, errors="raise" if strict else "yield")
         if groups is not None and len(groups) != len(sources):
             raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
-        features, failures = self._extract(sources, tell, errors="raise" if strict else "yield")
+        intake = self.intake
+        if self._line.base is None:
+            intake = intake.settled(self._intensity, sources)
+        features, failures = self._extract(sources, intake, tell, errors="raise" if strict else "yield")
         if groups is not None:
             groups = [label for i, label in enumerate(groups) if i not in failures]
         seconds = {"backbone": time.perf_counter() - started}
@@ -398,6 +409,7 @@ class Detector:
             overrides=overrides,
             unreadable=before.unreadable | {name: tuple(failure.error for failure in failures.values())},
         )
+        self.intake = intake
         self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
         return self.info(name)
 
@@ -413,7 +425,7 @@ class Detector:
         )
 
     def _extract(
-        self, sources: Sequence[tuple[Source, Any]], tell: Progress, *, errors: Errors
+        self, sources: Sequence[tuple[Source, Any]], intake: Intake, tell: Progress, *, errors: Errors
     ) -> tuple[Tensor, dict[int, Failure]]:
         """Features (N, h, w, D) of all readable images, and by position those that are not.
 
@@ -422,7 +434,7 @@ class Detector:
         parts = []
         failures: dict[int, Failure] = {}
         done = 0
-        for batch in self.intake.batches(sources, EXTRACT_BATCH, errors=errors):
+        for batch in intake.batches(sources, EXTRACT_BATCH, errors=errors):
             failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
             pictures = _pictures(batch)
             if pictures and readable(len(failures), len(sources)):
