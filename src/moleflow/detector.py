@@ -16,16 +16,18 @@ from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
 from .config import LineConfig, from_dict, to_dict
-from .data.sources import Source, list_sources
+from .data.sources import Source, list_sources, name_of
 from .errors import CalibrationError, ConfigError, LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
 from .inspection import inspect
 from .intake import Intake, Picture
+from .lesson import review
 from .line import Line, rerouted_by
 from .product import learn_product, split
 from .results import Prediction, TaskInfo
 from .store import LineStore, check_task_name
+from .suspects import Photo, facts_of
 from .training import learn_base
 
 Progress = Callable[
@@ -107,19 +109,24 @@ class Detector:
             parameters=product.parameters(),
             bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
             rerouted=dict(line.rerouted.get(name, {})),
+            lesson=line.lesson(name),
         )
 
-    def add_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
+    def add_task(
+        self, name: str, images: Any, *, progress: Progress | None = None, drop_suspicious: bool = False
+    ) -> TaskInfo:
         """Learns a new product from good images; the first one also trains the base.
 
         Args:
             name: becomes a folder name; letters of any script, digits, inner spaces and dots.
             images: a folder, a pattern, a file, a list of paths, or arrays or tensors of images.
             progress: told the stage and the share of it that is done.
+            drop_suspicious: leave out images that something speaks against, see `TaskInfo.suspects`;
+                they are listed either way, and none is left out otherwise.
 
         Raises:
             TaskError: the name is unusable or taken.
-            ImageError: an image is unreadable, or there is none.
+            ImageError: an image is unreadable, or there is none, or none is left.
             TrainingError: learning did not stay finite.
 
         Whatever is raised, the line is as it was before.
@@ -128,9 +135,11 @@ class Detector:
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(name, images, progress)
+            return self._learn(name, images, progress, drop_suspicious)
 
-    def update_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
+    def update_task(
+        self, name: str, images: Any, *, progress: Progress | None = None, drop_suspicious: bool = False
+    ) -> TaskInfo:
         """Learns more of a known product from new good images, as a new version; others are untouched.
 
         Its earlier images were not kept, but features like theirs are drawn from what was learned and
@@ -140,7 +149,7 @@ class Detector:
         """
         with self._learning:
             self._line.product(name)
-            return self._learn(check_task_name(name), images, progress)
+            return self._learn(check_task_name(name), images, progress, drop_suspicious)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
@@ -287,10 +296,13 @@ class Detector:
 
     # Learning
 
-    def _learn(self, name: str, images: Any, progress: Progress | None) -> TaskInfo:
+    def _learn(self, name: str, images: Any, progress: Progress | None, drop_suspicious: bool) -> TaskInfo:
         tell = progress or _silent
         started = time.perf_counter()
-        features = self._extract(images, tell)
+        features, photos = self._extract(images, tell)
+        reviewed = review(photos, drop_suspicious=drop_suspicious)
+        if reviewed.lesson.dropped:
+            features = features[reviewed.kept]
         seconds = {"backbone": time.perf_counter() - started}
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:
@@ -318,7 +330,11 @@ class Detector:
             base_hash=base_hash,
             overrides=overrides,
         )
-        self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
+        self._line = replace(
+            after,
+            rerouted=before.rerouted | {name: rerouted_by(name, before, after)},
+            lessons=before.lessons | {name: reviewed.lesson},
+        )
         return self.info(name)
 
     def _learn_base(self, features: Tensor, tell: Progress) -> Base:
@@ -332,15 +348,18 @@ class Detector:
             progress=lambda share: tell("base", share),
         )
 
-    def _extract(self, images: Any, tell: Progress) -> Tensor:
-        """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step."""
+    def _extract(self, images: Any, tell: Progress) -> tuple[Tensor, list[Photo]]:
+        """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step; and what
+        each looks like."""
         sources = list_sources(images)
-        parts = []
+        parts, photos = [], []
         for start in range(0, len(sources), EXTRACT_BATCH):
             chunk = sources[start : start + EXTRACT_BATCH]
-            parts.append(self._features(self.intake.read_all(chunk)).half())
+            pictures = self.intake.read_all(chunk)
+            photos += [facts_of(name_of(p.source), p.pixels, p.size) for p in pictures]
+            parts.append(self._features(pictures).half())
             tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
-        return torch.cat(parts)
+        return torch.cat(parts), photos
 
     def _features(self, pictures: list[Picture]) -> Tensor:
         return self.extractor.features(self.extractor.stack([picture.pixels for picture in pictures]))

@@ -8,6 +8,7 @@ from typing import Any
 from .config import RouterConfig
 from .errors import TaskError
 from .flow.expert import Base
+from .lesson import Lesson
 from .product import Product
 from .routing.router import Router
 from .store import check_task_name
@@ -24,6 +25,7 @@ class Line:
         router: over all products; None without one.
         overrides: verdicts changed by hand, by product.
         rerouted: good images of older products whose routing a product's arrival changed, by product.
+        lessons: what each product was last taught from; products of older lines have none.
     """
 
     false_alarm_rate: float
@@ -33,6 +35,7 @@ class Line:
     router: Router | None = None
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
+    lessons: dict[str, Lesson] = field(default_factory=dict)
 
     def product(self, name: str) -> Product:
         """The product of this name; `TaskError` when there is none."""
@@ -45,6 +48,11 @@ class Line:
     def verdict(self, name: str) -> tuple[float | None, float]:
         """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
         return self.products[name].calibration.verdict(self.overrides.get(name, {}), self.false_alarm_rate)
+
+    def lesson(self, name: str) -> Lesson:
+        """What a product was last taught from; where nobody looked, every image counts."""
+        images = self.products[name].images
+        return self.lessons.get(name, Lesson(images=images, independent=images))
 
     def with_products(self, products: dict[str, Product], config: RouterConfig, **changes: Any) -> Line:
         """The line with other products, and the router that goes with them."""
@@ -61,6 +69,7 @@ class Line:
             config,
             overrides=_without(self.overrides, name),
             rerouted=_without(self.rerouted, name),
+            lessons=_without(self.lessons, name),
         )
 
 

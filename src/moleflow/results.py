@@ -10,6 +10,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .lesson import Lesson
+from .suspects import Suspect
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -115,6 +118,7 @@ class TaskInfo:
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
+        lesson: what it was last taught from: light, sharpness, what was left out.
     """
 
     name: str
@@ -128,6 +132,17 @@ class TaskInfo:
     parameters: int
     bytes: int
     rerouted: dict[str, int]
+    lesson: Lesson
+
+    @property
+    def independent(self) -> int:
+        """How many of the last lesson's images are no near-copies of one another."""
+        return self.lesson.independent
+
+    @property
+    def suspects(self) -> tuple[Suspect, ...]:
+        """Images of the last lesson that may not belong among the good ones, the gravest first."""
+        return self.lesson.suspects
 
 
 def _finite(value: float) -> float | None:

@@ -12,14 +12,27 @@ import typer
 
 from ..errors import ConfigError, LineError, TaskError
 from .app import app, example
-from .options import Device, GoodImages, Line, ProductName, Rate, Threads, Weights, as_image_size
+from .options import (
+    Device,
+    DropSuspicious,
+    GoodImages,
+    Line,
+    ProductName,
+    Rate,
+    ReportFile,
+    Threads,
+    Weights,
+    as_image_size,
+)
 from .products import read_line, record_of, setting_of
 from .screen import NOTHING_CHANGED, amount, as_text, complain, interruptible, say, stages, use_threads
 
 if TYPE_CHECKING:
     from ..detector import Detector
     from ..results import TaskInfo
-    from ..store import LineStore
+    from ..store import LineStore, TaskRecord
+
+SHOWN_COPIES = 5  # groups of near-copies named on the screen; the report has all
 
 
 @app.command(
@@ -41,6 +54,8 @@ def add(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
     false_alarm_rate: Rate = None,
+    report: ReportFile = None,
+    drop_suspicious: DropSuspicious = False,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -48,6 +63,7 @@ def add(
 
     Backbone, image size and seed belong to the line: for an existing one leave them out, or give the same.
     The false-alarm rate is the line's where it is new, and this product's alone where it exists.
+    Suspicious images are listed; they teach all the same unless --drop-suspicious is given.
     """
     size = None if image_size is None else as_image_size(image_size)
     wishes = {"backbone": backbone, "image_size": size, "seed": seed}
@@ -56,6 +72,7 @@ def add(
         from ..store import LineStore, check_task_name
 
         product, paths, store = check_task_name(product), find_images(images), LineStore(line)
+        _refuse_report(report, paths)
     with nullcontext() if store.exists() else _first_to_create(line):
         with interruptible(NOTHING_CHANGED):
             exists = store.exists()
@@ -65,11 +82,12 @@ def add(
             rate = None if exists else false_alarm_rate
             detector = _line_to_teach(line if exists else None, wishes, rate, weights=weights, device=device)
             with stages() as progress:
-                detector.add_task(product, paths, progress=progress)
+                detector.add_task(product, paths, progress=progress, drop_suspicious=drop_suspicious)
             if exists and false_alarm_rate is not None:
                 detector.set_threshold(product, false_alarm_rate=false_alarm_rate)
         _save(detector, line)
     _report_learned(detector.info(product), line)
+    _write_report(report, detector.info(product), line)
 
 
 @app.command(epilog=example("moleflow update line-3 bottle photos/bottle/new"))
@@ -77,6 +95,8 @@ def update(
     line: Line,
     product: ProductName,
     images: GoodImages,
+    report: ReportFile = None,
+    drop_suspicious: DropSuspicious = False,
     weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -90,15 +110,17 @@ def update(
         from ..data.images import find_images
 
         paths = find_images(images)
+        _refuse_report(report, paths)
         product = record_of(read_line(line), product).name
         use_threads(threads)
         from ..detector import Detector
 
         detector = Detector.load(line, weights=weights, device=device)
         with stages() as progress:
-            detector.update_task(product, paths, progress=progress)
+            detector.update_task(product, paths, progress=progress, drop_suspicious=drop_suspicious)
     _save(detector, line)
     _report_learned(detector.info(product), line)
+    _write_report(report, detector.info(product), line)
 
 
 def _line_to_teach(
@@ -169,6 +191,53 @@ def _save(detector: Detector, line: Path) -> None:
         detector.save(line)
 
 
+def _refuse_report(report: Path | None, images: list[Path]) -> None:
+    """Say before learning where the report cannot go."""
+    if report is None:
+        return
+    if report.is_dir() or not report.absolute().parent.is_dir():
+        raise ConfigError(f"--report {report}: expected a file in a folder that exists")
+    if report.exists() and any(report.samefile(image) for image in images if image.exists()):
+        raise ConfigError(f"--report {report}: this is one of the images")
+
+
+def _write_report(report: Path | None, learned: TaskInfo, line: Path) -> None:
+    if report is None:
+        return
+    from ..teaching_report import write_teaching_report
+
+    scores = _good_scores(record_of(read_line(line), learned.name))
+    write_teaching_report(
+        report, product=learned.name, lesson=learned.lesson, scores=scores, threshold=learned.threshold
+    )
+    say(f"  report: {report}")
+
+
+def _good_scores(record: TaskRecord) -> list[float]:
+    """What the photographs that calibrated score, in the unit of the threshold."""
+    from ..scoring import ScoreCalibration
+
+    calibration = ScoreCalibration.from_dict(record.info["calibration"])
+    return [(score - calibration.level) / calibration.spread for score in calibration.scores]
+
+
+def _report_lesson(learned: TaskInfo) -> None:
+    """How many images are independent, and every one that something speaks against or that comes again."""
+    lesson = learned.lesson
+    counted = f"{lesson.images} images" if lesson.images != 1 else "1 image"
+    if lesson.independent < lesson.images:
+        say(f"  {counted}, {lesson.independent} independent: the others show the same again")
+    if lesson.suspicious:
+        fate = "left out" if lesson.dropped else "learned from; --drop-suspicious leaves such images out"
+        count = len(lesson.suspicious)
+        complain(f"note: {count} suspicious {'image was' if count == 1 else 'images were'} {fate}:")
+    for suspect in lesson.suspects:
+        if suspect.fault:
+            complain(f"  {suspect.source}: {suspect.reason}")
+    for suspect in [s for s in lesson.suspects if not s.fault][:SHOWN_COPIES]:
+        complain(f"note: {suspect.source}: {suspect.reason}")
+
+
 def _report_learned(learned: TaskInfo, line: Path) -> None:
     rate = "" if learned.false_alarm_rate is None else f" for {learned.false_alarm_rate:.3%} false alarms"
     say(f"{learned.name}: version {learned.version} on {line}, learned from {learned.images} good images")
@@ -178,6 +247,7 @@ def _report_learned(learned: TaskInfo, line: Path) -> None:
         f"  threshold {learned.threshold:.4f}{rate}, "
         f"from {learned.calibration_images} {learned.calibration} images"
     )
+    _report_lesson(learned)
     if learned.calibration == "in-sample":
         complain(
             "note: one image does not show how good ones vary; "
