@@ -14,7 +14,7 @@ from moleflow import Detector
 from moleflow.cli import app
 from moleflow.copies import find_copies
 from moleflow.data.factory import make_sample
-from moleflow.data.images import resize
+from moleflow.data.images import camera_of, resize
 from moleflow.errors import ImageError, MoleFlowError
 from moleflow.lesson import KEPT, Lesson, review
 from moleflow.suspects import KINDS, Suspect, facts_of, find_suspects
@@ -99,6 +99,24 @@ def test_the_gravest_come_first(gears):
     assert kinds[0] == "one colour"
     assert kinds[-1] == "copies"
     assert kinds == sorted(kinds, key=KINDS.index)
+
+
+def test_another_camera_is_known_by_what_its_file_says(gears, tmp_path):
+    photos = []
+    for i, picture in enumerate([*gears[:6], gears[7]]):
+        exif = Image.Exif()
+        exif[0x010F], exif[0x0110] = ("Acme", "A1") if i < 6 else ("Other\n<b>", "Z" * 500)
+        path = tmp_path / f"{i}.jpg"
+        Image.fromarray(picture).save(path, quality=95, exif=exif)
+        photos.append(facts_of(path.name, picture, picture.shape[:2], camera=camera_of(path)))
+    (found,) = find_suspects(photos, range(7))
+    assert (found.source, found.kind) == ("6.jpg", "camera")
+    assert "the others with Acme A1" in found.reason
+    assert len(found.reason) < 200
+    Image.fromarray(gears[0]).save(tmp_path / "plain.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe1nonsense")
+    nameless = [tmp_path / "plain.png", tmp_path / "broken.jpg", tmp_path / "none.png", 3]
+    assert [camera_of(source) for source in nameless] == [None] * 4
 
 
 def test_few_photographs_accuse_nobody_but_an_empty_one(gears):

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
 from .config import LineConfig, from_dict, to_dict
+from .data.images import camera_of
 from .data.sources import Source, list_sources, name_of
 from .errors import CalibrationError, ConfigError, LineError, TaskError
 from .features.extractor import Extractor
@@ -356,7 +357,9 @@ class Detector:
         for start in range(0, len(sources), EXTRACT_BATCH):
             chunk = sources[start : start + EXTRACT_BATCH]
             pictures = self.intake.read_all(chunk)
-            photos += [facts_of(name_of(p.source), p.pixels, p.size) for p in pictures]
+            photos += [
+                facts_of(name_of(p.source), p.pixels, p.size, camera=camera_of(p.source)) for p in pictures
+            ]
             parts.append(self._features(pictures).half())
             tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
         return torch.cat(parts), photos
