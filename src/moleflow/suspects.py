@@ -19,8 +19,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _FEWEST = 5  # photographs from which on the rest says what is usual
 # Robust spreads from the median, with many photographs. On three real products, 1291 good photographs, light
-# goes up to 3.8 (5.6 by less than two grey levels), sharpness to 4.2; good scores have a longer tail.
-_CLEAR_LIGHT, _CLEAR_SHARPNESS, _CLEAR_SCORE = 4.5, 6.0, 8.0
+# goes up to 3.8 (5.6 by less than two grey levels), sharpness to 4.2; scores of closed-form cells on 200 of
+# each, left out in blocks, go up to 7.8.
+_CLEAR_LIGHT, _CLEAR_SHARPNESS, _CLEAR_SCORE = 4.5, 6.0, 10.0
 _LIGHT_STEP = 16.0  # grey levels by which a mean must differ at least
 _SHARPNESS_STEP = 1.5  # factor by which sharpness must differ at least
 _FLAT = 1.0  # spread of a picture that shows nothing, in grey levels
@@ -203,7 +204,7 @@ def _strange(photos: Sequence[Photo], scores: np.ndarray) -> list[Suspect]:
             float(z),
         )
         for photo, z, known in zip(photos, away, given, strict=True)
-        if known and z > _CLEAR_SCORE * _caution(int(given.sum()))
+        if known and _tamed(z) > _tamed(_CLEAR_SCORE) * _caution(int(given.sum()))
     ]
 
 
@@ -289,6 +290,11 @@ def _moments(histogram: list[int]) -> tuple[float, float]:
     counts, levels = np.array(histogram, np.float64), np.arange(256)
     mean = float((counts * levels).sum() / counts.sum())
     return mean, float(np.sqrt((counts * (levels - mean) ** 2).sum() / counts.sum()))
+
+
+def _tamed(spreads: float) -> float:
+    """Good scores have a long upper tail: linear near the typical one, logarithmic far above it."""
+    return 4 * float(np.log1p(max(spreads, 0.0) / 4))
 
 
 def _caution(count: int) -> float:

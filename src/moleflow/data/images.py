@@ -236,7 +236,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def camera_of(source: object) -> str | None:
-    """Maker and model of the camera that a JPEG or TIFF file names; None where it names none, or is no file."""
+    """Maker and model of the camera that a JPEG or TIFF file names; None where there is none, or no file."""
     if not isinstance(source, (str, os.PathLike)):
         return None
     path = Path(source)
