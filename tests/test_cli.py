@@ -348,10 +348,12 @@ def shelf(data, tmp_path):
 def test_add_each_learns_a_product_a_folder(quick, shelf, tmp_path):
     line = tmp_path / "line"
     run("add", line, "wood", shelf / "Wood" / "good", "--image-size", 64)
-    result = run("add", line, "--each", shelf, code=3)
+    result = run("add", line, "--each", shelf, "--report", tmp_path / "lessons.html", code=3)
     assert "Wood: on" in result.stdout
     assert "Error: nothing:" in result.stderr
     assert "2 learned, 1 skipped, 1 failed: nothing" in result.stdout
+    assert {page.name for page in tmp_path.glob("*.html")} == {"lessons-gear9.html", "lessons-gear10.html"}
+    assert "What gear10 was taught from" in (tmp_path / "lessons-gear10.html").read_text()
     detector = Detector.load(line)
     assert detector.tasks == ("wood", "gear9", "gear10")
     assert [detector.info(name).images for name in detector.tasks] == [2, 2, 2]

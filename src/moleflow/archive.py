@@ -13,6 +13,7 @@ from .config import LineConfig, to_dict
 from .errors import LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
+from .lesson import Lesson
 from .line import Line
 from .product import Product
 from .store import LineRecord, LineStore, TaskRecord, Transaction, fingerprint
@@ -121,6 +122,7 @@ def restore(
         overrides={r.name: dict(r.overrides) for r in record.tasks if r.overrides},
         rerouted={r.name: r.info.get("rerouted", {}) for r in record.tasks},
         unreadable={r.name: tuple(r.info.get("unreadable", ())) for r in record.tasks},
+        lessons={r.name: Lesson.from_dict(r.info["lesson"]) for r in record.tasks if "lesson" in r.info},
     )
     saved = {r.name: Saved(r.version, products[r.name], dict(r.overrides)) for r in record.tasks}
     return line, Archive(path.resolve(), saved)
@@ -140,6 +142,10 @@ def _record(line: Line, name: str) -> TaskRecord:
         version=None,
         tensors=product.tensors(),
         info=product.info()
-        | {"rerouted": line.rerouted.get(name, {}), "unreadable": list(line.unreadable.get(name, ()))},
+        | {
+            "rerouted": line.rerouted.get(name, {}),
+            "unreadable": list(line.unreadable.get(name, ())),
+            "lesson": line.lesson(name).to_dict(),
+        },
         overrides=dict(line.overrides.get(name, {})),
     )

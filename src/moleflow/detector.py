@@ -15,17 +15,20 @@ from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
 from .config import LineConfig, from_dict, to_dict
+from .data.images import camera_of
 from .data.intensity import parse_intensity
-from .data.sources import Errors, Source, list_sources
+from .data.sources import Errors, Source, list_sources, name_of
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
 from .inspection import inspect
 from .intake import Intake, Picture, check_errors, check_readable, readable
+from .lesson import review
 from .line import Line, rerouted_by
 from .product import learn_product, split
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
+from .suspects import Photo, facts_of
 from .training import learn_base
 
 Progress = Callable[
@@ -113,6 +116,7 @@ class Detector:
             bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
             rerouted=dict(line.rerouted.get(name, {})),
             unreadable=line.unreadable.get(name, ()),
+            lesson=line.lesson(name),
         )
 
     def add_task(
@@ -122,6 +126,7 @@ class Detector:
         *,
         groups: Sequence[str] | None = None,
         strict: bool = False,
+        drop_suspicious: bool = False,
         progress: Progress | None = None,
     ) -> TaskInfo:
         """Learns a new product from good images; the first one also trains the base.
@@ -135,10 +140,12 @@ class Detector:
             strict: refuse any unreadable image. Otherwise up to one in twenty is left out and listed in
                 `TaskInfo.unreadable`.
             progress: told the stage and the share of it that is done.
+            drop_suspicious: leave out images that something speaks against, see `TaskInfo.suspects`;
+                they are listed either way, and none is left out otherwise.
 
         Raises:
             TaskError: the name is unusable or taken.
-            ImageError: too many images are unreadable, or there is none.
+            ImageError: too many images are unreadable, or there is none, or none is left.
             ConfigError: there are not as many group labels as images.
             TrainingError: learning did not stay finite.
 
@@ -148,7 +155,9 @@ class Detector:
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(name, images, progress, groups=groups, strict=strict)
+            return self._learn(
+                name, images, progress, groups=groups, strict=strict, drop_suspicious=drop_suspicious
+            )
 
     def update_task(
         self,
@@ -157,6 +166,7 @@ class Detector:
         *,
         groups: Sequence[str] | None = None,
         strict: bool = False,
+        drop_suspicious: bool = False,
         progress: Progress | None = None,
     ) -> TaskInfo:
         """Learns more of a known product from new good images, as a new version; others are untouched.
@@ -168,7 +178,14 @@ class Detector:
         """
         with self._learning:
             self._line.product(name)
-            return self._learn(check_task_name(name), images, progress, groups=groups, strict=strict)
+            return self._learn(
+                check_task_name(name),
+                images,
+                progress,
+                groups=groups,
+                strict=strict,
+                drop_suspicious=drop_suspicious,
+            )
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
@@ -368,6 +385,7 @@ class Detector:
         *,
         groups: Sequence[str] | None,
         strict: bool,
+        drop_suspicious: bool,
     ) -> TaskInfo:
         tell = progress or _silent
         started = time.perf_counter()
@@ -377,9 +395,15 @@ class Detector:
         intake = self.intake
         if self._line.base is None:
             intake = intake.settled(self._intensity, sources)
-        features, failures = self._extract(sources, intake, tell, errors="raise" if strict else "yield")
+        features, photos, failures = self._extract(
+            sources, intake, tell, errors="raise" if strict else "yield"
+        )
         if groups is not None:
             groups = [label for i, label in enumerate(groups) if i not in failures]
+        reviewed = review(photos, drop_suspicious=drop_suspicious)
+        if reviewed.lesson.dropped:
+            features = features[reviewed.kept]
+            groups = None if groups is None else [groups[i] for i in reviewed.kept]
         seconds = {"backbone": time.perf_counter() - started}
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:
@@ -410,7 +434,11 @@ class Detector:
             unreadable=before.unreadable | {name: tuple(failure.error for failure in failures.values())},
         )
         self.intake = intake
-        self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
+        self._line = replace(
+            after,
+            rerouted=before.rerouted | {name: rerouted_by(name, before, after)},
+            lessons=before.lessons | {name: reviewed.lesson},
+        )
         return self.info(name)
 
     def _learn_base(self, features: Tensor, tell: Progress) -> Base:
@@ -426,23 +454,27 @@ class Detector:
 
     def _extract(
         self, sources: Sequence[tuple[Source, Any]], intake: Intake, tell: Progress, *, errors: Errors
-    ) -> tuple[Tensor, dict[int, Failure]]:
-        """Features (N, h, w, D) of all readable images, and by position those that are not.
+    ) -> tuple[Tensor, list[Photo], dict[int, Failure]]:
+        """Features (N, h, w, D) of all readable images, what each looks like, and by position the others.
 
         The features are in 16 bits, computed once and reused by every step.
         """
-        parts = []
+        parts, photos = [], []
         failures: dict[int, Failure] = {}
         done = 0
         for batch in intake.batches(sources, EXTRACT_BATCH, errors=errors):
             failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
             pictures = _pictures(batch)
             if pictures and readable(len(failures), len(sources)):
+                photos += [
+                    facts_of(name_of(p.source), p.pixels, p.size, camera=camera_of(p.source))
+                    for p in pictures
+                ]
                 parts.append(self._features(pictures).half())
             done += len(batch)
             tell("backbone", done / len(sources))
         check_readable(list(failures.values()), len(sources))
-        return torch.cat(parts), failures
+        return torch.cat(parts), photos, failures
 
     def _features(self, pictures: list[Picture]) -> Tensor:
         return self.extractor.features(self.extractor.stack([picture.pixels for picture in pictures]))

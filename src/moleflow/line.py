@@ -8,6 +8,7 @@ from typing import Any
 from .config import RouterConfig
 from .errors import TaskError
 from .flow.expert import Base
+from .lesson import Lesson
 from .product import Product
 from .routing.router import Router
 from .store import check_task_name
@@ -25,6 +26,7 @@ class Line:
         overrides: verdicts changed by hand, by product.
         rerouted: good images of older products whose routing a product's arrival changed, by product.
         unreadable: what was left out of a product's last lesson, each with the reason, by product.
+        lessons: what each product was last taught from; products of older lines have none.
     """
 
     false_alarm_rate: float
@@ -35,6 +37,7 @@ class Line:
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
     unreadable: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    lessons: dict[str, Lesson] = field(default_factory=dict)
 
     def product(self, name: str) -> Product:
         """The product of this name; `TaskError` when there is none."""
@@ -47,6 +50,11 @@ class Line:
     def verdict(self, name: str) -> tuple[float | None, float]:
         """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
         return self.products[name].calibration.verdict(self.overrides.get(name, {}), self.false_alarm_rate)
+
+    def lesson(self, name: str) -> Lesson:
+        """What a product was last taught from; where nobody looked, every image counts."""
+        images = self.products[name].images
+        return self.lessons.get(name, Lesson(images=images, independent=images))
 
     def with_products(self, products: dict[str, Product], config: RouterConfig, **changes: Any) -> Line:
         """The line with other products, and the router that goes with them."""
@@ -64,6 +72,7 @@ class Line:
             overrides=_without(self.overrides, name),
             rerouted=_without(self.rerouted, name),
             unreadable=_without(self.unreadable, name),
+            lessons=_without(self.lessons, name),
         )
 
 

@@ -71,3 +71,10 @@ Rate = Annotated[
     float | None,
     typer.Option(callback=_rate, metavar="R", help="Share of good images that may be called defective."),
 ]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write a page on the lesson and its suspicious pictures."),
+]
+DropSuspicious = Annotated[
+    bool, typer.Option("--drop-suspicious", help="Leave suspicious images out; they are listed either way.")
+]

@@ -135,7 +135,7 @@ def info(
             amount(_task_bytes(line, record)),
             f"{sum(seconds.values()):.1f}",
             ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()),
-            str(record.info.get("images")),
+            _images(record),
             _calibration(record),
             " ".join(f"[{v}]" if v == record.version else v for v in versions),
         )
@@ -205,6 +205,14 @@ def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]
         ) from error
     rate, threshold = calibration.verdict(record.overrides, float(setting_of(read, "false_alarm_rate")))
     return threshold, rate
+
+
+def _images(record: TaskRecord) -> str:
+    """How many images taught, and how many of the last lesson's were independent where not all were."""
+    images, lesson = str(record.info.get("images")), record.info.get("lesson", {})
+    if lesson.get("independent") == lesson.get("images"):
+        return images
+    return f"{images} ({lesson['independent']} independent)"
 
 
 def _calibration(record: TaskRecord) -> str:

@@ -7,7 +7,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,12 +25,14 @@ from ..errors import (
 from .app import app, example
 from .options import (
     Device,
+    DropSuspicious,
     GoodImages,
     Groups,
     Line,
     ProductName,
     Rate,
     Recursive,
+    ReportFile,
     Threads,
     Weights,
     as_image_size,
@@ -53,10 +55,10 @@ if TYPE_CHECKING:
     from ..detector import Detector
     from ..intake import Intake
     from ..results import TaskInfo
-    from ..store import LineStore
+    from ..store import LineStore, TaskRecord
 
+SHOWN_COPIES = 5  # groups of near-copies named on the screen; the report has all
 NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
-
 
 Strict = Annotated[
     bool,
@@ -103,6 +105,8 @@ def add(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
     false_alarm_rate: Rate = None,
+    report: ReportFile = None,
+    drop_suspicious: DropSuspicious = False,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -113,6 +117,7 @@ def add(
 
     Backbone, image size, intensity and seed belong to the line: for an existing one leave them out, or give
     the same. The false-alarm rate is the line's where it is new, and this product's alone where it exists.
+    Suspicious images are listed; they teach all the same unless --drop-suspicious is given.
     """
     size = None if image_size is None else as_image_size(image_size)
     light = as_intensity(intensity)
@@ -121,6 +126,8 @@ def add(
         recursive=recursive,
         group=group,
         strict=strict,
+        report=report,
+        drop_suspicious=drop_suspicious,
         wishes={"backbone": backbone, "image_size": size, "intensity": light, "seed": seed},
         false_alarm_rate=false_alarm_rate,
         weights=weights,
@@ -150,6 +157,8 @@ def update(
     recursive: Recursive = False,
     group: Groups = "auto",
     strict: Strict = False,
+    report: ReportFile = None,
+    drop_suspicious: DropSuspicious = False,
     weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -161,16 +170,25 @@ def update(
     """
     with interruptible(NOTHING_CHANGED):
         paths, labels = _good_images(images, recursive=recursive, group=group, strict=strict)
+        _refuse_report(report, paths)
         product = record_of(read_line(line), product).name
         use_threads(threads)
         from ..detector import Detector
 
         detector = Detector.load(line, weights=weights, device=device)
         with stages() as progress:
-            detector.update_task(product, paths, groups=labels, strict=strict, progress=progress)
+            detector.update_task(
+                product,
+                paths,
+                groups=labels,
+                strict=strict,
+                drop_suspicious=drop_suspicious,
+                progress=progress,
+            )
     _save(detector, line)
     _report_learned(detector.info(product), line, detector.intake)
     _warn_of_light(detector.intake, paths)
+    _write_report(report, detector.info(product), line, detector.intake)
 
 
 @dataclass(frozen=True)
@@ -181,6 +199,8 @@ class _Lesson:
     recursive: bool
     group: str
     strict: bool
+    report: Path | None
+    drop_suspicious: bool
     wishes: dict[str, Any]
     false_alarm_rate: float | None
     weights: str | None
@@ -197,6 +217,7 @@ def _add(lesson: _Lesson, product: str, images: Sequence[str | Path], *, said: s
         paths, labels = _good_images(
             images, recursive=lesson.recursive, group=lesson.group, strict=lesson.strict
         )
+        _refuse_report(lesson.report, paths)
     with nullcontext() if store.exists() else _first_to_create(line):
         with interruptible(said):
             exists = store.exists()
@@ -205,12 +226,20 @@ def _add(lesson: _Lesson, product: str, images: Sequence[str | Path], *, said: s
                 _refuse_other_settings(store, lesson.wishes)
             detector = _line_to_teach(lesson, exists=exists)
             with stages() as progress:
-                detector.add_task(product, paths, groups=labels, strict=lesson.strict, progress=progress)
+                detector.add_task(
+                    product,
+                    paths,
+                    groups=labels,
+                    strict=lesson.strict,
+                    drop_suspicious=lesson.drop_suspicious,
+                    progress=progress,
+                )
             if exists and lesson.false_alarm_rate is not None:
                 detector.set_threshold(product, false_alarm_rate=lesson.false_alarm_rate)
         _save(detector, line)
     _report_learned(detector.info(product), line, detector.intake)
     _warn_of_light(detector.intake, paths)
+    _write_report(lesson.report, detector.info(product), line, detector.intake)
 
 
 def _add_each(lesson: _Lesson, folder: Path) -> None:
@@ -222,7 +251,7 @@ def _add_each(lesson: _Lesson, folder: Path) -> None:
         raise ImageError(f"{folder}: expected a folder for each product, it holds none")
     ends: dict[str, list[str]] = {"learned": [], "skipped": [], "failed": []}
     for place in products:
-        ends[_add_one_of(lesson, place)].append(place.name)
+        ends[_add_one_of(_with_own_report(lesson, place.name), place)].append(place.name)
     failed = ends["failed"]
     counts = ", ".join(f"{len(names)} {end}" for end, names in ends.items())
     say(counts + (f": {', '.join(failed)}" if failed else ""))
@@ -247,6 +276,12 @@ def _add_one_of(lesson: _Lesson, place: Path) -> str:
         complain(f"Error: {name}: {error}")
         return "failed"
     return "learned"
+
+
+def _with_own_report(lesson: _Lesson, product: str) -> _Lesson:
+    """Each product of several has a report of its own: lessons.html becomes lessons-gear.html."""
+    path = lesson.report
+    return lesson if path is None else replace(lesson, report=path.with_stem(f"{path.stem}-{product}"))
 
 
 def _lesson_folder(product: Path) -> Path:
@@ -372,6 +407,59 @@ def _save(detector: Detector, line: Path) -> None:
         detector.save(line)
 
 
+def _refuse_report(report: Path | None, images: list[Path]) -> None:
+    """Say before learning where the report cannot go."""
+    if report is None:
+        return
+    if report.is_dir() or not report.absolute().parent.is_dir():
+        raise ConfigError(f"--report {report}: expected a file in a folder that exists")
+    if report.exists() and any(report.samefile(image) for image in images if image.exists()):
+        raise ConfigError(f"--report {report}: this is one of the images")
+
+
+def _write_report(report: Path | None, learned: TaskInfo, line: Path, intake: Intake) -> None:
+    if report is None:
+        return
+    from ..teaching_report import write_teaching_report
+
+    scores = _good_scores(record_of(read_line(line), learned.name))
+    write_teaching_report(
+        report,
+        product=learned.name,
+        lesson=learned.lesson,
+        shown=lambda source: intake.shown(Path(source), Path(source)),  # with the light that the line sees
+        unreadable=learned.unreadable,
+        scores=scores,
+        threshold=learned.threshold,
+    )
+    say(f"  report: {report}")
+
+
+def _good_scores(record: TaskRecord) -> list[float]:
+    """What the photographs that calibrated score, in the unit of the threshold."""
+    from ..scoring import ScoreCalibration
+
+    calibration = ScoreCalibration.from_dict(record.info["calibration"])
+    return [(score - calibration.level) / calibration.spread for score in calibration.scores]
+
+
+def _report_lesson(learned: TaskInfo) -> None:
+    """How many images are independent, and every one that something speaks against or that comes again."""
+    lesson = learned.lesson
+    counted = f"{lesson.images} images" if lesson.images != 1 else "1 image"
+    if lesson.independent < lesson.images:
+        say(f"  {counted}, {lesson.independent} independent: the others show the same again")
+    if lesson.suspicious:
+        fate = "left out" if lesson.dropped else "learned from; --drop-suspicious leaves such images out"
+        count = len(lesson.suspicious)
+        complain(f"note: {count} suspicious {'image was' if count == 1 else 'images were'} {fate}:")
+    for suspect in lesson.suspects:
+        if suspect.fault:
+            complain(f"  {suspect.source}: {suspect.reason}")
+    for suspect in [s for s in lesson.suspects if not s.fault][:SHOWN_COPIES]:
+        complain(f"note: {suspect.source}: {suspect.reason}")
+
+
 def _report_learned(learned: TaskInfo, line: Path, intake: Intake) -> None:
     rate = "" if learned.false_alarm_rate is None else f" for {learned.false_alarm_rate:.3%} false alarms"
     say(f"{learned.name}: version {learned.version} on {line}, learned from {learned.images} good images")
@@ -382,6 +470,7 @@ def _report_learned(learned: TaskInfo, line: Path, intake: Intake) -> None:
         f"from {learned.calibration_images} {learned.calibration} images"
     )
     say(f"  {light_in_words(intake.intensity)}")
+    _report_lesson(learned)
     if learned.calibration == "in-sample":
         complain(
             "note: one image does not show how good ones vary; "

@@ -43,7 +43,8 @@ EXTENSIONS = frozenset(
 """Endings (lower case) that mark a file in a folder as an image; the content decides how it is read."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
-_ORIENTATION = 0x0112
+_ORIENTATION, _MAKE, _MODEL = 0x0112, 0x010F, 0x0110
+_LONGEST_NAME = 80
 _ROUNDING = 1e-6  # a float image may leave [0, 1] by the rounding of its own arithmetic, no further
 _LARGEST = float(np.finfo(np.float32).max)
 
@@ -337,6 +338,22 @@ def _bytes_of(image: Image.Image, where: object) -> np.ndarray:
 
 def _to_raw(image: Image.Image, where: object) -> np.ndarray:
     return _native(np.asarray(image), where) if _is_deep_grey(image) else _to_rgb(image, where)
+
+
+def camera_of(source: object) -> str | None:
+    """Maker and model of the camera that a JPEG or TIFF file names; None where there is none, or no file."""
+    if not isinstance(source, (str, os.PathLike)):
+        return None
+    path = Path(source)
+    try:
+        with open(path, "rb") as file, _identify(file, path) as image:
+            # Of a PNG, Pillow would decode every pixel to look behind them.
+            exif = image.getexif() if image.format in ("JPEG", "MPO", "TIFF") else {}
+            named = [str(exif.get(tag, "")).strip(" \0") for tag in (_MAKE, _MODEL)]
+    except Exception:  # a garbled EXIF block says nothing; that the image can be read is seen elsewhere
+        return None
+    text = " ".join(part for part in named if part)
+    return "".join(c for c in text if c.isprintable())[:_LONGEST_NAME] or None
 
 
 def _to_rgb(image: Image.Image, where: object) -> np.ndarray:
