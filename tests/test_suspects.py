@@ -245,7 +245,7 @@ def test_a_lesson_from_a_list_follows_what_is_left(quick, pictures, tmp_path, mo
         learned.append((len(args[1]), more["groups"]))
         return learn_product(*args, **more)
 
-    monkeypatch.setattr("moleflow.detector.learn_product", spy)
+    monkeypatch.setattr("moleflow.learning.learn_product", spy)
     rows = ["path,lot"]
     for i, picture in enumerate(pictures("gear", 21)):
         kelvin = 290 + np.asarray(Image.fromarray(picture).convert("L"), np.float32) / 25

@@ -13,6 +13,7 @@ from .config import LineConfig, to_dict
 from .errors import LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
+from .intake import Intake
 from .lesson import Lesson
 from .line import Line
 from .product import Product
@@ -104,7 +105,13 @@ class Archive:
 
 
 def restore(
-    record: LineRecord, path: Path, extractor: Extractor, config: LineConfig, *, false_alarm_rate: float
+    record: LineRecord,
+    path: Path,
+    extractor: Extractor,
+    config: LineConfig,
+    *,
+    intake: Intake,
+    false_alarm_rate: float,
 ) -> tuple[Line, Archive]:
     """The line of a record read from `path`, to the bit. Raises LineError where its base is another's."""
     base = Base(extractor.grid, extractor.dim, config.flow)
@@ -114,7 +121,7 @@ def restore(
     if found != record.fingerprint:
         raise LineError(f"expected base and settings with fingerprint {record.fingerprint}, got {found}")
     products = {r.name: Product.from_saved(base, config, r.tensors, r.info) for r in record.tasks}
-    line = Line(false_alarm_rate).with_products(
+    line = Line(false_alarm_rate, intake).with_products(
         products,
         config.router,
         base=base,

@@ -3,39 +3,26 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from .archive import Archive, fingerprint_of, restore
+from .archive import Archive, restore
 from .config import LineConfig, from_dict, to_dict
-from .data.images import camera_of
 from .data.intensity import parse_intensity
-from .data.sources import Errors, Source, list_sources, name_of
+from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.extractor import Extractor
-from .flow.expert import Base
 from .inspection import inspect
-from .intake import Intake, Picture, check_errors, check_readable, readable
-from .lesson import review
-from .line import Line, rerouted_by
-from .product import learn_product, split
+from .intake import Intake, check_errors, pictures_in
+from .learning import LessonOptions, Progress, features_of, learn
+from .line import Line
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
-from .suspects import Photo, facts_of
-from .training import learn_base
-
-Progress = Callable[
-    [str, float], None
-]  # stage ("backbone", "base", "learning", "calibration") and share done
-
-EXTRACT_BATCH = 8
 
 
 class Detector:
@@ -79,10 +66,9 @@ class Detector:
         self.config = config or LineConfig()
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
         self.extractor = Extractor(backbone, weights=weights, image_size=image_size, device=device, seed=seed)
-        self.intake = Intake(self.extractor.image_size)
         self._intensity = parse_intensity(intensity)  # what the intake is settled by, with the first product
         self._random_weights = str(weights) == "random"
-        self._line = Line(false_alarm_rate)
+        self._line = Line(false_alarm_rate, Intake(self.extractor.image_size))
         self._archive = Archive()
         self._learning = threading.Lock()
 
@@ -92,6 +78,11 @@ class Detector:
     def path(self) -> Path | None:
         """The line's folder; None while it was never saved."""
         return self._archive.path
+
+    @property
+    def intake(self) -> Intake:
+        """From an image to what the backbone sees; settled with the first product."""
+        return self._line.intake
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -155,9 +146,7 @@ class Detector:
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(
-                name, images, progress, groups=groups, strict=strict, drop_suspicious=drop_suspicious
-            )
+            return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious), progress)
 
     def update_task(
         self,
@@ -178,14 +167,8 @@ class Detector:
         """
         with self._learning:
             self._line.product(name)
-            return self._learn(
-                check_task_name(name),
-                images,
-                progress,
-                groups=groups,
-                strict=strict,
-                drop_suspicious=drop_suspicious,
-            )
+            options = LessonOptions(groups, strict, drop_suspicious)
+            return self._learn(check_task_name(name), images, options, progress)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
@@ -282,9 +265,9 @@ class Detector:
         *,
         errors: Errors,
     ) -> Iterator[Prediction | Failure]:
-        for batch in self.intake.batches(sources, batch_size, errors=errors):
-            pictures = _pictures(batch)
-            features = iter(self._features(pictures).split(1) if pictures else ())
+        for batch in line.intake.batches(sources, batch_size, errors=errors):
+            pictures = pictures_in(batch)
+            features = iter(features_of(self.extractor, pictures).split(1) if pictures else ())
             for one in batch:
                 if isinstance(one, Failure):
                     yield one
@@ -361,12 +344,12 @@ class Detector:
                 config=from_dict(LineConfig, settings["config"]),
             )
             detector.extractor.check_same(settings["backbone"])
-            detector.intake = Intake.from_settings(detector.extractor.image_size, settings.get("intake"))
             detector._line, detector._archive = restore(
                 record,
                 store.path,
                 detector.extractor,
                 detector.config,
+                intake=Intake.from_settings(detector.extractor.image_size, settings.get("intake")),
                 false_alarm_rate=detector.false_alarm_rate,
             )
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
@@ -377,111 +360,19 @@ class Detector:
 
     # Learning
 
-    def _learn(
-        self,
-        name: str,
-        images: Any,
-        progress: Progress | None,
-        *,
-        groups: Sequence[str] | None,
-        strict: bool,
-        drop_suspicious: bool,
-    ) -> TaskInfo:
-        tell = progress or _silent
-        started = time.perf_counter()
-        sources = list_sources(images, errors="raise" if strict else "yield")
-        if groups is not None and len(groups) != len(sources):
-            raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
-        intake = self.intake
-        if self._line.base is None:
-            intake = intake.settled(self._intensity, sources)
-        features, photos, failures = self._extract(
-            sources, intake, tell, errors="raise" if strict else "yield"
-        )
-        if groups is not None:
-            groups = [label for i, label in enumerate(groups) if i not in failures]
-        reviewed = review(photos, drop_suspicious=drop_suspicious)
-        if reviewed.lesson.dropped:
-            features = features[reviewed.kept]
-            groups = None if groups is None else [groups[i] for i in reviewed.kept]
-        seconds = {"backbone": time.perf_counter() - started}
-        base, base_hash = self._line.base, self._line.base_hash
-        if base is None:
-            started = time.perf_counter()
-            base = self._learn_base(features, tell)
-            base_hash = fingerprint_of(base, self.extractor, self.config)
-            seconds["base"] = time.perf_counter() - started
-        product = learn_product(
-            base,
-            features,
-            self.config,
+    def _learn(self, name: str, images: Any, options: LessonOptions, progress: Progress | None) -> TaskInfo:
+        self._line = learn(
+            self._line,
+            name,
+            images,
+            extractor=self.extractor,
+            config=self.config,
             seed=self.seed,
-            progress=tell,
-            previous=self._line.products.get(name),
-            groups=groups,
-        )
-        product = replace(product, seconds=seconds | product.seconds)
-        before = self._line
-        overrides = dict(before.overrides)
-        if "threshold" in overrides.get(name, {}):
-            del overrides[name]
-        after = before.with_products(
-            before.products | {name: product},
-            self.config.router,
-            base=base,
-            base_hash=base_hash,
-            overrides=overrides,
-            unreadable=before.unreadable | {name: tuple(failure.error for failure in failures.values())},
-        )
-        self.intake = intake
-        self._line = replace(
-            after,
-            rerouted=before.rerouted | {name: rerouted_by(name, before, after)},
-            lessons=before.lessons | {name: reviewed.lesson},
+            intensity=self._intensity,
+            options=options,
+            progress=progress or _silent,
         )
         return self.info(name)
-
-    def _learn_base(self, features: Tensor, tell: Progress) -> Base:
-        # What is held out to calibrate the first product must be unseen by the base as well.
-        learn, _, _ = split(len(features), self.config, self.seed)
-        return learn_base(
-            features[learn],
-            self.config.flow,
-            self.config.training,
-            seed=self.seed,
-            progress=lambda share: tell("base", share),
-        )
-
-    def _extract(
-        self, sources: Sequence[tuple[Source, Any]], intake: Intake, tell: Progress, *, errors: Errors
-    ) -> tuple[Tensor, list[Photo], dict[int, Failure]]:
-        """Features (N, h, w, D) of all readable images, what each looks like, and by position the others.
-
-        The features are in 16 bits, computed once and reused by every step.
-        """
-        parts, photos = [], []
-        failures: dict[int, Failure] = {}
-        done = 0
-        for batch in intake.batches(sources, EXTRACT_BATCH, errors=errors):
-            failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
-            pictures = _pictures(batch)
-            if pictures and readable(len(failures), len(sources)):
-                photos += [
-                    facts_of(name_of(p.source), p.pixels, p.size, camera=camera_of(p.source))
-                    for p in pictures
-                ]
-                parts.append(self._features(pictures).half())
-            done += len(batch)
-            tell("backbone", done / len(sources))
-        check_readable(list(failures.values()), len(sources))
-        return torch.cat(parts), photos, failures
-
-    def _features(self, pictures: list[Picture]) -> Tensor:
-        return self.extractor.features(self.extractor.stack([picture.pixels for picture in pictures]))
-
-
-def _pictures(batch: Sequence[Picture | Failure]) -> list[Picture]:
-    return [one for one in batch if isinstance(one, Picture)]
 
 
 def _silent(stage: str, share: float) -> None:

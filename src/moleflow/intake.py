@@ -138,6 +138,11 @@ class Intake:
             return Failure(source, str(error))
 
 
+def pictures_in(batch: Sequence[Picture | Failure]) -> list[Picture]:
+    """Those of a batch that could be read."""
+    return [one for one in batch if isinstance(one, Picture)]
+
+
 def check_errors(errors: str) -> None:
     """ConfigError for anything but "raise" and "yield"."""
     if errors not in ("raise", "yield"):

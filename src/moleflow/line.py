@@ -8,6 +8,7 @@ from typing import Any
 from .config import RouterConfig
 from .errors import TaskError
 from .flow.expert import Base
+from .intake import Intake
 from .lesson import Lesson
 from .product import Product
 from .routing.router import Router
@@ -20,6 +21,7 @@ class Line:
 
     Attributes:
         false_alarm_rate: of products that have none of their own.
+        intake: from an image to what the backbone sees; settled with the first product.
         base, base_hash: the frozen base and its fingerprint; None and "" before the first product.
         products: by name, in the order they were added.
         router: over all products; None without one.
@@ -30,6 +32,7 @@ class Line:
     """
 
     false_alarm_rate: float
+    intake: Intake
     base: Base | None = None
     base_hash: str = ""
     products: dict[str, Product] = field(default_factory=dict)

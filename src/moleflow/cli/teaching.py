@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from ..errors import (
     TrainingError,
 )
 from .app import app, example
+from .learned import refuse_report, say_groups, say_learned, write_report
 from .options import (
     Device,
     DropSuspicious,
@@ -38,11 +38,10 @@ from .options import (
     as_image_size,
     as_intensity,
 )
-from .products import intensity_of, light_in_words, read_line, record_of, setting_of
+from .products import intensity_of, read_line, record_of, setting_of
 from .screen import (
     NOTHING_CHANGED,
     SOME_FAILED,
-    amount,
     as_text,
     complain,
     interruptible,
@@ -53,17 +52,44 @@ from .screen import (
 
 if TYPE_CHECKING:
     from ..detector import Detector
-    from ..intake import Intake
     from ..results import TaskInfo
-    from ..store import LineStore, TaskRecord
-
-SHOWN_COPIES = 5  # groups of near-copies named on the screen; the report has all
-NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
+    from ..store import LineStore
 
 Strict = Annotated[
     bool,
     typer.Option("--strict", help="Refuse any image that cannot be read, instead of up to one in twenty."),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What `add` and `update` are asked for alike, whatever the product."""
+
+    line: Path
+    recursive: bool
+    group: str
+    strict: bool
+    report: Path | None
+    drop_suspicious: bool
+    weights: str | None
+    device: str
+    threads: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AskedOfAdd(_Asked):
+    """And what of `add` alone; `wishes` are the line's settings or None."""
+
+    wishes: dict[str, Any]
+    false_alarm_rate: float | None
+
+
+@dataclass(frozen=True)
+class _Photographs:
+    """What one product is learned from; `groups` has a label for each path where the rule makes any."""
+
+    paths: list[Path]
+    groups: list[str] | None
 
 
 @app.command(
@@ -121,7 +147,7 @@ def add(
     """
     size = None if image_size is None else as_image_size(image_size)
     light = as_intensity(intensity)
-    lesson = _Lesson(
+    asked = _AskedOfAdd(
         line=line,
         recursive=recursive,
         group=group,
@@ -137,11 +163,11 @@ def add(
     if each is not None:
         if product is not None or images:
             raise typer.BadParameter("expected --each FOLDER alone, got PRODUCT or IMAGES as well")
-        _add_each(lesson, each)
+        _add_each(asked, each)
     elif product is None or not images:
         raise typer.BadParameter("expected PRODUCT and IMAGES, or --each FOLDER")
     else:
-        _add(lesson, product, images)
+        _add(asked, product, images)
 
 
 @app.command(
@@ -168,90 +194,62 @@ def update(
     Earlier images are not stored in a line; features like theirs, drawn from what was learned, are learned
     again beside the new ones. The threshold follows from the new images.
     """
+    asked = _Asked(
+        line=line,
+        recursive=recursive,
+        group=group,
+        strict=strict,
+        report=report,
+        drop_suspicious=drop_suspicious,
+        weights=weights,
+        device=device,
+        threads=threads,
+    )
     with interruptible(NOTHING_CHANGED):
-        paths, labels = _good_images(images, recursive=recursive, group=group, strict=strict)
-        _refuse_report(report, paths)
+        photographs = _good_images(images, asked)
         product = record_of(read_line(line), product).name
         use_threads(threads)
         from ..detector import Detector
 
         detector = Detector.load(line, weights=weights, device=device)
-        with stages() as progress:
-            detector.update_task(
-                product,
-                paths,
-                groups=labels,
-                strict=strict,
-                drop_suspicious=drop_suspicious,
-                progress=progress,
-            )
+        _teach(detector.update_task, product, photographs, asked)
     _save(detector, line)
-    _report_learned(detector.info(product), line, detector.intake)
-    _warn_of_light(detector.intake, paths)
-    _write_report(report, detector.info(product), line, detector.intake)
+    _tell(detector, product, photographs, asked)
 
 
-@dataclass(frozen=True)
-class _Lesson:
-    """What `add` was asked for, whatever the product; `wishes` are the line's settings or None."""
-
-    line: Path
-    recursive: bool
-    group: str
-    strict: bool
-    report: Path | None
-    drop_suspicious: bool
-    wishes: dict[str, Any]
-    false_alarm_rate: float | None
-    weights: str | None
-    device: str
-    threads: int | None
-
-
-def _add(lesson: _Lesson, product: str, images: Sequence[str | Path], *, said: str = NOTHING_CHANGED) -> None:
+def _add(
+    asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, said: str = NOTHING_CHANGED
+) -> None:
     """Learn one product and save it; `said` is true where it is interrupted before that."""
     with interruptible(said):
         from ..store import LineStore, check_task_name
 
-        line, store, product = lesson.line, LineStore(lesson.line), check_task_name(product)
-        paths, labels = _good_images(
-            images, recursive=lesson.recursive, group=lesson.group, strict=lesson.strict
-        )
-        _refuse_report(lesson.report, paths)
-    with nullcontext() if store.exists() else _first_to_create(line):
+        store, product = LineStore(asked.line), check_task_name(product)
+        photographs = _good_images(images, asked)
+    with nullcontext() if store.exists() else _first_to_create(asked.line):
         with interruptible(said):
             exists = store.exists()
             if exists:
                 _refuse_taken(store, product)
-                _refuse_other_settings(store, lesson.wishes)
-            detector = _line_to_teach(lesson, exists=exists)
-            with stages() as progress:
-                detector.add_task(
-                    product,
-                    paths,
-                    groups=labels,
-                    strict=lesson.strict,
-                    drop_suspicious=lesson.drop_suspicious,
-                    progress=progress,
-                )
-            if exists and lesson.false_alarm_rate is not None:
-                detector.set_threshold(product, false_alarm_rate=lesson.false_alarm_rate)
-        _save(detector, line)
-    _report_learned(detector.info(product), line, detector.intake)
-    _warn_of_light(detector.intake, paths)
-    _write_report(lesson.report, detector.info(product), line, detector.intake)
+                _refuse_other_settings(store, asked.wishes)
+            detector = _line_to_teach(asked, exists=exists)
+            _teach(detector.add_task, product, photographs, asked)
+            if exists and asked.false_alarm_rate is not None:
+                detector.set_threshold(product, false_alarm_rate=asked.false_alarm_rate)
+        _save(detector, asked.line)
+    _tell(detector, product, photographs, asked)
 
 
-def _add_each(lesson: _Lesson, folder: Path) -> None:
+def _add_each(asked: _AskedOfAdd, folder: Path) -> None:
     """Learn every subfolder as a product. What is wrong with one of them does not stop the others."""
     from ..data.images import subfolders
 
-    products = [place for place in subfolders(folder) if place.resolve() != lesson.line.resolve()]
+    products = [place for place in subfolders(folder) if place.resolve() != asked.line.resolve()]
     if not products:
         raise ImageError(f"{folder}: expected a folder for each product, it holds none")
     ends: dict[str, list[str]] = {"learned": [], "skipped": [], "failed": []}
     for place in products:
-        ends[_add_one_of(_with_own_report(lesson, place.name), place)].append(place.name)
+        ends[_add_one_of(_with_own_report(asked, place.name), place)].append(place.name)
     failed = ends["failed"]
     counts = ", ".join(f"{len(names)} {end}" for end, names in ends.items())
     say(counts + (f": {', '.join(failed)}" if failed else ""))
@@ -259,29 +257,29 @@ def _add_each(lesson: _Lesson, folder: Path) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _add_one_of(lesson: _Lesson, place: Path) -> str:
+def _add_one_of(asked: _AskedOfAdd, place: Path) -> str:
     """Learn one product of several: "learned", "skipped" where the line has it, or "failed"."""
     from ..store import LineStore
 
-    store, name, images = LineStore(lesson.line), place.name, _lesson_folder(place)
+    store, name, images = LineStore(asked.line), place.name, _lesson_folder(place)
     if store.exists():
-        _refuse_other_settings(store, lesson.wishes)
+        _refuse_other_settings(store, asked.wishes)
         if _taken_as(store, name):
-            say(f"{name}: on {lesson.line} already, skipped; moleflow update learns more of it")
+            say(f"{name}: on {asked.line} already, skipped; moleflow update learns more of it")
             return "skipped"
     complain(f"{name}: from {images}")
     try:
-        _add(lesson, name, [images], said=f"{name} was not learned, those before it are")
+        _add(asked, name, [images], said=f"{name} was not learned, those before it are")
     except (ImageError, TaskError, TrainingError, CalibrationError) as error:
         complain(f"Error: {name}: {error}")
         return "failed"
     return "learned"
 
 
-def _with_own_report(lesson: _Lesson, product: str) -> _Lesson:
+def _with_own_report(asked: _AskedOfAdd, product: str) -> _AskedOfAdd:
     """Each product of several has a report of its own: lessons.html becomes lessons-gear.html."""
-    path = lesson.report
-    return lesson if path is None else replace(lesson, report=path.with_stem(f"{path.stem}-{product}"))
+    path = asked.report
+    return asked if path is None else replace(asked, report=path.with_stem(f"{path.stem}-{product}"))
 
 
 def _lesson_folder(product: Path) -> Path:
@@ -292,42 +290,51 @@ def _lesson_folder(product: Path) -> Path:
     return product
 
 
-def _good_images(
-    images: Sequence[str | Path], *, recursive: bool, group: str, strict: bool
-) -> tuple[list[Path], list[str] | None]:
-    """The images to learn from, and for each the group it belongs to, where the rule makes any."""
+def _good_images(images: Sequence[str | Path], asked: _Asked) -> _Photographs:
+    """The images to learn from, none of which the report may overwrite."""
     from ..data.groups import group_labels
     from ..data.images import find_entries
 
     try:
-        found = find_entries(images, recursive=recursive, missing="raise" if strict else "keep")
+        found = find_entries(images, recursive=asked.recursive, missing="raise" if asked.strict else "keep")
     except OnlyFoldersError as error:
         raise OnlyFoldersError(f"{error}; moleflow add LINE --each learns every one as a product") from None
     paths = [entry.path for entry in found]
-    labels = group_labels(paths, group, columns=[entry.columns for entry in found])
-    if labels is not None:
-        _report_groups(labels, group)
-    return paths, labels
+    groups = group_labels(paths, asked.group, columns=[entry.columns for entry in found])
+    if groups is not None:
+        say_groups(groups, asked.group)
+    refuse_report(asked.report, paths)
+    return _Photographs(paths, groups)
 
 
-def _report_groups(labels: Sequence[str], rule: str) -> None:
-    sizes = Counter(labels).values()
-    if len(sizes) == 1:
-        complain(f"note: --group {rule} puts all images in one group, which does not show how groups differ")
-    else:
-        complain(f"grouped by {rule}: {len(sizes)} groups of {min(sizes)} to {max(sizes)} images")
+def _teach(learn: Callable[..., TaskInfo], product: str, photographs: _Photographs, asked: _Asked) -> None:
+    """`learn` is `add_task` or `update_task` of the line."""
+    with stages() as progress:
+        learn(
+            product,
+            photographs.paths,
+            groups=photographs.groups,
+            strict=asked.strict,
+            drop_suspicious=asked.drop_suspicious,
+            progress=progress,
+        )
 
 
-def _line_to_teach(lesson: _Lesson, *, exists: bool) -> Detector:
+def _tell(detector: Detector, product: str, photographs: _Photographs, asked: _Asked) -> None:
+    say_learned(detector, product, asked.line, images=photographs.paths)
+    write_report(asked.report, detector, product, line=asked.line)
+
+
+def _line_to_teach(asked: _AskedOfAdd, *, exists: bool) -> Detector:
     """The line on disk, or a new one with the options that were given."""
-    use_threads(lesson.threads)
+    use_threads(asked.threads)
     from ..detector import Detector
 
     if exists:
-        return Detector.load(lesson.line, weights=lesson.weights, device=lesson.device)
-    options = lesson.wishes | {"false_alarm_rate": lesson.false_alarm_rate}
+        return Detector.load(asked.line, weights=asked.weights, device=asked.device)
+    options = asked.wishes | {"false_alarm_rate": asked.false_alarm_rate}
     given = {key: value for key, value in options.items() if value is not None}
-    return Detector(weights=lesson.weights, device=lesson.device, **given)
+    return Detector(weights=asked.weights, device=asked.device, **given)
 
 
 @contextmanager
@@ -393,90 +400,6 @@ def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
             )
 
 
-def _warn_of_light(intake: Intake, paths: list[Path]) -> None:
-    share = intake.beyond([(path, path) for path in paths])
-    if share > NOTABLE_SHARE:
-        complain(
-            f"note: {share:.1%} of these images' pixels lie beyond the line's intensity ({intake.intensity}) "
-            f"and are black or white to it; a new line can be begun with another --intensity"
-        )
-
-
 def _save(detector: Detector, line: Path) -> None:
     with interruptible(f"{line} is as it was before or has this change, see: moleflow list {line}"):
         detector.save(line)
-
-
-def _refuse_report(report: Path | None, images: list[Path]) -> None:
-    """Say before learning where the report cannot go."""
-    if report is None:
-        return
-    if report.is_dir() or not report.absolute().parent.is_dir():
-        raise ConfigError(f"--report {report}: expected a file in a folder that exists")
-    if report.exists() and any(report.samefile(image) for image in images if image.exists()):
-        raise ConfigError(f"--report {report}: this is one of the images")
-
-
-def _write_report(report: Path | None, learned: TaskInfo, line: Path, intake: Intake) -> None:
-    if report is None:
-        return
-    from ..teaching_report import write_teaching_report
-
-    scores = _good_scores(record_of(read_line(line), learned.name))
-    write_teaching_report(
-        report,
-        product=learned.name,
-        lesson=learned.lesson,
-        shown=lambda source: intake.shown(Path(source), Path(source)),  # with the light that the line sees
-        unreadable=learned.unreadable,
-        scores=scores,
-        threshold=learned.threshold,
-    )
-    say(f"  report: {report}")
-
-
-def _good_scores(record: TaskRecord) -> list[float]:
-    """What the photographs that calibrated score, in the unit of the threshold."""
-    from ..scoring import ScoreCalibration
-
-    calibration = ScoreCalibration.from_dict(record.info["calibration"])
-    return [(score - calibration.level) / calibration.spread for score in calibration.scores]
-
-
-def _report_lesson(learned: TaskInfo) -> None:
-    """How many images are independent, and every one that something speaks against or that comes again."""
-    lesson = learned.lesson
-    counted = f"{lesson.images} images" if lesson.images != 1 else "1 image"
-    if lesson.independent < lesson.images:
-        say(f"  {counted}, {lesson.independent} independent: the others show the same again")
-    if lesson.suspicious:
-        fate = "left out" if lesson.dropped else "learned from; --drop-suspicious leaves such images out"
-        count = len(lesson.suspicious)
-        complain(f"note: {count} suspicious {'image was' if count == 1 else 'images were'} {fate}:")
-    for suspect in lesson.suspects:
-        if suspect.fault:
-            complain(f"  {suspect.source}: {suspect.reason}")
-    for suspect in [s for s in lesson.suspects if not s.fault][:SHOWN_COPIES]:
-        complain(f"note: {suspect.source}: {suspect.reason}")
-
-
-def _report_learned(learned: TaskInfo, line: Path, intake: Intake) -> None:
-    rate = "" if learned.false_alarm_rate is None else f" for {learned.false_alarm_rate:.3%} false alarms"
-    say(f"{learned.name}: version {learned.version} on {line}, learned from {learned.images} good images")
-    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in learned.seconds.items())
-    say(f"  {sum(learned.seconds.values()):.1f} s ({stages}), {amount(learned.bytes)}")
-    say(
-        f"  threshold {learned.threshold:.4f}{rate}, "
-        f"from {learned.calibration_images} {learned.calibration} images"
-    )
-    say(f"  {light_in_words(intake.intensity)}")
-    _report_lesson(learned)
-    if learned.calibration == "in-sample":
-        complain(
-            "note: one image does not show how good ones vary; "
-            "until it is taught more, hardly anything alarms"
-        )
-    for unreadable in learned.unreadable:
-        complain(f"note: left out, it cannot be read: {unreadable}")
-    for other, count in learned.rerouted.items():
-        complain(f"note: {count} good images of {other} are now taken for another product")
