@@ -310,6 +310,7 @@ def test_add_creates_a_line_and_adds_to_it(quick, data, tmp_path):
         (["cap", "--image-size", "96"], "--image-size 64x64, got 96x96"),
         (["cap", "--backbone", "wide_resnet50"], "--backbone efficientnet_lite0, got wide_resnet50"),
         (["cap", "--seed", "3"], "--seed 0, got 3"),
+        (["cap", "--intensity", "12"], "--intensity 8, got 12"),
     ],
 )
 def test_add_fails_before_learning(saved, data, args, said, monkeypatch):
@@ -347,10 +348,12 @@ def shelf(data, tmp_path):
 def test_add_each_learns_a_product_a_folder(quick, shelf, tmp_path):
     line = tmp_path / "line"
     run("add", line, "wood", shelf / "Wood" / "good", "--image-size", 64)
-    result = run("add", line, "--each", shelf, code=3)
+    result = run("add", line, "--each", shelf, "--report", tmp_path / "lessons.html", code=3)
     assert "Wood: on" in result.stdout
     assert "Error: nothing:" in result.stderr
     assert "2 learned, 1 skipped, 1 failed: nothing" in result.stdout
+    assert {page.name for page in tmp_path.glob("*.html")} == {"lessons-gear9.html", "lessons-gear10.html"}
+    assert "What gear10 was taught from" in (tmp_path / "lessons-gear10.html").read_text()
     detector = Detector.load(line)
     assert detector.tasks == ("wood", "gear9", "gear10")
     assert [detector.info(name).images for name in detector.tasks] == [2, 2, 2]
@@ -384,6 +387,37 @@ def test_add_leaves_out_what_cannot_be_read_and_says_so(quick, data, tmp_path):
     assert re.search(r"left out, .*0/000\.png: not an image", result.stderr)
     assert "from 23 good images" in result.stdout
     assert re.search(r"left out .*0/000\.png: not an image", run("info", tmp_path / "line").stdout)
+
+
+def test_a_cameras_range_is_chosen_shown_kept_and_drawn_by(quick, data, tmp_path):
+    photos, folder = tmp_path / "thermal", tmp_path / "line"
+    photos.mkdir()
+    for path in sorted(good(data).iterdir()):
+        kelvin = 290 + np.asarray(Image.open(path).convert("L"), np.float32) / 25
+        Image.fromarray(kelvin).save(photos / f"{path.stem}.tif")
+    said = run("add", folder, "gear", photos, "--image-size", 64).stdout
+    found = re.search(r"intensity: float band, (\S+)\.\.(\S+); chosen from the first images", said)
+    low, high = map(float, found.groups())
+    assert 270 < low < 290
+    assert high > 300
+    for command in ("info", "list"):
+        assert found[0] in run(command, folder).stdout
+    run("add", folder, "again", photos, "--intensity", "auto")
+    run("add", folder, "same", photos, "--intensity", f"{low}:{high}")
+    assert "--intensity" in sentence("add", folder, "other", photos, "--intensity", "280:300")
+    run("predict", folder, photos, "--maps", tmp_path / "maps")
+    drawn = np.asarray(Image.open(next((tmp_path / "maps").iterdir())))
+    assert drawn.std() > 10  # the part can be seen, although no file holds a number from 0 to 1
+    dark = tmp_path / "dark"
+    dark.mkdir()
+    Image.fromarray(np.full((64, 64), 150, np.float32)).save(dark / "0.tif")
+    assert "100.0% of these images' pixels lie beyond" in run("add", folder, "dark", dark).stderr
+
+
+@pytest.mark.parametrize("asked", ["11", "9:3", "bright"])
+def test_an_intensity_that_is_none_is_wrong_usage(data, tmp_path, asked):
+    result = run("add", tmp_path / "line", "gear", good(data), "--intensity", asked, code=2)
+    assert "auto, full, 8, 10, 12, 14, 16 (bits) or LOW:HIGH" in " ".join(result.stderr.split())
 
 
 @pytest.mark.parametrize(
@@ -421,11 +455,13 @@ def no_models(monkeypatch):
 
 def test_list_and_info(saved, no_models):
     listed = run("list", saved).stdout
-    assert [row.split()[:3] for row in listed.splitlines()[1:]] == [
+    assert [row.split()[:3] for row in listed.splitlines()[1:3]] == [
         ["gear", "0001", "8"],
         ["wood", "0001", "8"],
     ]
+    assert listed.splitlines()[3] == "intensity: 8-bit, 0..255; chosen from the first images"
     shown = run("info", saved, "wood").stdout
+    assert "intensity: 8-bit, 0..255" in shown
     assert "efficientnet_lite0" in shown
     assert "[0001]" in shown
     assert "gear" not in shown

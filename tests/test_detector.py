@@ -357,7 +357,8 @@ def test_the_score_is_the_mean_of_both_voices_in_units_of_good_images(line, prob
             (good.place.units(place) + good.whole.units(whole)) / 2
             for place, whole in zip(good.place.scores, good.whole.scores, strict=True)
         ]
-        spread = 1.4826 * np.median(np.abs(means - np.median(means)))
+        floor = (good.place.floor / good.place.spread + good.whole.floor / good.whole.spread) / 2
+        spread = max(1.4826 * np.median(np.abs(means - np.median(means))), floor)
         mean = (prediction.place_score + prediction.whole_score) / 2
         assert prediction.pred_score == pytest.approx((mean - np.median(means)) / spread, rel=1e-6)
 

@@ -97,14 +97,14 @@ def test_a_listed_file_that_is_gone_is_a_failure(line, belt):
 def test_a_score_that_is_not_finite_is_a_failure(line, pictures, monkeypatch):
     images = pictures("gear", 3, first=820)
     expected = said(line.predict(images, task="gear"))
-    features = line._features
+    see = line.extractor.see
 
     def spoiled(read):
-        seen = features(read)
-        seen[1] = float("nan")
+        seen = see(read)
+        seen.patches[1] = float("nan")
         return seen
 
-    monkeypatch.setattr(line, "_features", spoiled)
+    monkeypatch.setattr(line.extractor, "see", spoiled)
     found = line.predict(images, task="gear", errors="yield")
     assert isinstance(found[1], Failure)
     assert "not finite" in found[1].error
@@ -114,7 +114,7 @@ def test_a_score_that_is_not_finite_is_a_failure(line, pictures, monkeypatch):
 
 
 def test_a_stream_of_bad_files_does_not_wait_for_a_good_one(line, belt, monkeypatch):
-    monkeypatch.setattr(line, "_features", lambda read: pytest.fail("the backbone was asked"))
+    monkeypatch.setattr(line.extractor, "see", lambda read: pytest.fail("the backbone was asked"))
     assert next(line.stream(belt, errors="yield")).source.name == "000-before.png"
 
 
@@ -169,7 +169,7 @@ def test_groups_keep_to_their_images_when_one_is_left_out(loaded, lesson, monkey
         given["groups"] = groups
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moleflow.detector.learn_product", learn)
+    monkeypatch.setattr("moleflow.learning.learn_product", learn)
     labels = [str(i) for i in range(20)]
     for teach, name in ((loaded.add_task, "cloth"), (loaded.update_task, "gear")):
         with pytest.raises(KeyboardInterrupt):

@@ -14,6 +14,8 @@ from .config import LineConfig
 from .errors import LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
+from .intake import Intake
+from .lesson import Lesson
 from .line import Line
 from .product import Product
 from .store import LineRecord, LineStore, TaskRecord, Transaction, fingerprint
@@ -104,7 +106,13 @@ class Archive:
 
 
 def restore(
-    record: LineRecord, path: Path, extractor: Extractor, config: LineConfig, *, false_alarm_rate: float
+    record: LineRecord,
+    path: Path,
+    extractor: Extractor,
+    config: LineConfig,
+    *,
+    intake: Intake,
+    false_alarm_rate: float,
 ) -> tuple[Line, Archive]:
     """The line of a record read from `path`, to the bit. Raises LineError where its base is another's."""
     base = Base(extractor.grid, extractor.dim, config.flow)
@@ -115,7 +123,7 @@ def restore(
     if found != record.fingerprint:
         raise LineError(f"expected base and settings with fingerprint {record.fingerprint}, got {found}")
     products = {r.name: Product.from_saved(base, config, r.tensors, r.info) for r in record.tasks}
-    line = Line(false_alarm_rate).with_products(
+    line = Line(false_alarm_rate, intake).with_products(
         products,
         config.router,
         base=base,
@@ -123,6 +131,7 @@ def restore(
         overrides={r.name: dict(r.overrides) for r in record.tasks if r.overrides},
         rerouted={r.name: r.info.get("rerouted", {}) for r in record.tasks},
         unreadable={r.name: tuple(r.info.get("unreadable", ())) for r in record.tasks},
+        lessons={r.name: Lesson.from_dict(r.info["lesson"]) for r in record.tasks if "lesson" in r.info},
     )
     saved = {r.name: Saved(r.version, products[r.name], dict(r.overrides)) for r in record.tasks}
     return line, Archive(path.resolve(), saved)
@@ -142,6 +151,10 @@ def _record(line: Line, name: str) -> TaskRecord:
         version=None,
         tensors=product.tensors(),
         info=product.info()
-        | {"rerouted": line.rerouted.get(name, {}), "unreadable": list(line.unreadable.get(name, ()))},
+        | {
+            "rerouted": line.rerouted.get(name, {}),
+            "unreadable": list(line.unreadable.get(name, ())),
+            "lesson": line.lesson(name).to_dict(),
+        },
         overrides=dict(line.overrides.get(name, {})),
     )

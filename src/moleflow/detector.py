@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -12,24 +11,18 @@ from typing import Any, Literal, overload
 import numpy as np
 import torch
 
-from .archive import Archive, fingerprint_of, restore
+from .archive import Archive, restore
 from .config import LineConfig, from_dict, to_dict
+from .data.intensity import parse_intensity
 from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
-from .features.extractor import Extractor, Features
+from .features.extractor import Extractor
 from .inspection import inspect
-from .intake import Intake, Picture, check_errors, check_readable, readable
-from .line import Line, rerouted_by
-from .product import learn_product
+from .intake import Intake, check_errors, pictures_in
+from .learning import LessonOptions, Progress, features_of, learn
+from .line import Line
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
-from .training import learn_base
-
-Progress = Callable[
-    [str, float], None
-]  # stage ("backbone", "base", "learning", "calibration") and share done
-
-EXTRACT_BATCH = 8
 
 
 class Detector:
@@ -46,6 +39,9 @@ class Detector:
         device: "auto" takes CUDA, then MPS, then the CPU.
         seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
         false_alarm_rate: share of good images that may be called defective.
+        intensity: which of the camera's numbers is black and which white, for the life of the line: "auto"
+            chooses by the first product's images; a number of bits (8, 10, 12, 14, 16), "LOW:HIGH" or
+            (LOW, HIGH) says it; "full" maps each image by its type's full range.
         config: every other option.
 
     Raises:
@@ -62,6 +58,7 @@ class Detector:
         device: str | torch.device | None = "auto",
         seed: int = 0,
         false_alarm_rate: float = 0.01,
+        intensity: str | int | tuple[float, float] = "auto",
         config: LineConfig | None = None,
     ) -> None:
         if not 0 < false_alarm_rate < 1:
@@ -69,9 +66,9 @@ class Detector:
         self.config = config or LineConfig()
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
         self.extractor = Extractor(backbone, weights=weights, image_size=image_size, device=device, seed=seed)
-        self.intake = Intake(self.extractor.image_size)
+        self._intensity = parse_intensity(intensity)  # what the intake is settled by, with the first product
         self._random_weights = str(weights) == "random"
-        self._line = Line(false_alarm_rate)
+        self._line = Line(false_alarm_rate, Intake(self.extractor.image_size))
         self._archive = Archive()
         self._learning = threading.Lock()
 
@@ -81,6 +78,11 @@ class Detector:
     def path(self) -> Path | None:
         """The line's folder; None while it was never saved."""
         return self._archive.path
+
+    @property
+    def intake(self) -> Intake:
+        """From an image to what the backbone sees; settled with the first product."""
+        return self._line.intake
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -105,6 +107,7 @@ class Detector:
             bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
             rerouted=dict(line.rerouted.get(name, {})),
             unreadable=line.unreadable.get(name, ()),
+            lesson=line.lesson(name),
         )
 
     def add_task(
@@ -114,6 +117,7 @@ class Detector:
         *,
         groups: Sequence[str] | None = None,
         strict: bool = False,
+        drop_suspicious: bool = False,
         progress: Progress | None = None,
     ) -> TaskInfo:
         """Learns a new product from good images; the first one also trains the base.
@@ -127,10 +131,12 @@ class Detector:
             strict: refuse any unreadable image. Otherwise up to one in twenty is left out and listed in
                 `TaskInfo.unreadable`.
             progress: told the stage and the share of it that is done.
+            drop_suspicious: leave out images that something speaks against, see `TaskInfo.suspects`;
+                they are listed either way, and none is left out otherwise.
 
         Raises:
             TaskError: the name is unusable or taken.
-            ImageError: too many images are unreadable, or there is none.
+            ImageError: too many images are unreadable, or there is none, or none is left.
             ConfigError: there are not as many group labels as images.
             TrainingError: learning did not stay finite.
 
@@ -140,7 +146,7 @@ class Detector:
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(name, images, progress, groups=groups, strict=strict)
+            return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious), progress)
 
     def update_task(
         self,
@@ -149,6 +155,7 @@ class Detector:
         *,
         groups: Sequence[str] | None = None,
         strict: bool = False,
+        drop_suspicious: bool = False,
         progress: Progress | None = None,
     ) -> TaskInfo:
         """Learns more of a known product from new good images, as a new version; others are untouched.
@@ -160,7 +167,8 @@ class Detector:
         """
         with self._learning:
             self._line.product(name)
-            return self._learn(check_task_name(name), images, progress, groups=groups, strict=strict)
+            options = LessonOptions(groups, strict, drop_suspicious)
+            return self._learn(check_task_name(name), images, options, progress)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
@@ -257,9 +265,9 @@ class Detector:
         *,
         errors: Errors,
     ) -> Iterator[Prediction | Failure]:
-        for batch in self.intake.batches(sources, batch_size, errors=errors):
-            pictures = _pictures(batch)
-            features = iter(self._features(pictures).split() if pictures else ())
+        for batch in line.intake.batches(sources, batch_size, errors=errors):
+            pictures = pictures_in(batch)
+            features = iter(features_of(self.extractor, pictures).split() if pictures else ())
             for one in batch:
                 if isinstance(one, Failure):
                     yield one
@@ -298,6 +306,7 @@ class Detector:
             "seed": self.seed,
             "false_alarm_rate": self.false_alarm_rate,
             "config": to_dict(self.config),
+            "intake": self.intake.settings(),
         }
 
     @classmethod
@@ -340,6 +349,7 @@ class Detector:
                 store.path,
                 detector.extractor,
                 detector.config,
+                intake=Intake.from_settings(detector.extractor.image_size, settings.get("intake")),
                 false_alarm_rate=detector.false_alarm_rate,
             )
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
@@ -350,88 +360,19 @@ class Detector:
 
     # Learning
 
-    def _learn(
-        self,
-        name: str,
-        images: Any,
-        progress: Progress | None,
-        *,
-        groups: Sequence[str] | None,
-        strict: bool,
-    ) -> TaskInfo:
-        tell = progress or _silent
-        started = time.perf_counter()
-        sources = list_sources(images, errors="raise" if strict else "yield")
-        if groups is not None and len(groups) != len(sources):
-            raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
-        features, failures = self._extract(sources, tell, errors="raise" if strict else "yield")
-        if groups is not None:
-            groups = [label for i, label in enumerate(groups) if i not in failures]
-        seconds = {"backbone": time.perf_counter() - started}
-        base, base_hash = self._line.base, self._line.base_hash
-        if base is None:
-            started = time.perf_counter()
-            base = learn_base(
-                features.patches,
-                self.config.flow,
-                self.config.training,
-                seed=self.seed,
-                progress=lambda share: tell("base", share),
-            )
-            base_hash = fingerprint_of(base, self.extractor.describe(), to_dict(self.config))
-            seconds["base"] = time.perf_counter() - started
-        product = learn_product(
-            base,
-            features,
-            self.config,
+    def _learn(self, name: str, images: Any, options: LessonOptions, progress: Progress | None) -> TaskInfo:
+        self._line = learn(
+            self._line,
+            name,
+            images,
+            extractor=self.extractor,
+            config=self.config,
             seed=self.seed,
-            progress=tell,
-            previous=self._line.products.get(name),
-            groups=groups,
+            intensity=self._intensity,
+            options=options,
+            progress=progress or _silent,
         )
-        product = replace(product, seconds=seconds | product.seconds)
-        before = self._line
-        overrides = dict(before.overrides)
-        if "threshold" in overrides.get(name, {}):
-            del overrides[name]
-        after = before.with_products(
-            before.products | {name: product},
-            self.config.router,
-            base=base,
-            base_hash=base_hash,
-            overrides=overrides,
-            unreadable=before.unreadable | {name: tuple(failure.error for failure in failures.values())},
-        )
-        self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
         return self.info(name)
-
-    def _extract(
-        self, sources: Sequence[tuple[Source, Any]], tell: Progress, *, errors: Errors
-    ) -> tuple[Features, dict[int, Failure]]:
-        """Features of all readable images, and by position those that are not.
-
-        Patch features are in 16 bits, computed once and reused by every step.
-        """
-        parts = []
-        failures: dict[int, Failure] = {}
-        done = 0
-        for batch in self.intake.batches(sources, EXTRACT_BATCH, errors=errors):
-            failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
-            pictures = _pictures(batch)
-            if pictures and readable(len(failures), len(sources)):
-                seen = self._features(pictures)
-                parts.append(replace(seen, patches=seen.patches.half()))
-            done += len(batch)
-            tell("backbone", done / len(sources))
-        check_readable(list(failures.values()), len(sources))
-        return Features.of(parts), failures
-
-    def _features(self, pictures: list[Picture]) -> Features:
-        return self.extractor.see(self.extractor.stack([picture.pixels for picture in pictures]))
-
-
-def _pictures(batch: Sequence[Picture | Failure]) -> list[Picture]:
-    return [one for one in batch if isinstance(one, Picture)]
 
 
 def _silent(stage: str, share: float) -> None:

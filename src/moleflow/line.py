@@ -8,6 +8,8 @@ from typing import Any
 from .config import RouterConfig
 from .errors import TaskError
 from .flow.expert import Base
+from .intake import Intake
+from .lesson import Lesson
 from .product import Product
 from .routing.router import Router
 from .store import check_task_name
@@ -20,15 +22,18 @@ class Line:
 
     Attributes:
         false_alarm_rate: of products that have none of their own.
+        intake: from an image to what the backbone sees; settled with the first product.
         base, base_hash: the frozen base and its fingerprint; None and "" before the first product.
         products: by name, in the order they were added.
         router: over all products; None without one.
         overrides: verdicts changed by hand, by product.
         rerouted: good images of older products whose routing a product's arrival changed, by product.
         unreadable: what was left out of a product's last lesson, each with the reason, by product.
+        lessons: what each product was last taught from; products of older lines have none.
     """
 
     false_alarm_rate: float
+    intake: Intake
     base: Base | None = None
     base_hash: str = ""
     products: dict[str, Product] = field(default_factory=dict)
@@ -36,6 +41,7 @@ class Line:
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
     unreadable: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    lessons: dict[str, Lesson] = field(default_factory=dict)
 
     def product(self, name: str) -> Product:
         """The product of this name; `TaskError` when there is none."""
@@ -50,6 +56,11 @@ class Line:
         return verdict_of(
             self.products[name].calibration, self.overrides.get(name, {}), self.false_alarm_rate
         )
+
+    def lesson(self, name: str) -> Lesson:
+        """What a product was last taught from; where nobody looked, every image counts."""
+        images = self.products[name].images
+        return self.lessons.get(name, Lesson(images=images, independent=images))
 
     def with_products(self, products: dict[str, Product], config: RouterConfig, **changes: Any) -> Line:
         """The line with other products, and the router that goes with them."""
@@ -67,6 +78,7 @@ class Line:
             overrides=_without(self.overrides, name),
             rerouted=_without(self.rerouted, name),
             unreadable=_without(self.unreadable, name),
+            lessons=_without(self.lessons, name),
         )
 
 

@@ -329,8 +329,8 @@ def _learn_flows(
             progress=_part_of(progress, parity * HALF_SHARE, HALF_SHARE),
         )
         left_out[out] = _flow_scores(base, half, patches[out])
-        known = _flow_scores(base, half, patches[_spread(learn, GAP_IMAGES)])
-        fresh = left_out[_spread(out, GAP_IMAGES)]
+        known = _flow_scores(base, half, patches[spread(learn, GAP_IMAGES)])
+        fresh = left_out[spread(out, GAP_IMAGES)]
         gaps.append((float(fresh.mean() - known.mean()), float(fresh.std() / known.std().clamp_min(1e-9))))
         left_out[out] -= float(left_out[out].mean())  # each short flow has a level of its own
         begun = begun or half
@@ -344,7 +344,7 @@ def _learn_flows(
         begun=begun,
         progress=_part_of(progress, 2 * HALF_SHARE, share),
     )
-    known = _flow_scores(base, final, patches[_spread(list(range(count)), 4 * GAP_IMAGES)])
+    known = _flow_scores(base, final, patches[spread(list(range(count)), 4 * GAP_IMAGES)])
     position = PositionCalibration.fit(known, scoring).moved(
         float(np.mean([gap for gap, _ in gaps])), max(1.0, float(np.mean([ratio for _, ratio in gaps])))
     )
@@ -355,7 +355,7 @@ def _part_of(progress: Progress, start: float, share: float) -> Callable[[float]
     return lambda done: progress("learning", min(1.0, start + share * done))
 
 
-def _spread(images: list[int], most: int) -> list[int]:
+def spread(images: Sequence[int], most: int) -> list[int]:
     """At most so many of the images, evenly spread."""
     places = np.linspace(0, len(images) - 1, min(len(images), most)).round().astype(int)
     return [images[place] for place in places]
@@ -483,7 +483,7 @@ def _remembered(previous: Product | None, seen: Features, seed: int) -> Features
 def _descriptors(patches: Tensor, *, config: LineConfig, previous: Product | None) -> DescriptorStatistics:
     """The router's statistics, of new images and of the earlier ones it remembers descriptors of."""
     learned = describe(patches)
-    held = learned[_spread(list(range(len(learned))), WITNESSES)]
+    held = learned[spread(list(range(len(learned))), WITNESSES)]
     if len(learned) > 1:
         # Seen from a mean they helped to make they lie too near; a new image would lie this much farther.
         mean = learned.mean(0)

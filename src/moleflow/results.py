@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from .data.sources import name_of
+from .lesson import Lesson
+from .suspects import Suspect
 from .verdict.regions import Region, find_regions, reduced
 
 
@@ -166,6 +168,7 @@ class TaskInfo:
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
+        lesson: what it was last taught from: light, sharpness, what was left out.
         unreadable: images of the last lesson that were left out because they could not be read, each with
             the reason.
     """
@@ -181,7 +184,18 @@ class TaskInfo:
     parameters: int
     bytes: int
     rerouted: dict[str, int]
+    lesson: Lesson
     unreadable: tuple[str, ...] = ()
+
+    @property
+    def independent(self) -> int:
+        """How many of the last lesson's images are no near-copies of one another."""
+        return self.lesson.independent
+
+    @property
+    def suspects(self) -> tuple[Suspect, ...]:
+        """Images of the last lesson that may not belong among the good ones, the gravest first."""
+        return self.lesson.suspects
 
 
 def _finite(value: float) -> float | None:

@@ -21,6 +21,16 @@ def as_image_size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
+def as_intensity(text: str | None) -> str | None:
+    """An intensity in its one way of writing; None where none was given."""
+    from ..data.intensity import parse_intensity  # numpy takes a while, and `moleflow --help` should not
+
+    try:
+        return None if text is None else parse_intensity(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 def _rate(value: float | None) -> float | None:
     if value is not None and not 0 < value < 1:
         raise typer.BadParameter(f"expected a share between 0 and 1, such as 0.01, got {value}")
@@ -60,4 +70,11 @@ JsonFile = Annotated[
 Rate = Annotated[
     float | None,
     typer.Option(callback=_rate, metavar="R", help="Share of good images that may be called defective."),
+]
+ReportFile = Annotated[
+    Path | None,
+    typer.Option("--report", metavar="FILE", help="Write a page on the lesson and its suspicious pictures."),
+]
+DropSuspicious = Annotated[
+    bool, typer.Option("--drop-suspicious", help="Leave suspicious images out; they are listed either way.")
 ]

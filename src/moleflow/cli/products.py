@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import LineError, TaskError
+from ..errors import ConfigError, LineError, TaskError
 from .app import app, example
 from .options import Line, ProductName, Rate
-from .screen import NOTHING_CHANGED, amount, failed, interruptible, new_screen, new_table, printable, say
+from .screen import (
+    NOTHING_CHANGED,
+    amount,
+    failed,
+    interruptible,
+    new_screen,
+    new_table,
+    printable,
+    say,
+)
 
 if TYPE_CHECKING:
+    from ..data.intensity import Intensity
     from ..store import LineRecord, LineStore, TaskRecord
 
 
@@ -96,6 +106,7 @@ def list_products(line: Line) -> None:
             printable(record.name), record.version, str(record.info.get("images")), f"{score:.4f}", shown
         )
     new_screen().print(table)
+    say(light_in_words(intensity_of(read)))
 
 
 @app.command(epilog=example("moleflow info line-3", "moleflow info line-3 bottle"))
@@ -111,6 +122,7 @@ def info(
     backbone = setting_of(read, "backbone")
     size = backbone["image_size"]
     say(f"{line}: backbone {backbone['name']} ({backbone['tag']}), images {size[0]} x {size[1]}")
+    say(light_in_words(intensity_of(read)))
     say(f"weights {backbone['weights_hash'][:16]}, base {read.fingerprint[:16]}, {amount(_base_bytes(line))}")
     table = new_table(
         "product", "bytes", "seconds", "of which", "images", "calibration", "versions", numbers=3
@@ -123,7 +135,7 @@ def info(
             amount(_task_bytes(line, record)),
             f"{sum(seconds.values()):.1f}",
             ", ".join(f"{stage} {value:.1f}" for stage, value in seconds.items()),
-            str(record.info.get("images")),
+            _images(record),
             _calibration(record),
             " ".join(f"[{v}]" if v == record.version else v for v in versions),
         )
@@ -165,6 +177,22 @@ def setting_of(read: LineRecord, key: str) -> Any:
     return read.settings[key]
 
 
+def intensity_of(read: LineRecord) -> Intensity:
+    """The range of numbers that this line sees as black to white."""
+    from ..intake import Intake
+
+    try:
+        return Intake.from_settings((1, 1), read.settings.get("intake")).intensity
+    except (KeyError, TypeError, ConfigError) as error:
+        raise LineError(f"expected the line's intensity among its settings, but {error} is amiss") from error
+
+
+def light_in_words(intensity: Intensity) -> str:
+    """One sentence on the range that a line sees."""
+    origin = "; chosen from the first images" if intensity.source == "auto" else ""
+    return f"intensity: {intensity}{origin}"
+
+
 def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]:
     """The threshold of a product, and the false-alarm rate it follows from; None where it was set by hand."""
     from ..verdict.calibration import calibration_from_dict, verdict_of
@@ -177,6 +205,14 @@ def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]
         ) from error
     rate, threshold = verdict_of(calibration, record.overrides, float(setting_of(read, "false_alarm_rate")))
     return threshold, rate
+
+
+def _images(record: TaskRecord) -> str:
+    """How many images taught, and how many of the last lesson's were independent where not all were."""
+    images, lesson = str(record.info.get("images")), record.info.get("lesson", {})
+    if lesson.get("independent") == lesson.get("images"):
+        return images
+    return f"{images} ({lesson['independent']} independent)"
 
 
 def _calibration(record: TaskRecord) -> str:

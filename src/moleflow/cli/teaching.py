@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,23 +22,26 @@ from ..errors import (
     TrainingError,
 )
 from .app import app, example
+from .learned import refuse_report, say_groups, say_learned, write_report
 from .options import (
     Device,
+    DropSuspicious,
     GoodImages,
     Groups,
     Line,
     ProductName,
     Rate,
     Recursive,
+    ReportFile,
     Threads,
     Weights,
     as_image_size,
+    as_intensity,
 )
-from .products import read_line, record_of, setting_of
+from .products import intensity_of, read_line, record_of, setting_of
 from .screen import (
     NOTHING_CHANGED,
     SOME_FAILED,
-    amount,
     as_text,
     complain,
     interruptible,
@@ -53,11 +55,41 @@ if TYPE_CHECKING:
     from ..results import TaskInfo
     from ..store import LineStore
 
-
 Strict = Annotated[
     bool,
     typer.Option("--strict", help="Refuse any image that cannot be read, instead of up to one in twenty."),
 ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What `add` and `update` are asked for alike, whatever the product."""
+
+    line: Path
+    recursive: bool
+    group: str
+    strict: bool
+    report: Path | None
+    drop_suspicious: bool
+    weights: str | None
+    device: str
+    threads: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _AskedOfAdd(_Asked):
+    """And what of `add` alone; `wishes` are the line's settings or None."""
+
+    wishes: dict[str, Any]
+    false_alarm_rate: float | None
+
+
+@dataclass(frozen=True)
+class _Photographs:
+    """What one product is learned from; `groups` has a label for each path where the rule makes any."""
+
+    paths: list[Path]
+    groups: list[str] | None
 
 
 @app.command(
@@ -90,8 +122,17 @@ def add(
     image_size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Size images are brought to, for a new line.")
     ] = None,
+    intensity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|full|BITS|LOW:HIGH",
+            help="Numbers that a new line sees as black to white; by its first images by default.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
     false_alarm_rate: Rate = None,
+    report: ReportFile = None,
+    drop_suspicious: DropSuspicious = False,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
@@ -100,16 +141,20 @@ def add(
     With --each, PRODUCT and IMAGES are left out: every folder in FOLDER is learned as a product, from its
     train/good, its good, or the images in it, and saved before the next; those on LINE already are skipped.
 
-    Backbone, image size and seed belong to the line: for an existing one leave them out, or give the same.
-    The false-alarm rate is the line's where it is new, and this product's alone where it exists.
+    Backbone, image size, intensity and seed belong to the line: for an existing one leave them out, or give
+    the same. The false-alarm rate is the line's where it is new, and this product's alone where it exists.
+    Suspicious images are listed; they teach all the same unless --drop-suspicious is given.
     """
     size = None if image_size is None else as_image_size(image_size)
-    lesson = _Lesson(
+    light = as_intensity(intensity)
+    asked = _AskedOfAdd(
         line=line,
         recursive=recursive,
         group=group,
         strict=strict,
-        wishes={"backbone": backbone, "image_size": size, "seed": seed},
+        report=report,
+        drop_suspicious=drop_suspicious,
+        wishes={"backbone": backbone, "image_size": size, "intensity": light, "seed": seed},
         false_alarm_rate=false_alarm_rate,
         weights=weights,
         device=device,
@@ -118,11 +163,11 @@ def add(
     if each is not None:
         if product is not None or images:
             raise typer.BadParameter("expected --each FOLDER alone, got PRODUCT or IMAGES as well")
-        _add_each(lesson, each)
+        _add_each(asked, each)
     elif product is None or not images:
         raise typer.BadParameter("expected PRODUCT and IMAGES, or --each FOLDER")
     else:
-        _add(lesson, product, images)
+        _add(asked, product, images)
 
 
 @app.command(
@@ -138,6 +183,8 @@ def update(
     recursive: Recursive = False,
     group: Groups = "auto",
     strict: Strict = False,
+    report: ReportFile = None,
+    drop_suspicious: DropSuspicious = False,
     weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -147,68 +194,62 @@ def update(
     Earlier images are not stored in a line; features like theirs, drawn from what was learned, are learned
     again beside the new ones. The threshold follows from the new images.
     """
+    asked = _Asked(
+        line=line,
+        recursive=recursive,
+        group=group,
+        strict=strict,
+        report=report,
+        drop_suspicious=drop_suspicious,
+        weights=weights,
+        device=device,
+        threads=threads,
+    )
     with interruptible(NOTHING_CHANGED):
-        paths, labels = _good_images(images, recursive=recursive, group=group, strict=strict)
+        photographs = _good_images(images, asked)
         product = record_of(read_line(line), product).name
         use_threads(threads)
         from ..detector import Detector
 
         detector = Detector.load(line, weights=weights, device=device)
-        with stages() as progress:
-            detector.update_task(product, paths, groups=labels, strict=strict, progress=progress)
+        _teach(detector.update_task, product, photographs, asked)
     _save(detector, line)
-    _report_learned(detector.info(product), line)
+    _tell(detector, product, photographs, asked)
 
 
-@dataclass(frozen=True)
-class _Lesson:
-    """What `add` was asked for, whatever the product; `wishes` are the line's settings or None."""
-
-    line: Path
-    recursive: bool
-    group: str
-    strict: bool
-    wishes: dict[str, Any]
-    false_alarm_rate: float | None
-    weights: str | None
-    device: str
-    threads: int | None
-
-
-def _add(lesson: _Lesson, product: str, images: Sequence[str | Path], *, said: str = NOTHING_CHANGED) -> None:
+def _add(
+    asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, said: str = NOTHING_CHANGED
+) -> None:
     """Learn one product and save it; `said` is true where it is interrupted before that."""
     with interruptible(said):
         from ..store import LineStore, check_task_name
 
-        line, store, product = lesson.line, LineStore(lesson.line), check_task_name(product)
-        paths, labels = _good_images(
-            images, recursive=lesson.recursive, group=lesson.group, strict=lesson.strict
-        )
-    with nullcontext() if store.exists() else _first_to_create(line):
+        store, product = LineStore(asked.line), check_task_name(product)
+        photographs = _good_images(images, asked)
+    with nullcontext() if store.exists() else _first_to_create(asked.line):
         with interruptible(said):
             exists = store.exists()
             if exists:
                 _refuse_taken(store, product)
-                _refuse_other_settings(store, lesson.wishes)
-            detector = _line_to_teach(lesson, exists=exists)
-            with stages() as progress:
-                detector.add_task(product, paths, groups=labels, strict=lesson.strict, progress=progress)
-            if exists and lesson.false_alarm_rate is not None:
-                detector.set_threshold(product, false_alarm_rate=lesson.false_alarm_rate)
-        _save(detector, line)
-    _report_learned(detector.info(product), line)
+                _refuse_other_settings(store, asked.wishes)
+            detector = _line_to_teach(asked, exists=exists)
+            _teach(detector.add_task, product, photographs, asked)
+            if exists and asked.false_alarm_rate is not None:
+                detector.set_threshold(product, false_alarm_rate=asked.false_alarm_rate)
+        _save(detector, asked.line)
+    _tell(detector, product, photographs, asked)
 
 
-def _add_each(lesson: _Lesson, folder: Path) -> None:
+def _add_each(asked: _AskedOfAdd, folder: Path) -> None:
     """Learn every subfolder as a product. What is wrong with one of them does not stop the others."""
     from ..data.images import subfolders
 
-    products = [place for place in subfolders(folder) if place.resolve() != lesson.line.resolve()]
+    products = [place for place in subfolders(folder) if place.resolve() != asked.line.resolve()]
     if not products:
         raise ImageError(f"{folder}: expected a folder for each product, it holds none")
     ends: dict[str, list[str]] = {"learned": [], "skipped": [], "failed": []}
     for place in products:
-        ends[_add_one_of(lesson, place)].append(place.name)
+        ends[_add_one_of(_with_own_report(asked, place.name), place)].append(place.name)
     failed = ends["failed"]
     counts = ", ".join(f"{len(names)} {end}" for end, names in ends.items())
     say(counts + (f": {', '.join(failed)}" if failed else ""))
@@ -216,23 +257,29 @@ def _add_each(lesson: _Lesson, folder: Path) -> None:
         raise typer.Exit(SOME_FAILED)
 
 
-def _add_one_of(lesson: _Lesson, place: Path) -> str:
+def _add_one_of(asked: _AskedOfAdd, place: Path) -> str:
     """Learn one product of several: "learned", "skipped" where the line has it, or "failed"."""
     from ..store import LineStore
 
-    store, name, images = LineStore(lesson.line), place.name, _lesson_folder(place)
+    store, name, images = LineStore(asked.line), place.name, _lesson_folder(place)
     if store.exists():
-        _refuse_other_settings(store, lesson.wishes)
+        _refuse_other_settings(store, asked.wishes)
         if _taken_as(store, name):
-            say(f"{name}: on {lesson.line} already, skipped; moleflow update learns more of it")
+            say(f"{name}: on {asked.line} already, skipped; moleflow update learns more of it")
             return "skipped"
     complain(f"{name}: from {images}")
     try:
-        _add(lesson, name, [images], said=f"{name} was not learned, those before it are")
+        _add(asked, name, [images], said=f"{name} was not learned, those before it are")
     except (ImageError, TaskError, TrainingError, CalibrationError) as error:
         complain(f"Error: {name}: {error}")
         return "failed"
     return "learned"
+
+
+def _with_own_report(asked: _AskedOfAdd, product: str) -> _AskedOfAdd:
+    """Each product of several has a report of its own: lessons.html becomes lessons-gear.html."""
+    path = asked.report
+    return asked if path is None else replace(asked, report=path.with_stem(f"{path.stem}-{product}"))
 
 
 def _lesson_folder(product: Path) -> Path:
@@ -243,42 +290,51 @@ def _lesson_folder(product: Path) -> Path:
     return product
 
 
-def _good_images(
-    images: Sequence[str | Path], *, recursive: bool, group: str, strict: bool
-) -> tuple[list[Path], list[str] | None]:
-    """The images to learn from, and for each the group it belongs to, where the rule makes any."""
+def _good_images(images: Sequence[str | Path], asked: _Asked) -> _Photographs:
+    """The images to learn from, none of which the report may overwrite."""
     from ..data.groups import group_labels
     from ..data.images import find_entries
 
     try:
-        found = find_entries(images, recursive=recursive, missing="raise" if strict else "keep")
+        found = find_entries(images, recursive=asked.recursive, missing="raise" if asked.strict else "keep")
     except OnlyFoldersError as error:
         raise OnlyFoldersError(f"{error}; moleflow add LINE --each learns every one as a product") from None
     paths = [entry.path for entry in found]
-    labels = group_labels(paths, group, columns=[entry.columns for entry in found])
-    if labels is not None:
-        _report_groups(labels, group)
-    return paths, labels
+    groups = group_labels(paths, asked.group, columns=[entry.columns for entry in found])
+    if groups is not None:
+        say_groups(groups, asked.group)
+    refuse_report(asked.report, paths)
+    return _Photographs(paths, groups)
 
 
-def _report_groups(labels: Sequence[str], rule: str) -> None:
-    sizes = Counter(labels).values()
-    if len(sizes) == 1:
-        complain(f"note: --group {rule} puts all images in one group, which does not show how groups differ")
-    else:
-        complain(f"grouped by {rule}: {len(sizes)} groups of {min(sizes)} to {max(sizes)} images")
+def _teach(learn: Callable[..., TaskInfo], product: str, photographs: _Photographs, asked: _Asked) -> None:
+    """`learn` is `add_task` or `update_task` of the line."""
+    with stages() as progress:
+        learn(
+            product,
+            photographs.paths,
+            groups=photographs.groups,
+            strict=asked.strict,
+            drop_suspicious=asked.drop_suspicious,
+            progress=progress,
+        )
 
 
-def _line_to_teach(lesson: _Lesson, *, exists: bool) -> Detector:
+def _tell(detector: Detector, product: str, photographs: _Photographs, asked: _Asked) -> None:
+    say_learned(detector, product, asked.line, images=photographs.paths)
+    write_report(asked.report, detector, product, line=asked.line)
+
+
+def _line_to_teach(asked: _AskedOfAdd, *, exists: bool) -> Detector:
     """The line on disk, or a new one with the options that were given."""
-    use_threads(lesson.threads)
+    use_threads(asked.threads)
     from ..detector import Detector
 
     if exists:
-        return Detector.load(lesson.line, weights=lesson.weights, device=lesson.device)
-    options = lesson.wishes | {"false_alarm_rate": lesson.false_alarm_rate}
+        return Detector.load(asked.line, weights=asked.weights, device=asked.device)
+    options = asked.wishes | {"false_alarm_rate": asked.false_alarm_rate}
     given = {key: value for key, value in options.items() if value is not None}
-    return Detector(weights=lesson.weights, device=lesson.device, **given)
+    return Detector(weights=asked.weights, device=asked.device, **given)
 
 
 @contextmanager
@@ -330,8 +386,11 @@ def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
     stored = {
         "backbone": backbone["name"],
         "image_size": tuple(backbone["image_size"]),
+        "intensity": intensity_of(record).wish,
         "seed": setting_of(record, "seed"),
     }
+    if wishes["intensity"] == "auto":  # was settled with the first product, whatever that came to
+        wishes = wishes | {"intensity": None}
     for key, wish in wishes.items():
         if wish is not None and wish != stored[key]:
             option = "--" + key.replace("_", "-")
@@ -344,23 +403,3 @@ def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
 def _save(detector: Detector, line: Path) -> None:
     with interruptible(f"{line} is as it was before or has this change, see: moleflow list {line}"):
         detector.save(line)
-
-
-def _report_learned(learned: TaskInfo, line: Path) -> None:
-    rate = "" if learned.false_alarm_rate is None else f" for {learned.false_alarm_rate:.3%} false alarms"
-    say(f"{learned.name}: version {learned.version} on {line}, learned from {learned.images} good images")
-    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in learned.seconds.items())
-    say(f"  {sum(learned.seconds.values()):.1f} s ({stages}), {amount(learned.bytes)}")
-    say(
-        f"  threshold {learned.threshold:.4f}{rate}, "
-        f"from {learned.calibration_images} {learned.calibration} images"
-    )
-    if learned.calibration == "in-sample":
-        complain(
-            "note: one image does not show how good ones vary; "
-            "until it is taught more, hardly anything alarms"
-        )
-    for unreadable in learned.unreadable:
-        complain(f"note: left out, it cannot be read: {unreadable}")
-    for other, count in learned.rerouted.items():
-        complain(f"note: {count} good images of {other} are now taken for another product")

@@ -46,6 +46,9 @@ class Calibration(Protocol):
     def threshold(self, false_alarm_rate: float) -> float:
         """Score that a good image exceeds with this probability."""
 
+    def scores_of_good(self) -> list[float]:
+        """`pred_score` of the good images that calibrated."""
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
 
@@ -128,6 +131,10 @@ class ScoreCalibration:
             return 0.0, 0.5, 1.0  # one image: nothing is known but that its own score is no defect
         width = max(float(logs.std(ddof=1)), 1e-3) * math.sqrt(1 + 1 / count)
         return float(logs.mean()), width, float(count - 1)
+
+    def scores_of_good(self) -> list[float]:
+        """`pred_score` of the good images that calibrated, ascending."""
+        return [(score - self.level) / self.spread for score in self.scores]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""

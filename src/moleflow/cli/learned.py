@@ -1,0 +1,118 @@
+"""What is said of a lesson: on the screen, and on the page that --report asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import ConfigError
+from .products import light_in_words, read_line, record_of
+from .screen import amount, complain, say
+
+if TYPE_CHECKING:
+    from ..detector import Detector
+    from ..intake import Intake
+    from ..results import TaskInfo
+    from ..store import TaskRecord
+
+SHOWN_COPIES = 5  # groups of near-copies named on the screen; the report has all
+NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
+
+
+def say_groups(labels: Sequence[str], rule: str) -> None:
+    """How many groups a rule makes of the images to learn from."""
+    sizes = Counter(labels).values()
+    if len(sizes) == 1:
+        complain(f"note: --group {rule} puts all images in one group, which does not show how groups differ")
+    else:
+        complain(f"grouped by {rule}: {len(sizes)} groups of {min(sizes)} to {max(sizes)} images")
+
+
+def refuse_report(report: Path | None, images: Sequence[Path]) -> None:
+    """Say before learning where the report cannot go."""
+    if report is None:
+        return
+    if report.is_dir() or not report.absolute().parent.is_dir():
+        raise ConfigError(f"--report {report}: expected a file in a folder that exists")
+    if report.exists() and any(report.samefile(image) for image in images if image.exists()):
+        raise ConfigError(f"--report {report}: this is one of the images")
+
+
+def say_learned(detector: Detector, product: str, line: Path, *, images: Sequence[Path]) -> None:
+    """What was learned, in short, and all that one should look at."""
+    learned, intake = detector.info(product), detector.intake
+    rate = "" if learned.false_alarm_rate is None else f" for {learned.false_alarm_rate:.3%} false alarms"
+    say(f"{learned.name}: version {learned.version} on {line}, learned from {learned.images} good images")
+    stages = ", ".join(f"{stage} {value:.1f}" for stage, value in learned.seconds.items())
+    say(f"  {sum(learned.seconds.values()):.1f} s ({stages}), {amount(learned.bytes)}")
+    say(
+        f"  threshold {learned.threshold:.4f}{rate}, "
+        f"from {learned.calibration_images} {learned.calibration} images"
+    )
+    say(f"  {light_in_words(intake.intensity)}")
+    _say_lesson(learned)
+    if learned.calibration == "in-sample":
+        complain(
+            "note: one image does not show how good ones vary; "
+            "until it is taught more, hardly anything alarms"
+        )
+    for unreadable in learned.unreadable:
+        complain(f"note: left out, it cannot be read: {unreadable}")
+    for other, count in learned.rerouted.items():
+        complain(f"note: {count} good images of {other} are now taken for another product")
+    _say_beyond(intake, images)
+
+
+def _say_lesson(learned: TaskInfo) -> None:
+    """How many images are independent, and every one that something speaks against or that comes again."""
+    lesson = learned.lesson
+    counted = f"{lesson.images} images" if lesson.images != 1 else "1 image"
+    if lesson.independent < lesson.images:
+        say(f"  {counted}, {lesson.independent} independent: the others show the same again")
+    if lesson.suspicious:
+        fate = "left out" if lesson.dropped else "learned from; --drop-suspicious leaves such images out"
+        count = len(lesson.suspicious)
+        complain(f"note: {count} suspicious {'image was' if count == 1 else 'images were'} {fate}:")
+    for suspect in lesson.suspects:
+        if suspect.fault:
+            complain(f"  {suspect.source}: {suspect.reason}")
+    for suspect in [s for s in lesson.suspects if not s.fault][:SHOWN_COPIES]:
+        complain(f"note: {suspect.source}: {suspect.reason}")
+
+
+def _say_beyond(intake: Intake, images: Sequence[Path]) -> None:
+    share = intake.beyond([(path, path) for path in images])
+    if share > NOTABLE_SHARE:
+        complain(
+            f"note: {share:.1%} of these images' pixels lie beyond the line's intensity ({intake.intensity}) "
+            f"and are black or white to it; a new line can be begun with another --intensity"
+        )
+
+
+def write_report(report: Path | None, detector: Detector, product: str, *, line: Path) -> None:
+    """The page on a product that was learned and saved, where one was asked for."""
+    if report is None:
+        return
+    from ..teaching_report import write_teaching_report
+
+    learned, intake = detector.info(product), detector.intake
+    scores = _good_scores(record_of(read_line(line), learned.name))
+    write_teaching_report(
+        report,
+        product=learned.name,
+        lesson=learned.lesson,
+        shown=lambda source: intake.shown(Path(source), Path(source)),  # with the light that the line sees
+        unreadable=learned.unreadable,
+        scores=scores,
+        threshold=learned.threshold,
+    )
+    say(f"  report: {report}")
+
+
+def _good_scores(record: TaskRecord) -> list[float]:
+    """What the photographs that calibrated score, in the unit of the threshold."""
+    from ..verdict.calibration import calibration_from_dict
+
+    return calibration_from_dict(record.info["calibration"]).scores_of_good()

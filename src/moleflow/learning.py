@@ -1,0 +1,283 @@
+"""One lesson: good images of a product become a line that knows it, and all others as before."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .archive import fingerprint_of
+from .config import LineConfig, to_dict
+from .data.images import camera_of
+from .data.sources import Errors, Source, list_sources, name_of
+from .errors import ConfigError
+from .features.extractor import Extractor, Features
+from .flow.expert import Base
+from .intake import Intake, Picture, check_readable, pictures_in, readable
+from .lesson import Lesson, review
+from .line import Line, rerouted_by
+from .product import Altered, Product, learn_product, spread
+from .results import Failure
+from .sensor import sensor_floor
+from .suspects import Photo, facts_of
+from .training import learn_base
+from .verdict.calibration import TwoVoices
+
+Progress = Callable[[str, float], None]
+"""Told the stage ("backbone", "base", "learning", "calibration") and the share of it that is done."""
+
+Sources = Sequence[tuple[Source, Any]]
+
+EXTRACT_BATCH = 8
+ALTERED_IMAGES = 2  # taken in several ways, to see what decoding and the sensor alone make of a score
+
+
+@dataclass(frozen=True)
+class LessonOptions:
+    """Which of the images teach, and together with which.
+
+    Attributes:
+        groups: a label for each image, shared by those that belong together; None where nobody says.
+        strict: refuse any unreadable image instead of leaving a few out.
+        drop_suspicious: leave out images that something speaks against.
+    """
+
+    groups: Sequence[str] | None = None
+    strict: bool = False
+    drop_suspicious: bool = False
+
+    @property
+    def errors(self) -> Errors:
+        """What an unreadable image does."""
+        return "raise" if self.strict else "yield"
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """What there is to learn from.
+
+    Attributes:
+        sources: of the images that teach.
+        features: of them, patches in 16 bits, computed once and reused by every step.
+        photos: what each looks like.
+        groups: for each its label; None where nobody says.
+        copies: for each the number of its group of near-copies.
+        lesson: what the photographs are worth.
+        unreadable: images that were left out because they could not be read, each with the reason.
+    """
+
+    sources: Sources
+    features: Features
+    photos: Sequence[Photo]
+    groups: Sequence[str] | None
+    copies: Sequence[int]
+    lesson: Lesson
+    unreadable: tuple[str, ...]
+
+    def take(self, kept: Sequence[int], lesson: Lesson, copies: Sequence[int]) -> Material:
+        """What is left of it, in the light of another lesson."""
+        return replace(
+            self,
+            sources=[self.sources[i] for i in kept],
+            features=self.features.take(kept),
+            photos=[self.photos[i] for i in kept],
+            groups=None if self.groups is None else [self.groups[i] for i in kept],
+            copies=copies,
+            lesson=lesson,
+        )
+
+
+def learn(
+    line: Line,
+    name: str,
+    images: Any,
+    *,
+    extractor: Extractor,
+    config: LineConfig,
+    seed: int,
+    intensity: str,
+    options: LessonOptions,
+    progress: Progress,
+) -> Line:
+    """The line with a product of this name, learned from good images; `line` itself does not change.
+
+    A product that is known learns more: its new images beside features like its earlier ones. The first
+    product of a line also settles which numbers of the camera are black and white, and trains the base.
+
+    Args:
+        line: what is known so far.
+        name: of the product, as `check_task_name` returns it.
+        images: see `list_sources`.
+        extractor: the line's backbone.
+        config: the line's options.
+        seed: fixes everything random.
+        intensity: the wish by which the first product settles the intake.
+        options: which of the images teach.
+        progress: told the stage and the share of it that is done.
+
+    Raises:
+        ImageError: too many images are unreadable, or there is none, or none is left.
+        ConfigError: there are not as many group labels as images.
+        TrainingError: learning did not stay finite.
+    """
+    started = time.perf_counter()
+    sources = _sources_of(images, options)
+    if line.base is None:
+        line = replace(line, intake=line.intake.settled(intensity, sources))
+    material = _gather(sources, line.intake, extractor, options=options, tell=progress)
+    seconds = {"backbone": time.perf_counter() - started}
+    base = line.base
+    if base is None:
+        started = time.perf_counter()
+        base = _first_base(material.features, config, seed, tell=progress)
+        told = fingerprint_of(base, extractor.describe(), to_dict(config))
+        line = replace(line, base=base, base_hash=told)
+        seconds["base"] = time.perf_counter() - started
+    learned = partial(
+        _product_of, base, line, name, extractor=extractor, config=config, seed=seed, tell=progress
+    )
+    product = learned(material)
+    judged = _accused_by_scores(material, product, drop_suspicious=options.drop_suspicious)
+    product = learned(judged) if len(judged.sources) < len(material.sources) else product
+    material = judged
+    product = replace(product, seconds=seconds | product.seconds)
+    return _with_product(line, name, product, material=material, config=config)
+
+
+def features_of(extractor: Extractor, pictures: Sequence[Picture]) -> Features:
+    """What the backbone sees of a batch of pictures, in one pass."""
+    return extractor.see(extractor.stack([picture.pixels for picture in pictures]))
+
+
+def _product_of(
+    base: Base,
+    line: Line,
+    name: str,
+    material: Material,
+    *,
+    extractor: Extractor,
+    config: LineConfig,
+    seed: int,
+    tell: Progress,
+) -> Product:
+    return learn_product(
+        base,
+        material.features,
+        config,
+        seed=seed,
+        progress=tell,
+        previous=line.products.get(name),
+        groups=material.groups,
+        copies=material.copies,
+        altered=_altered(material.sources, line.intake, extractor),
+    )
+
+
+def _altered(sources: Sources, intake: Intake, extractor: Extractor) -> Altered:
+    """A few of the images as decoding and the sensor alone might have made them."""
+    chosen = spread(list(range(len(sources))), ALTERED_IMAGES)
+    pixels = [sensor_floor(intake.read(*sources[i]).pixels) for i in chosen]
+    seen = [extractor.see(extractor.stack(pictures)) for pictures in pixels]
+    originals = [i for i, pictures in zip(chosen, pixels, strict=True) for _ in pictures]
+    return Altered(tuple(originals), _in_16_bits(Features.of(seen)))
+
+
+def _accused_by_scores(material: Material, product: Product, *, drop_suspicious: bool) -> Material:
+    """The material in the light of left-out scores: one of the good images may be a defective one."""
+    calibration = product.calibration
+    if not isinstance(calibration, TwoVoices):
+        return material
+    scores = np.full(len(material.sources), np.nan)
+    first = [material.copies.index(group) for group in dict.fromkeys(material.copies)]
+    scores[first] = calibration.scores_of_good()
+    reviewed = review(material.photos, drop_suspicious=drop_suspicious, scores=scores)
+    before, now = material.lesson, reviewed.lesson
+    dropped = (*before.dropped, *now.dropped)
+    earlier = [s for s in before.suspects if s.source in before.dropped]
+    lesson = replace(now, suspects=(*earlier, *now.suspects), dropped=dropped)
+    return material.take(reviewed.kept, lesson, reviewed.groups)
+
+
+def _in_16_bits(seen: Features) -> Features:
+    return replace(seen, patches=seen.patches.half())
+
+
+def _sources_of(images: Any, options: LessonOptions) -> Sources:
+    sources, groups = list_sources(images, errors=options.errors), options.groups
+    if groups is not None and len(groups) != len(sources):
+        raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
+    return sources
+
+
+def _gather(
+    sources: Sources, intake: Intake, extractor: Extractor, *, options: LessonOptions, tell: Progress
+) -> Material:
+    """Looks at all images, and leaves out what cannot be read and, on demand, what is suspicious."""
+    features, photos, failures = _extract(sources, intake, extractor, errors=options.errors, tell=tell)
+    reviewed = review(photos, drop_suspicious=options.drop_suspicious)
+    groups = options.groups
+    if groups is not None:
+        groups = [label for i, label in enumerate(groups) if i not in failures]
+    return Material(
+        sources=[source for i, source in enumerate(sources) if i not in failures],
+        features=features,
+        photos=photos,
+        groups=groups,
+        copies=(),
+        lesson=reviewed.lesson,
+        unreadable=tuple(failure.error for failure in failures.values()),
+    ).take(reviewed.kept, reviewed.lesson, reviewed.groups)
+
+
+def _extract(
+    sources: Sources, intake: Intake, extractor: Extractor, *, errors: Errors, tell: Progress
+) -> tuple[Features, list[Photo], dict[int, Failure]]:
+    """Features of all readable images, what each looks like, and by position those that are not."""
+    parts, photos = [], []
+    failures: dict[int, Failure] = {}
+    done = 0
+    for batch in intake.batches(sources, EXTRACT_BATCH, errors=errors):
+        failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
+        pictures = pictures_in(batch)
+        if pictures and readable(len(failures), len(sources)):
+            photos += [_facts(picture) for picture in pictures]
+            parts.append(_in_16_bits(features_of(extractor, pictures)))
+        done += len(batch)
+        tell("backbone", done / len(sources))
+    check_readable(list(failures.values()), len(sources))
+    return Features.of(parts), photos, failures
+
+
+def _facts(picture: Picture) -> Photo:
+    source = picture.source
+    return facts_of(name_of(source), picture.pixels, picture.size, camera=camera_of(source))
+
+
+def _first_base(features: Features, config: LineConfig, seed: int, *, tell: Progress) -> Base:
+    return learn_base(
+        features.patches,
+        config.flow,
+        config.training,
+        seed=seed,
+        progress=lambda share: tell("base", share),
+    )
+
+
+def _with_product(
+    before: Line, name: str, product: Product, *, material: Material, config: LineConfig
+) -> Line:
+    overrides = dict(before.overrides)
+    if "threshold" in overrides.get(name, {}):  # scores have a new scale
+        del overrides[name]
+    after = before.with_products(
+        before.products | {name: product},
+        config.router,
+        overrides=overrides,
+        unreadable=before.unreadable | {name: material.unreadable},
+        lessons=before.lessons | {name: material.lesson},
+    )
+    return replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
