@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
-from moleflow.bench.methods.base import Inspection, Pictures, Setting
-from moleflow.bench.methods.line import MoleFlow, TaskSeparated
+from moleflow.bench.methods.base import Inspection, Setting
+from moleflow.bench.methods.line import MoleFlow
 from moleflow.bench.pictures import Shelf
 from moleflow.config import LineConfig
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.features.cache import FeatureCache
-from moleflow.product import split
 from moleflow.results import Prediction
 
 PRODUCTS = ("gear", "wood")
@@ -48,14 +46,19 @@ def of_line(found: Prediction) -> tuple:
     return found.task, found.known, found.pred_score, found.threshold, found.patch_map.tobytes()
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_the_bench_says_what_the_detector_says(held_out, products, shelf, quick, new_line, monkeypatch):
-    """Whether all images calibrate in turn or some are held out; on features rounded to 16 bits alike."""
-    scoring = replace(quick.scoring, cross_fit_below=4, holdout_least=2) if held_out else quick.scoring
+@pytest.mark.parametrize("single", [4, 32])
+def test_the_bench_says_what_the_detector_says(single, products, shelf, quick, new_line, monkeypatch):
+    """Whether images are left out one by one or in blocks; on features rounded to 16 bits alike."""
+    scoring = replace(quick.scoring, single_up_to=single)
     config = replace(quick, scoring=scoring)
     line, method = new_line(config=config, seed=3), MoleFlow(setting(shelf, config))
-    exact = line._features
-    monkeypatch.setattr(line, "_features", lambda pictures: exact(pictures).half().float())
+    exact = line.extractor.see
+
+    def rounded(images):
+        seen = exact(images)
+        return replace(seen, patches=seen.patches.half().float())
+
+    monkeypatch.setattr(line.extractor, "see", rounded)
     for name in PRODUCTS:
         line.add_task(name, [item.path for item in products[name].train])
         method.learn([shelf.pictures(products[name], "train")])
@@ -68,18 +71,3 @@ def test_the_bench_says_what_the_detector_says(held_out, products, shelf, quick,
             if task is not None:  # the bench leaves open what is not asked; the line answers "known"
                 found = [(one[0], True, *one[2:]) for one in found]
             assert found == expected
-
-
-@pytest.mark.parametrize("kind", [MoleFlow, TaskSeparated])
-def test_images_that_calibrate_play_no_part_in_the_base(kind, products, shelf, quick):
-    config = replace(quick, scoring=replace(quick.scoring, cross_fit_below=4, holdout_least=2))
-    method = kind(setting(shelf, config))
-    pictures = shelf.pictures(products["gear"], "train")
-    _, folds, _ = split(len(pictures), config, method.setting.seed)
-    other = pictures.features.clone()
-    other[folds[0]] += 1
-    bases = [
-        method.learn_base(Pictures("gear", features, pictures.read)).state_dict()
-        for features in (pictures.features, other)
-    ]
-    assert all(torch.equal(bases[0][name], bases[1][name]) for name in bases[0])

@@ -40,7 +40,7 @@ SMALL = {
     "scoring.cells": {"side": 2, "rank": 4, "mean_side": 3, "ridge": 0.3},
     "scoring.folds": 2,
 }
-GRID = Space.from_dict({"scoring.top_share": [0.005, 1.0], "scoring.flow_weight": [0.0, 0.5]})
+GRID = Space.from_dict({"scoring.top_share": [0.01, 1.0], "scoring.flow_weight": [0.0, 0.5]})
 RANGES = Space.from_dict(
     {
         "scoring.smoothing": {"low": 0.1, "high": 2.0},
@@ -122,9 +122,9 @@ def test_a_grid_is_tried_as_a_whole_and_the_best_chosen_by_the_criterion(whole):
     trials = results["trials"]
     assert [t["options"] for t in trials] == [
         {"scoring.top_share": a, "scoring.flow_weight": b}
-        for a, b in itertools.product((0.005, 1.0), (0.0, 0.5))
+        for a, b in itertools.product((0.01, 1.0), (0.0, 0.5))
     ]
-    assert results["unchanged"]["options"] == {"scoring.top_share": 0.005, "scoring.flow_weight": 0.5}
+    assert results["unchanged"]["options"] == {"scoring.top_share": 0.01, "scoring.flow_weight": 0.5}
     assert results["unchanged"]["criterion"] == trials[1]["criterion"]  # the very same options
     assert results["best"]["criterion"] == max(t["criterion"] for t in trials)
     assert results["best_by_oracle"]["oracle"] == max(t["oracle"] for t in trials)
@@ -228,7 +228,7 @@ def test_a_trial_that_fails_is_told_and_not_chosen(tried, tmp_path, monkeypatch)
     assert len(failed) == 2
     assert all(t["criterion"] is t["oracle"] is None for t in failed)
     assert all("not finite" in error for t in failed for error in t["errors"])
-    assert results["best"]["options"]["scoring.top_share"] == 0.005
+    assert results["best"]["options"]["scoring.top_share"] == 0.01
     assert results["loss"] is not None
     with pytest.raises(BenchError, match="all 1 failed"):
         tried(Space({"scoring.top_share": Choice((1.0,))}), tmp_path)

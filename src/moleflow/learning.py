@@ -20,11 +20,10 @@ from .flow.expert import Base
 from .intake import Intake, Picture, check_readable, pictures_in, readable
 from .lesson import Lesson, review
 from .line import Line, rerouted_by
-from .product import Altered, Product, learn_product, spread
+from .product import Altered, Product, learn_first_base, learn_product, spread
 from .results import Failure
 from .sensor import sensor_floor
 from .suspects import Photo, facts_of
-from .training import learn_base
 from .verdict.calibration import TwoVoices
 
 Progress = Callable[[str, float], None]
@@ -130,17 +129,25 @@ def learn(
         line = replace(line, intake=line.intake.settled(intensity, sources))
     material = _gather(sources, line.intake, extractor, options=options, tell=progress)
     seconds = {"backbone": time.perf_counter() - started}
-    base = line.base
+    base, without = line.base, None
     if base is None:
         started = time.perf_counter()
-        base = _first_base(material.features, config, seed, tell=progress)
+        first = learn_first_base(
+            material.features.patches,
+            config,
+            seed=seed,
+            progress=lambda share: progress("base", share),
+            groups=material.groups,
+            copies=material.copies,
+        )
+        base, without = first.final, first.without
         told = fingerprint_of(base, extractor.describe(), to_dict(config))
         line = replace(line, base=base, base_hash=told)
         seconds["base"] = time.perf_counter() - started
     learned = partial(
         _product_of, base, line, name, extractor=extractor, config=config, seed=seed, tell=progress
     )
-    product = learned(material)
+    product = learned(material, without=without)
     judged = _accused_by_scores(material, product, drop_suspicious=options.drop_suspicious)
     product = learned(judged) if len(judged.sources) < len(material.sources) else product
     material = judged
@@ -163,6 +170,7 @@ def _product_of(
     config: LineConfig,
     seed: int,
     tell: Progress,
+    without: tuple[Base, Base] | None = None,
 ) -> Product:
     return learn_product(
         base,
@@ -174,6 +182,7 @@ def _product_of(
         groups=material.groups,
         copies=material.copies,
         altered=_altered(material.sources, line.intake, extractor),
+        without=without,
     )
 
 
@@ -255,16 +264,6 @@ def _extract(
 def _facts(picture: Picture) -> Photo:
     source = picture.source
     return facts_of(name_of(source), picture.pixels, picture.size, camera=camera_of(source))
-
-
-def _first_base(features: Features, config: LineConfig, seed: int, *, tell: Progress) -> Base:
-    return learn_base(
-        features.patches,
-        config.flow,
-        config.training,
-        seed=seed,
-        progress=lambda share: tell("base", share),
-    )
 
 
 def _with_product(

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from .config import LineConfig, ScoringConfig
 from .features.extractor import Features
 from .flow.expert import Base, Expert
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
-from .training import learn_expert
+from .training import learn_base, learn_expert
 from .verdict.calibration import ScoreCalibration, TwoVoices, Voice, calibration_from_dict
 from .verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
 from .verdict.unknown import ORDINARY, Familiarity
@@ -220,6 +221,54 @@ class Altered:
     seen: Features
 
 
+@dataclass(frozen=True, eq=False)
+class FirstBase:
+    """A line's base with the two that calibrate the product it was learned from.
+
+    Attributes:
+        final: what all products share, learned from all images of the first.
+        without: learned without the first half of its blocks, and without the second; None where there are
+            no two halves. A base that knows an image says too little against it.
+    """
+
+    final: Base
+    without: tuple[Base, Base] | None
+
+
+def learn_first_base(
+    patches: Tensor,
+    config: LineConfig,
+    *,
+    seed: int,
+    progress: Callable[[float], None] = lambda share: None,
+    groups: Sequence[Hashable] | None = None,
+    copies: Sequence[int] | None = None,
+) -> FirstBase:
+    """The base from a line's first product, in as many steps as one takes; arguments as `learn_product`."""
+    blocks = make_blocks(len(patches), config.scoring, groups=groups, copies=copies)
+    learn = partial(learn_base, flow=config.flow, training=config.training)
+    if blocks.count < 2:
+        return FirstBase(learn(patches, seed=seed, progress=progress), None)
+    halves = [
+        learn(
+            patches[blocks.half(1 - parity)],
+            seed=seed,
+            share=HALF_SHARE,
+            progress=lambda done, parity=parity: progress(HALF_SHARE * (parity + done)),  # type: ignore[misc]
+        )
+        for parity in (0, 1)
+    ]
+    share = 1 - 2 * HALF_SHARE
+    final = learn(
+        patches,
+        seed=seed + 1,
+        share=share,
+        begun=halves[0],
+        progress=lambda done: progress(2 * HALF_SHARE + share * done),
+    )
+    return FirstBase(final, (halves[0], halves[1]))
+
+
 def learn_product(
     base: Base,
     seen: Features,
@@ -231,6 +280,7 @@ def learn_product(
     groups: Sequence[Hashable] | None = None,
     copies: Sequence[int] | None = None,
     altered: Altered | None = None,
+    without: tuple[Base, Base] | None = None,
 ) -> Product:
     """Learns a product on a frozen base from the features of its good images.
 
@@ -249,11 +299,14 @@ def learn_product(
         copies: number of every image's group of near-copies, where that is known.
         altered: some of the images as the sensor alone might have changed them: no spread that follows
             from the images is believed to be smaller than what that makes of a score.
+        without: bases that have not seen one half of the blocks or the other, where `base` itself was
+            learned from these images; see `FirstBase`.
     """
     started = time.perf_counter()
     blocks = make_blocks(len(seen), config.scoring, groups=groups, copies=copies)
     memory = _remembered(previous, seen, seed)
-    flows = _learn_flows(base, seen.patches, memory.patches, blocks, config, seed, progress)
+    bases = (base, *(without or (base, base)))
+    flows = _learn_flows(bases, seen.patches, memory.patches, blocks, config, seed, progress)
     learned = time.perf_counter()
     progress("calibration", 0.0)
     cells, left_out_cells = _learn_cells(seen.patches, memory.patches, blocks, config)
@@ -294,7 +347,7 @@ class _Flows:
 
 
 def _learn_flows(
-    base: Base,
+    bases: tuple[Base, Base, Base],
     patches: Tensor,
     memory: Tensor,
     blocks: Blocks,
@@ -307,7 +360,11 @@ def _learn_flows(
     What the short ones say of the other half's blocks calibrates. The final flow goes on from the first of
     them with all images; its scores of images it learned from are corrected by the gap that the short ones
     show between the images they learned from and those they did not.
+
+    Args:
+        bases: of the final flow, and of each of the short ones.
     """
+    base, *halves = bases
     training, scoring, count = config.training, config.scoring, len(patches)
     if blocks.count < 2:
         final = learn_expert(
@@ -321,15 +378,15 @@ def _learn_flows(
     for parity in (0, 1):
         out, learn = blocks.half(parity), blocks.half(1 - parity)
         half = learn_expert(
-            base,
+            halves[parity],
             torch.cat([patches[learn], memory]),
             training,
             seed=seed,
             share=HALF_SHARE,
             progress=_part_of(progress, parity * HALF_SHARE, HALF_SHARE),
         )
-        left_out[out] = _flow_scores(base, half, patches[out])
-        known = _flow_scores(base, half, patches[spread(learn, GAP_IMAGES)])
+        left_out[out] = _flow_scores(halves[parity], half, patches[out])
+        known = _flow_scores(halves[parity], half, patches[spread(learn, GAP_IMAGES)])
         fresh = left_out[spread(out, GAP_IMAGES)]
         gaps.append((float(fresh.mean() - known.mean()), float(fresh.std() / known.std().clamp_min(1e-9))))
         left_out[out] -= float(left_out[out].mean())  # each short flow has a level of its own

@@ -7,6 +7,7 @@ import io
 import numpy as np
 from PIL import Image
 
+SENSOR_ALTERATIONS = 6
 _QUALITY = 90
 
 

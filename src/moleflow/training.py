@@ -31,6 +31,8 @@ def learn_base(
     training: TrainingConfig,
     *,
     seed: int,
+    share: float = 1.0,
+    begun: Base | None = None,
     progress: Progress | None = None,
 ) -> Base:
     """The shared base, learned with the first product and frozen.
@@ -40,6 +42,8 @@ def learn_base(
         flow: shape of the density.
         training: how to learn.
         seed: fixes initial weights, sampling and noise.
+        share: of the steps that `training` gives.
+        begun: a base to go on from, which stays as it is.
         progress: told the share done.
 
     Raises:
@@ -48,6 +52,8 @@ def learn_base(
     require_finite(features)
     with seeded(seed):
         base = Base((features.shape[1], features.shape[2]), features.shape[3], flow).to(features.device)
+        if begun is not None:
+            base.load_state_dict(begun.state_dict())
         companion = Expert(base).to(features.device)
     companion.adapters = nn.ModuleList()  # while W itself learns, a low-rank change of it is redundant
     if flow.couplings or flow.mixer:
@@ -56,7 +62,7 @@ def learn_base(
             [*base.parameters(), *companion.parameters()],
             partial(likelihood_loss, base, companion, features, training),
             training,
-            steps=training.base_steps,
+            steps=max(1, round(share * training.base_steps)),
             seed=seed,
             progress=progress,
         )

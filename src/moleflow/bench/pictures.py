@@ -17,6 +17,9 @@ import numpy as np
 from ..data.images import read_image, resize
 from ..data.layouts import Item, Mask, Product, load_mask, nearest
 from ..features.cache import FeatureCache
+from ..learning import ALTERED_IMAGES
+from ..product import Altered, spread
+from ..sensor import SENSOR_ALTERATIONS, sensor_floor
 from .methods.base import Pictures
 
 Part = Literal["train", "test"]
@@ -102,13 +105,28 @@ class Shelf:
             else lambda done, count: told(f"{product.name} {part}", done, count),
         )
         file_bytes = tuple(item.path.stat().st_size for item in items)
+        altered = self._altered(items) if part == "train" and items else None
         return Pictures(
             product.name,
             seen.patches,
             lambda i, at: resize(item_image(items[i]), at),
             file_bytes,
             seen.pooled,
+            altered,
         )
+
+    def _altered(self, items: Sequence[Item]) -> Altered:
+        """A few images as decoding and the sensor alone might have changed them, as the line sees to it."""
+        size, chosen = self.cache.extractor.image_size, spread(range(len(items)), ALTERED_IMAGES)
+        originals = [i for i in chosen for _ in range(SENSOR_ALTERATIONS)]
+        seen = self.cache.features(
+            [
+                (path, f"{told} sensor {k % SENSOR_ALTERATIONS}")
+                for k, (path, told) in enumerate(_sources([items[i] for i in originals]))
+            ],
+            lambda k: sensor_floor(resize(item_image(items[originals[k]]), size))[k % SENSOR_ALTERATIONS],
+        )
+        return Altered(tuple(originals), seen)
 
 
 def mark(products: Mapping[str, Product]) -> str:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config import LineConfig
 from ...features.extractor import Features
-from ...product import split
+from ...product import Altered, split
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Decision, Router
 from ...verdict.maps import image_scores, smooth
@@ -30,6 +30,7 @@ class Pictures:
         product: its name; what a method is told when it learns, and may be asked about later.
         features: (N, h, w, D) float16 of the frozen backbone, memory-mapped: take what is needed at a time.
         pooled: (N, E), each picture as a whole; (N, 0) where nobody computed it.
+        altered: a few of them as decoding and the sensor alone might have changed them.
         read: image i at a size (h, w), uint8 (h, w, 3) RGB; for methods that need pixels.
         file_bytes: of the images' files; None where they come from none.
     """
@@ -39,6 +40,7 @@ class Pictures:
     read: ReadImage = field(repr=False)
     file_bytes: tuple[int, ...] | None = field(default=None, repr=False)
     pooled: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False)
+    altered: Altered | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         if not len(self.pooled):

@@ -10,10 +10,9 @@ from torch import Tensor
 
 from ...features.extractor import Features
 from ...flow.expert import Base
-from ...product import Product, learn_product
+from ...product import FirstBase, Product, learn_first_base, learn_product
 from ...routing.gaussian import DescriptorStatistics
 from ...routing.router import Decision
-from ...training import learn_base
 from .base import Inspection, PerProduct, Pictures, Setting, State
 
 FALSE_ALARM_RATE = 0.01
@@ -39,17 +38,27 @@ class TaskSeparated(PerProduct):
 
     def learn_part(self, pictures: Pictures) -> _Part:
         """A base and an expert on it."""
-        return self.learn_expert(self.learn_base(pictures), pictures)
+        first = self.learn_base(pictures)
+        return self.learn_expert(first.final, pictures, without=first.without)
 
-    def learn_base(self, pictures: Pictures) -> Base:
+    def learn_base(self, pictures: Pictures) -> FirstBase:
         """The base, frozen."""
-        config, seed = self.setting.config, self.setting.seed
-        return learn_base(pictures.features, config.flow, config.training, seed=seed)
+        return learn_first_base(pictures.features, self.setting.config, seed=self.setting.seed)
 
-    def learn_expert(self, base: Base, pictures: Pictures) -> _Part:
-        """An expert, its cells and its calibration on a frozen base."""
+    def learn_expert(
+        self, base: Base, pictures: Pictures, *, without: tuple[Base, Base] | None = None
+    ) -> _Part:
+        """An expert, its closed forms and its calibration on a frozen base."""
         setting = self.setting
-        return _Part(base, learn_product(base, pictures.seen, setting.config, seed=setting.seed))
+        product = learn_product(
+            base,
+            pictures.seen,
+            setting.config,
+            seed=setting.seed,
+            altered=pictures.altered,
+            without=without,
+        )
+        return _Part(base, product)
 
     def describe_product(self, pictures: Pictures) -> DescriptorStatistics:
         """As the line itself learned them."""
@@ -107,14 +116,17 @@ class MoleFlow(TaskSeparated):
 
     def learn(self, products: Sequence[Pictures]) -> None:
         """The base with the first product of all, then every product's expert."""
+        self._first: FirstBase | None = None
         if self.base is None:
-            self.base = self.learn_base(products[0])
+            self._first = self.learn_base(products[0])
+            self.base = self._first.final
         super().learn(products)
 
     def learn_part(self, pictures: Pictures) -> _Part:
-        """An expert on the frozen base."""
+        """An expert on the frozen base; the product it was learned from comes first."""
         assert self.base is not None
-        return self.learn_expert(self.base, pictures)
+        first, self._first = self._first, None
+        return self.learn_expert(self.base, pictures, without=first.without if first else None)
 
     def part_state(self, part: _Part) -> State:
         """What a saved line keeps of the product."""
