@@ -461,10 +461,10 @@ def test_every_truncation_of_the_index_is_noticed(line):
 
 
 def test_a_later_format_names_the_library_that_reads_it(line):
-    edit(line, lambda document: document.update(format=2, library="9.9", tasks="of another shape"))
-    with pytest.raises(LineError, match=r"format 2.*moleflow 9\.9 or later"):
+    edit(line, lambda document: document.update(format=3, library="9.9", tasks="of another shape"))
+    with pytest.raises(LineError, match=r"format 3.*moleflow 9\.9 or later"):
         line.read()
-    with pytest.raises(LineError, match="format 2"):
+    with pytest.raises(LineError, match="format 3"):
         line.put(record("cable"))
 
 

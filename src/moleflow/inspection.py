@@ -48,8 +48,9 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
             strangeness_limit=product.familiarity.limit,
             margin=decision.margin,
             distances=decision.distances,
-            known=decision.distance <= line.router.limits[name]
-            or found.strangeness <= product.familiarity.limit,
+            known=product.familiarity.knows(
+                found.strangeness, near=decision.distance <= line.router.limits[name]
+            ),
         )
     rate, threshold = line.verdict(name)
     return Prediction(

@@ -14,7 +14,7 @@ from .files import BASE, EXPERT, INFO, TASKS, UNLISTED, VERSION, listing_of, rea
 from .names import check_task_name, folded_name, some_of
 from .tensors import check_sha256, sha256_of
 
-FORMAT = 1
+FORMAT = 2  # 2: verdicts of two voices, intake, lessons; 1 is read as well
 """Number of the folder layout below; a line with a larger one was written by a later library."""
 
 

@@ -52,6 +52,14 @@ class Familiarity:
         spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
         return float(values.max()) + REACH * max(spread, self.floor)
 
+    def knows(self, strangeness: float, *, near: bool) -> bool:
+        """Whether a picture of this strangeness is of the product.
+
+        `near`, whether its descriptor is as near as those of good images, counts in a line's first format
+        only: a defect moves it.
+        """
+        return strangeness <= self.limit or (self.rate is not None and near)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {"quantile": self.quantile, "values": list(self.values), "floor": self.floor}

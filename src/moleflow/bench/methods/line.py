@@ -78,8 +78,8 @@ class TaskSeparated(PerProduct):
         )
 
     def is_known(self, decision: Decision, found: Inspection) -> bool:
-        """Unknown only where the descriptor is far and most of the picture looks foreign, as on the line."""
-        return super().is_known(decision, found) or bool(found.known)
+        """Unknown where even the most ordinary places look foreign, as on the line."""
+        return bool(found.known)
 
     def part_state(self, part: _Part) -> State:
         """What a saved line keeps of the product, and its base."""
