@@ -77,9 +77,8 @@ def main() -> None:
                 for product in products.values():
                     rows += told(alone(shelf, product, seed, options))
     summarise(rows)
-    print(
-        f"\n{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads, torch {torch.__version__}"
-    )
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads"
+    print(f"\n{machine}, torch {torch.__version__}")
     if options.json:
         Path(options.json).write_text(json.dumps(rows, indent=1))
 

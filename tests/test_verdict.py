@@ -10,8 +10,16 @@ import torch
 
 from moleflow.config import ScoringConfig
 from moleflow.errors import CalibrationError
-from moleflow.verdict.calibration import ScoreCalibration, upper_limit
+from moleflow.verdict.calibration import (
+    ScoreCalibration,
+    TwoVoices,
+    Voice,
+    calibration_from_dict,
+    upper_limit,
+)
 from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
+from moleflow.verdict.promise import promise
+from moleflow.verdict.unknown import ORDINARY, Familiarity
 
 RATES = (0.5, 0.2, 0.05, 0.01, 0.001)
 
@@ -270,3 +278,147 @@ def test_upper_limit_needs_two_values():
 def test_upper_limit_grows_as_the_rate_shrinks():
     values = [1.0, 2.0, 4.0]
     assert upper_limit(values, 0.1) < upper_limit(values, 0.01) < upper_limit(values, 0.001)
+
+
+# Two voices
+
+
+def two_voices(place, whole=None, *, blocks=None, floors=(0.0, 0.0)):
+    place = tuple(map(float, place))
+    return TwoVoices(
+        Voice(place, floors[0]),
+        None if whole is None else Voice(tuple(map(float, whole)), floors[1]),
+        tuple(blocks if blocks is not None else [i * 8 // len(place) for i in range(len(place))]),
+    )
+
+
+def sessions(rng, blocks, each, *, between):
+    """Good scores of several sessions, and the session of each."""
+    level = rng.normal(0, between, blocks)
+    return rng.normal(level.repeat(each), 1.0), np.arange(blocks).repeat(each)
+
+
+def test_two_voices_survive_json_to_the_bit():
+    rng = np.random.default_rng(0)
+    good = two_voices(rng.normal(5, 2, 40), rng.gamma(4, 1, 40), floors=(0.1, 0.2))
+    again = calibration_from_dict(json.loads(json.dumps(good.to_dict())))
+    assert again == good
+    assert again.threshold(0.01) == good.threshold(0.01)
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_p_value_of_two_voices_at_their_threshold_is_the_rate(rate):
+    rng = np.random.default_rng(1)
+    good = two_voices(rng.normal(5, 2, 60), rng.gamma(4, 1, 60))
+    assert good.p_value(good.threshold(rate)) == pytest.approx(rate, rel=1e-6)
+
+
+def test_the_score_is_the_same_in_whatever_unit_a_voice_speaks():
+    rng = np.random.default_rng(2)
+    place, whole = rng.normal(5, 2, 40), rng.gamma(4, 1, 40)
+    one, other = two_voices(place, whole), two_voices(100 * place - 3, whole / 7)
+    assert other.score(100 * 9 - 3, 12 / 7) == pytest.approx(one.score(9, 12), rel=1e-9)
+    assert other.threshold(0.01) == pytest.approx(one.threshold(0.01), rel=1e-9)
+
+
+def test_either_voice_alone_raises_the_score():
+    rng = np.random.default_rng(3)
+    good = two_voices(rng.normal(0, 1, 200), rng.normal(0, 1, 200))
+    usual = good.score(0, 0)
+    assert good.score(10, 0) > good.threshold(0.001)
+    assert good.score(0, 10) > good.threshold(0.001)
+    assert abs(usual) < 0.5
+
+
+@pytest.mark.parametrize("between", [0.0, 1.0])
+@pytest.mark.parametrize(("blocks", "each"), [(8, 25), (8, 4)])
+def test_the_rate_is_kept_on_another_session(between, blocks, each):
+    """The next image comes from a session that was not taught."""
+    rng = np.random.default_rng(blocks * each)
+    kept, naive = [], []
+    for _ in range(400):
+        scores, of = sessions(rng, blocks, each, between=between)
+        good, alike = two_voices(scores, blocks=of), two_voices(scores, blocks=[0] * len(scores))
+        fresh = rng.normal(rng.normal(0, between, 200), 1.0)
+        units = np.array([good.score(value, None) for value in fresh])
+        kept.append((units > good.threshold(0.01)).mean())
+        naive.append((units > alike.threshold(0.01)).mean())
+    assert np.mean(kept) < 0.013
+    if between:
+        assert np.mean(kept) <= np.mean(naive) + 1e-9
+
+
+def test_a_few_odd_images_do_not_set_the_threshold():
+    rng = np.random.default_rng(4)
+    scores = rng.normal(0, 1, 200)
+    plain = two_voices(scores).threshold(0.01)
+    odd = scores.copy()
+    odd[100:104] = 500.0
+    assert two_voices(odd).threshold(0.01) < 1.6 * plain
+
+
+def test_a_dozen_images_borrow_their_tail():
+    """Less than what Student's t of so few would ask for, and still no more false alarms than promised."""
+    rng = np.random.default_rng(5)
+    alarms, limits = [], []
+    for _ in range(300):
+        good = two_voices(rng.normal(0, 1, 12), blocks=[0] * 12)
+        limits.append(good.threshold(0.01))
+        fresh = [good.score(value, None) for value in rng.normal(0, 1, 200)]
+        alarms.append(np.mean(np.array(fresh) > limits[-1]))
+    assert np.mean(alarms) < 0.01
+    assert np.median(limits) < ScoreCalibration("held-out", tuple(rng.normal(0, 1, 12))).threshold(0.001)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_two_to_four_images_borrow_nothing(count):
+    rng = np.random.default_rng(6)
+    alarms = []
+    for _ in range(300):
+        good = two_voices(rng.normal(0, 1, count), blocks=[0] * count)
+        alarms.append(np.mean([good.score(v, None) > good.threshold(0.01) for v in rng.normal(0, 1, 50)]))
+    assert np.mean(alarms) < 0.01
+
+
+def test_no_spread_is_smaller_than_what_the_sensor_makes():
+    good = two_voices([3.0] * 12, [1.0] * 12, floors=(0.5, 0.25))
+    assert good.place.units(3.5) == pytest.approx(1)
+    assert good.score(3.5, 1.25) == pytest.approx(1)
+    assert good.score(3.5, 1.25) < good.threshold(0.01)
+
+
+def test_more_images_of_the_same_kind_lower_the_threshold():
+    rng = np.random.default_rng(7)
+    for good in (two_voices(rng.normal(0, 1, 12)), calibration(normal_scores(12))):
+        now, later, much_later = (good.threshold(0.01, images=n) for n in (None, 50, 200))
+        assert now > later > much_later
+
+
+def test_a_promise_says_what_so_many_images_support():
+    rng = np.random.default_rng(8)
+    good = two_voices(rng.normal(0, 1, 12))
+    told = promise(good, 0.01, good.threshold(0.01))
+    assert told.least_rate == pytest.approx(1 / 13)
+    assert [images for images, _ in told.later] == [24, 200]
+    words = " ".join(told.sentences())
+    assert "12 independent photographs" in words
+    assert "7.69%" in words
+    assert "with 12 more" in words
+    assert promise(good, None, 3.0).later == ()
+    assert "hardly anything alarms" in " ".join(promise(two_voices([1.0]), 0.01, 50.0).sentences())
+
+
+# Unknown
+
+
+def test_no_defect_makes_a_known_product_unknown():
+    good = torch.rand(20, 12, 12, generator=torch.Generator().manual_seed(0))
+    known = Familiarity(ORDINARY, tuple(Familiarity(ORDINARY, ()).of(good).tolist()))
+    faulty = good[:1].clone()
+    faulty[:, :6] = 50.0  # half of the picture
+    assert known.knows(float(known.of(faulty)[0]), near=False)
+    assert not known.knows(float(known.of(good[:1] + 5)[0]), near=True)
+
+
+def test_a_single_image_knows_everything():
+    assert Familiarity(ORDINARY, (0.3,)).limit == math.inf

@@ -23,6 +23,7 @@ from .learning import LessonOptions, Progress, features_of, learn
 from .line import Line
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
+from .verdict.promise import promise
 
 
 class Detector:
@@ -107,6 +108,7 @@ class Detector:
             bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
             rerouted=dict(line.rerouted.get(name, {})),
             unreadable=line.unreadable.get(name, ()),
+            promise=promise(product.calibration, rate, threshold),
             lesson=line.lesson(name),
         )
 

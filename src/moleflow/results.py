@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from .data.sources import name_of
 from .lesson import Lesson
 from .suspects import Suspect
+from .verdict.promise import Promise
 from .verdict.regions import Region, find_regions, reduced
 
 
@@ -161,13 +162,15 @@ class TaskInfo:
         name: the product.
         version: folder of the saved version, None while not saved.
         images: good images learned from, calibration included.
-        calibration: "held-out", "cross-fitted" or "in-sample" (a single image), and on how many images.
+        calibration: "left-out", or "in-sample" where a single image leaves no other way; "held-out" or
+            "cross-fitted" of products from a line's first format. And on how many independent images.
         threshold: score above which an image is called defective.
         false_alarm_rate: rate the threshold was set for; None when it was set by hand.
         seconds: by stage: backbone, base, learning, calibration.
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
+        promise: which false-alarm rate its images support, and what more of them would change.
         lesson: what it was last taught from: light, sharpness, what was left out.
         unreadable: images of the last lesson that were left out because they could not be read, each with
             the reason.
@@ -184,6 +187,7 @@ class TaskInfo:
     parameters: int
     bytes: int
     rerouted: dict[str, int]
+    promise: Promise
     lesson: Lesson
     unreadable: tuple[str, ...] = ()
 

@@ -53,11 +53,8 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
     )
     say(f"  {light_in_words(intake.intensity)}")
     _say_lesson(learned)
-    if learned.calibration == "in-sample":
-        complain(
-            "note: one image does not show how good ones vary; "
-            "until it is taught more, hardly anything alarms"
-        )
+    for sentence in learned.promise.sentences():
+        say(f"  {sentence}")
     for unreadable in learned.unreadable:
         complain(f"note: left out, it cannot be read: {unreadable}")
     for other, count in learned.rerouted.items():

@@ -92,6 +92,7 @@ def threshold(
     score, rate = _verdict(read, record)
     origin = "set by hand" if rate is None else f"for {rate:.3%} false alarms, from {_calibration(record)}"
     say(f"{record.name}: threshold {score:.4f}, {origin}")
+    _say_promise(record, rate, score)
 
 
 @app.command("list", epilog=example("moleflow list line-3"))
@@ -143,6 +144,8 @@ def info(
     for record in records:
         for unreadable in record.info.get("unreadable", ()):
             say(f"{record.name}: left out when it was learned, it could not be read: {unreadable}")
+        score, rate = _verdict(read, record)
+        _say_promise(record, rate, score)
 
 
 def _store(line: Path) -> LineStore:
@@ -213,6 +216,14 @@ def _images(record: TaskRecord) -> str:
     if lesson.get("independent") == lesson.get("images"):
         return images
     return f"{images} ({lesson['independent']} independent)"
+
+
+def _say_promise(record: TaskRecord, rate: float | None, threshold: float) -> None:
+    from ..verdict.calibration import calibration_from_dict
+    from ..verdict.promise import promise
+
+    for sentence in promise(calibration_from_dict(record.info["calibration"]), rate, threshold).sentences():
+        say(f"{record.name}: {sentence}")
 
 
 def _calibration(record: TaskRecord) -> str:

@@ -43,8 +43,8 @@ class Calibration(Protocol):
     def p_value(self, score: float) -> float:
         """Chance that one more good image scores at least `score`, in the unit of `pred_score`."""
 
-    def threshold(self, false_alarm_rate: float) -> float:
-        """Score that a good image exceeds with this probability."""
+    def threshold(self, false_alarm_rate: float, *, images: int | None = None) -> float:
+        """Score that a good image exceeds with this probability; with so many images that spread as these."""
 
     def scores_of_good(self) -> list[float]:
         """`pred_score` of the good images that calibrated."""
@@ -117,10 +117,13 @@ class ScoreCalibration:
         centre, width, freedom = self._predictive
         return float(stats.t.sf((_log_shift(score) - centre) / width, freedom))
 
-    def threshold(self, false_alarm_rate: float) -> float:
-        """Score that a good image exceeds with this probability."""
+    def threshold(self, false_alarm_rate: float, *, images: int | None = None) -> float:
+        """Score that a good image exceeds with this probability; with so many images that spread as these."""
         _check_rate(false_alarm_rate)
         centre, width, freedom = self._predictive
+        if images is not None and self.images > 1:
+            width *= math.sqrt((1 + 1 / images) / (1 + 1 / self.images))
+            freedom = images - 1.0
         return _unshift(float(stats.t.isf(false_alarm_rate, freedom)) * width + centre)
 
     @cached_property
@@ -176,9 +179,15 @@ class Predictive:
         middle, reach = float(np.median(bent)), OUTLIER * max(_mad(bent), 1e-3)
         bent = np.clip(bent, middle - reach, middle + reach)
         centre, variance, freedom = _next_of_blocks(bent, np.asarray(blocks))
-        belief = PRIOR_IMAGES * min(max((count - 4) / 4, 0.0), 1.0)
+        belief = _belief(count)
         pooled = (freedom * variance + belief * PRIOR_SPREAD**2) / (freedom + belief)
         return cls(centre, math.sqrt(max(pooled, 1e-6)), freedom + belief)
+
+    def grown(self, images: int, to: int) -> Predictive:
+        """The same from more images that spread as these do, in as many more blocks."""
+        width = self.width * math.sqrt((1 + 1 / to) / (1 + 1 / images))
+        belief = _belief(images)
+        return Predictive(self.centre, width, (self.freedom - belief) * to / images + _belief(to))
 
     def p_value(self, score: float) -> float:
         """Chance that one more good image scores at least `score`."""
@@ -187,6 +196,10 @@ class Predictive:
     def limit(self, rate: float) -> float:
         """Score that one more good image exceeds at this rate."""
         return _unshift(float(stats.t.isf(rate, self.freedom)) * self.width + self.centre)
+
+
+def _belief(images: int) -> float:
+    return PRIOR_IMAGES * min(max((images - 4) / 4, 0.0), 1.0)
 
 
 def _next_of_blocks(bent: NDArray[np.float64], blocks: NDArray[np.int_]) -> tuple[float, float, float]:
@@ -271,9 +284,12 @@ class TwoVoices:
         """Chance that one more good image scores at least `score`, in the unit of `pred_score`."""
         return self._predictive.p_value(score)
 
-    def threshold(self, false_alarm_rate: float) -> float:
-        """Score that a good image exceeds with this probability."""
-        return self._predictive.limit(_check_rate(false_alarm_rate))
+    def threshold(self, false_alarm_rate: float, *, images: int | None = None) -> float:
+        """Score that a good image exceeds with this probability; with so many images that spread as these."""
+        predictive = self._predictive
+        if images is not None and self.images > 1:
+            predictive = predictive.grown(self.images, images)
+        return predictive.limit(_check_rate(false_alarm_rate))
 
     def place_threshold(self, false_alarm_rate: float) -> float:
         """Score of the map alone, in units of `place`, that a good image exceeds with this probability."""
