@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,14 +16,16 @@ import torch
 from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
+from .beginning import FitWish, Wishes, begin, intake_of, see
 from .config import LineConfig, from_dict, to_dict
 from .data.intensity import parse_intensity
+from .data.shapes import Proposal
 from .data.sources import Source, list_sources
 from .errors import CalibrationError, ConfigError, LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
 from .inspection import inspect
-from .intake import Intake, Picture
+from .intake import Intake
 from .line import Line, rerouted_by
 from .product import learn_product, split
 from .results import Prediction, TaskInfo
@@ -46,7 +49,14 @@ class Detector:
         backbone: a preset of the backbone table, or "timm:<tag>@<layers>".
         weights: local file with the backbone's weights; None for embedded ones or timm's hub; "random"
             for seeded random ones.
-        image_size: side, or (height, width), images are resized to; None for the backbone's own.
+        image_size: side, or (height, width), images are brought to, with `tiles` each tile of them. None for
+            the backbone's own; where the first product's images are all of one oblong shape, for an oblong
+            size of about as many pixels.
+        smallest_defect: in pixels of the first product's images; the size is raised until such a defect
+            covers about two cells of the patch grid, as far as four times the backbone's own pixels.
+        fit: what becomes of images of another shape: "squeeze", "letterbox", or "auto" for what left-out
+            good images speak for where the first product's images are of several shapes.
+        tiles: (rows, columns) of overlapping tiles that large images are seen in.
         device: "auto" takes CUDA, then MPS, then the CPU.
         seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
         false_alarm_rate: share of good images that may be called defective.
@@ -66,6 +76,9 @@ class Detector:
         *,
         weights: str | Path | None = None,
         image_size: int | tuple[int, int] | None = None,
+        smallest_defect: float | None = None,
+        fit: FitWish = "auto",
+        tiles: tuple[int, int] | None = None,
         device: str | torch.device | None = "auto",
         seed: int = 0,
         false_alarm_rate: float = 0.01,
@@ -76,9 +89,12 @@ class Detector:
             raise ConfigError(f"a false-alarm rate lies between 0 and 1, got {false_alarm_rate}")
         self.config = config or LineConfig()
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
-        self.extractor = Extractor(backbone, weights=weights, image_size=image_size, device=device, seed=seed)
-        self.intake = Intake(self.extractor.image_size)
-        self._intensity = parse_intensity(intensity)  # what the intake is settled by, with the first product
+        # What extractor and intake are settled by, with the first product.
+        self._wishes = Wishes(image_size, smallest_defect, fit, parse_intensity(intensity))
+        self._at_size = partial(Extractor, backbone, weights=weights, tiles=tiles, device=device, seed=seed)
+        self.extractor = self._at_size(image_size=image_size)
+        self.intake = intake_of(self.extractor)
+        self._settled = False
         self._random_weights = str(weights) == "random"
         self._line = Line(false_alarm_rate)
         self._archive = Archive()
@@ -95,6 +111,27 @@ class Detector:
     def tasks(self) -> tuple[str, ...]:
         """Names of the products, in the order they were added."""
         return tuple(self._line.products)
+
+    def settle(self, images: Any) -> Proposal:
+        """Settles size, fit and intensity of a line that has learned nothing, by these images.
+
+        The first product does so by itself; this is for who wants to know beforehand: `extractor` and
+        `intake` are the line's own afterwards. Images as for `add_task`.
+
+        Raises:
+            ImageError: no image of those looked at is readable, or they hold different kinds of numbers.
+            ConfigError: an intensity that is not for such images.
+            LineError: the line is settled already.
+        """
+        with self._learning:
+            if self._line.base is not None or self._settled:
+                raise LineError("expected a line that has learned nothing: this one is settled already")
+            begun = begin(self.extractor, self._wishes, list_sources(images), at_size=self._resized)
+            self.extractor, self.intake, self._settled = begun.extractor, begun.intake, True
+            return begun.proposal
+
+    def _resized(self, size: tuple[int, int]) -> Extractor:
+        return self._at_size(image_size=size)
 
     def info(self, name: str) -> TaskInfo:
         """What is known about a product; `TaskError` when there is none of this name."""
@@ -212,7 +249,7 @@ class Detector:
     ) -> Iterator[Prediction]:
         while chunk := list(islice(sources, batch_size)):
             pictures = self.intake.read_all(chunk)
-            for picture, features in zip(pictures, self._features(pictures).split(1), strict=True):
+            for picture, features in zip(pictures, see(self.extractor, pictures).split(1), strict=True):
                 yield inspect(line, picture, features, task=task)
 
     # On disk
@@ -272,14 +309,15 @@ class Detector:
             detector = cls(
                 settings["backbone"]["name"],
                 weights=weights,
-                image_size=tuple(settings["backbone"]["image_size"]),
+                image_size=_pair(settings["backbone"].get("tile_size", settings["backbone"]["image_size"])),
+                tiles=_pair(settings["backbone"].get("tiles")),
                 device=device,
                 seed=settings["seed"],
                 false_alarm_rate=settings["false_alarm_rate"],
                 config=from_dict(LineConfig, settings["config"]),
             )
             detector.extractor.check_same(settings["backbone"])
-            detector.intake = Intake.from_settings(detector.extractor.image_size, settings.get("intake"))
+            detector.intake = intake_of(detector.extractor, settings.get("intake"))
             detector._line, detector._archive = restore(
                 record,
                 store.path,
@@ -298,16 +336,17 @@ class Detector:
     def _learn(self, name: str, images: Any, progress: Progress | None) -> TaskInfo:
         tell = progress or _silent
         started = time.perf_counter()
-        sources, intake = list_sources(images), self.intake
-        if self._line.base is None:
-            intake = intake.settled(self._intensity, sources)
-        features = self._extract(sources, intake, tell)
+        sources, extractor, intake = list_sources(images), self.extractor, self.intake
+        if self._line.base is None and not self._settled:
+            begun = begin(extractor, self._wishes, sources, at_size=self._resized)
+            extractor, intake = begun.extractor, begun.intake
+        features = _extract(extractor, intake, sources, tell)
         seconds = {"backbone": time.perf_counter() - started}
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:
             started = time.perf_counter()
             base = self._learn_base(features, tell)
-            base_hash = fingerprint_of(base, self.extractor, self.config)
+            base_hash = fingerprint_of(base, extractor, self.config)
             seconds["base"] = time.perf_counter() - started
         product = learn_product(
             base,
@@ -329,7 +368,7 @@ class Detector:
             base_hash=base_hash,
             overrides=overrides,
         )
-        self.intake = intake
+        self.extractor, self.intake = extractor, intake
         self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
         return self.info(name)
 
@@ -344,17 +383,22 @@ class Detector:
             progress=lambda share: tell("base", share),
         )
 
-    def _extract(self, sources: list[tuple[Source, Any]], intake: Intake, tell: Progress) -> Tensor:
-        """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step."""
-        parts = []
-        for start in range(0, len(sources), EXTRACT_BATCH):
-            chunk = sources[start : start + EXTRACT_BATCH]
-            parts.append(self._features(intake.read_all(chunk)).half())
-            tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
-        return torch.cat(parts)
 
-    def _features(self, pictures: list[Picture]) -> Tensor:
-        return self.extractor.features(self.extractor.stack([picture.pixels for picture in pictures]))
+def _extract(
+    extractor: Extractor, intake: Intake, sources: list[tuple[Source, Any]], tell: Progress
+) -> Tensor:
+    """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step."""
+    parts = []
+    for start in range(0, len(sources), EXTRACT_BATCH):
+        chunk = sources[start : start + EXTRACT_BATCH]
+        parts.append(see(extractor, intake.read_all(chunk)).half())
+        tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
+    return torch.cat(parts)
+
+
+def _pair(values: list[int] | None) -> tuple[int, int] | None:
+    """Two numbers of a saved line's settings; None where there are none."""
+    return None if values is None else (values[0], values[1])
 
 
 def _silent(stage: str, share: float) -> None:

@@ -58,7 +58,7 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
         p_value=product.calibration.p_value(score),
         threshold=threshold,
         pred_label=score > threshold,
-        patch_map=maps[0].cpu().numpy(),
+        patch_map=maps[0][picture.cells((features.shape[1], features.shape[2]))].cpu().numpy(),
         image_size=picture.size,
         routing=routing,
     )

@@ -49,8 +49,8 @@ class Prediction:
         p_value: share of good images expected to score at least this high.
         threshold: score above which the image is called defective.
         pred_label: True when the score exceeds the threshold.
-        patch_map: scores on the patch grid (h, w), float32, in units of `pred_score`; the mean of its
-            highest patches is `pred_score`.
+        patch_map: scores on the part of the patch grid that shows the image, (h, w) float32, in units of
+            `pred_score`; the mean of its highest patches is `pred_score`.
         image_size: (H, W) of the image in pixels.
         routing: None when the product was given.
     """

@@ -22,9 +22,11 @@ from .options import (
     Weights,
     as_image_size,
     as_intensity,
+    as_tiles,
 )
-from .products import intensity_of, light_in_words, read_line, record_of, setting_of
+from .products import intake_of, light_in_words, read_line, record_of, setting_of, tiles_of
 from .screen import NOTHING_CHANGED, amount, as_text, complain, interruptible, say, stages, use_threads
+from .shapes import settled_in_words
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -33,6 +35,13 @@ if TYPE_CHECKING:
     from ..store import LineStore
 
 NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
+NOTABLE_SQUEEZE = 2.0  # of one side against the other
+
+
+def _fit(text: str | None) -> str | None:
+    if text not in (None, "auto", "squeeze", "letterbox"):
+        raise typer.BadParameter(f"expected auto, squeeze or letterbox, got {text!r}")
+    return text
 
 
 @app.command(
@@ -50,7 +59,30 @@ def add(
     ] = None,
     weights: Weights = None,
     image_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Size images are brought to, for a new line.")
+        str | None,
+        typer.Option(
+            metavar="N|HxW", help="Size images, or tiles, are brought to on a new line; by its first images."
+        ),
+    ] = None,
+    smallest_defect: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Smallest defect to find, in the images' pixels: sets a new line's size.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|squeeze|letterbox",
+            callback=_fit,
+            help="What a new line does with images of another shape; auto by default.",
+        ),
+    ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(metavar="RxC", help="Overlapping tiles a new line sees its images in; 1x1 by default."),
     ] = None,
     intensity: Annotated[
         str | None,
@@ -66,12 +98,21 @@ def add(
 ) -> None:
     """Teach LINE a new PRODUCT from good images; a LINE that does not exist is created.
 
-    Backbone, image size, intensity and seed belong to the line: for an existing one leave them out, or give
-    the same. The false-alarm rate is the line's where it is new, and this product's alone where it exists.
+    Backbone, image size, smallest defect, fit, tiles, intensity and seed belong to the line: for an existing
+    one leave them out, or give the same. The false-alarm rate is the line's where it is new, and this
+    product's alone where it exists.
     """
-    size = None if image_size is None else as_image_size(image_size)
-    light = as_intensity(intensity)
-    wishes = {"backbone": backbone, "image_size": size, "intensity": light, "seed": seed}
+    if image_size is not None and smallest_defect is not None:
+        raise typer.BadParameter("expected --image-size or --smallest-defect, got both")
+    wishes = {
+        "backbone": backbone,
+        "image_size": None if image_size is None else as_image_size(image_size),
+        "smallest_defect": smallest_defect,
+        "fit": fit,
+        "tiles": as_tiles(tiles),
+        "intensity": as_intensity(intensity),
+        "seed": seed,
+    }
     with interruptible(NOTHING_CHANGED):
         from ..data.images import find_images
         from ..store import LineStore, check_task_name
@@ -85,6 +126,9 @@ def add(
             use_threads(threads)
             rate = None if exists else false_alarm_rate
             detector = _line_to_teach(line if exists else None, wishes, rate, weights=weights, device=device)
+            if not exists:
+                for sentence in settled_in_words(detector, detector.settle(paths)):
+                    say(sentence)
             with stages() as progress:
                 detector.add_task(product, paths, progress=progress)
             if exists and false_alarm_rate is not None:
@@ -92,6 +136,7 @@ def add(
         _save(detector, line)
     _report_learned(detector.info(product), line, detector.intake)
     _warn_of_light(detector.intake, paths)
+    _warn_of_shape(detector.intake, paths)
 
 
 @app.command(epilog=example("moleflow update line-3 bottle photos/bottle/new"))
@@ -122,6 +167,7 @@ def update(
     _save(detector, line)
     _report_learned(detector.info(product), line, detector.intake)
     _warn_of_light(detector.intake, paths)
+    _warn_of_shape(detector.intake, paths)
 
 
 def _line_to_teach(
@@ -172,21 +218,25 @@ def _refuse_taken(store: LineStore, product: str, wishes: dict[str, Any]) -> Non
             raise TaskError(
                 f"{store.path}: {known.name!r} is on this line already; moleflow update learns more of it"
             )
-    backbone = setting_of(record, "backbone")
+    backbone, intake = setting_of(record, "backbone"), intake_of(record)
+    counts, tile = tiles_of(record)
     stored = {
         "backbone": backbone["name"],
-        "image_size": tuple(backbone["image_size"]),
-        "intensity": intensity_of(record).wish,
+        "image_size": tile,
+        "smallest_defect": intake.smallest_defect,
+        "fit": intake.fit,
+        "tiles": counts,
+        "intensity": intake.intensity.wish,
         "seed": setting_of(record, "seed"),
     }
-    if wishes["intensity"] == "auto":  # was settled with the first product, whatever that came to
-        wishes = wishes | {"intensity": None}
+    # "auto" was settled with the first product, whatever that came to.
+    wishes = {key: None if wish == "auto" else wish for key, wish in wishes.items()}
     for key, wish in wishes.items():
         if wish is not None and wish != stored[key]:
             option = "--" + key.replace("_", "-")
+            has = f"no {option}" if stored[key] is None else f"{option} {as_text(stored[key])}"
             raise ConfigError(
-                f"{store.path}: this line has {option} {as_text(stored[key])}, got {as_text(wish)}; "
-                f"leave it out, or begin a new line"
+                f"{store.path}: this line has {has}, got {as_text(wish)}; leave it out, or begin a new line"
             )
 
 
@@ -196,6 +246,18 @@ def _warn_of_light(intake: Intake, paths: list[Path]) -> None:
         complain(
             f"note: {share:.1%} of these images' pixels lie beyond the line's intensity ({intake.intensity}) "
             f"and are black or white to it; a new line can be begun with another --intensity"
+        )
+
+
+def _warn_of_shape(intake: Intake, paths: list[Path]) -> None:
+    from ..data.shapes import squeezed_by
+    from ..intake import sizes_of
+
+    share = squeezed_by(sizes_of([(path, path) for path in paths]), intake.size)
+    if intake.fit == "squeeze" and share > NOTABLE_SQUEEZE:
+        complain(
+            f"note: the sides of these images are squeezed by {share:.1f} to each other, to "
+            f"{as_text(intake.size)}; a new line of their own would have another size"
         )
 
 

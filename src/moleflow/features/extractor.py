@@ -48,6 +48,7 @@ class Extractor:
         image_size: (h, w) in pixels of the images it takes.
         tiling: the tiles that an image is seen in; None where it is seen at once.
         step: pixels that heights and widths are multiples of.
+        cell: pixels of a cell of the grid.
         grid: (h', w') cells of the feature grid.
         dim: D, channels of a cell.
         pooled_dim: E, numbers that describe a picture as a whole.
@@ -95,6 +96,7 @@ class Extractor:
         seen = self.see(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
         _, rows, columns, self.dim = seen.patches.shape
         self.grid, self.pooled_dim = (rows, columns), seen.pooled.shape[1]
+        self.cell = self.image_size[0] // rows
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The patch features alone, float32 (B, h', w', D); otherwise as `see`."""
