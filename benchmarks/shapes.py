@@ -28,6 +28,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "square": {"image_size": 384},
     "letterbox": {"image_size": 384, "fit": "letterbox"},
     "proposed": {},
+    "defect 12": {"smallest_defect": 12},
     "tiles 1x4": {"image_size": (96, 736), "tiles": (1, 4)},
 }
 
