@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -12,14 +13,16 @@ import numpy as np
 import torch
 
 from .archive import Archive, restore
+from .beginning import Beginning, FitWish, Wishes, begin, intake_of, see
 from .config import LineConfig, from_dict, to_dict
 from .data.intensity import parse_intensity
+from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.extractor import Extractor
 from .inspection import inspect
 from .intake import Intake, check_errors, pictures_in
-from .learning import LessonOptions, Progress, features_of, learn
+from .learning import LessonOptions, Progress, learn, sources_of
 from .line import Line
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
@@ -35,7 +38,14 @@ class Detector:
         backbone: a preset of the backbone table, or "timm:<tag>@<layers>".
         weights: local file with the backbone's weights; None for embedded ones or timm's hub; "random"
             for seeded random ones.
-        image_size: side, or (height, width), images are resized to; None for the backbone's own.
+        image_size: side, or (height, width), images are brought to, with `tiles` each tile of them. None for
+            the backbone's own; where the first product's images are all of one oblong shape, for an oblong
+            size of about as many pixels.
+        smallest_defect: in pixels of the first product's images; the size is raised until such a defect
+            covers about two cells of the patch grid, as far as four times the backbone's own pixels.
+        fit: what becomes of images of another shape: "squeeze", "letterbox", or "auto" for what left-out
+            good images speak for where the first product's images are of several shapes.
+        tiles: (rows, columns) of overlapping tiles that large images are seen in.
         device: "auto" takes CUDA, then MPS, then the CPU.
         seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
         false_alarm_rate: share of good images that may be called defective.
@@ -55,6 +65,9 @@ class Detector:
         *,
         weights: str | Path | None = None,
         image_size: int | tuple[int, int] | None = None,
+        smallest_defect: float | None = None,
+        fit: FitWish = "auto",
+        tiles: tuple[int, int] | None = None,
         device: str | torch.device | None = "auto",
         seed: int = 0,
         false_alarm_rate: float = 0.01,
@@ -65,10 +78,13 @@ class Detector:
             raise ConfigError(f"a false-alarm rate lies between 0 and 1, got {false_alarm_rate}")
         self.config = config or LineConfig()
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
-        self.extractor = Extractor(backbone, weights=weights, image_size=image_size, device=device, seed=seed)
-        self._intensity = parse_intensity(intensity)  # what the intake is settled by, with the first product
+        # What extractor and intake are settled by, with the first product.
+        self._wishes = Wishes(image_size, smallest_defect, fit, parse_intensity(intensity))
+        self._at_size = partial(Extractor, backbone, weights=weights, tiles=tiles, device=device, seed=seed)
+        self.extractor = self._at_size(image_size=image_size)
+        self._settled = False
         self._random_weights = str(weights) == "random"
-        self._line = Line(false_alarm_rate, Intake(self.extractor.image_size))
+        self._line = Line(false_alarm_rate, intake_of(self.extractor))
         self._archive = Archive()
         self._learning = threading.Lock()
 
@@ -88,6 +104,31 @@ class Detector:
     def tasks(self) -> tuple[str, ...]:
         """Names of the products, in the order they were added."""
         return tuple(self._line.products)
+
+    def settle(self, images: Any) -> Proposal:
+        """Settles size, fit and intensity of a line that has learned nothing, by these images.
+
+        The first product does so by itself; this is for who wants to know beforehand: `extractor` and
+        `intake` are the line's own afterwards. Images as for `add_task`.
+
+        Raises:
+            ImageError: no image of those looked at is readable, or they hold different kinds of numbers.
+            ConfigError: an intensity that is not for such images.
+            LineError: the line is settled already.
+        """
+        with self._learning:
+            if self._line.base is not None or self._settled:
+                raise LineError("expected a line that has learned nothing: this one is settled already")
+            begun = self._begin(list_sources(images, errors="yield"))
+            self.extractor, self._line = begun.extractor, replace(self._line, intake=begun.intake)
+            self._settled = True
+            return begun.proposal
+
+    def _begin(self, sources: Sequence[tuple[Source, Any]]) -> Beginning:
+        return begin(self.extractor, self._wishes, sources, at_size=self._resized)
+
+    def _resized(self, size: tuple[int, int]) -> Extractor:
+        return self._at_size(image_size=size)
 
     def info(self, name: str) -> TaskInfo:
         """What is known about a product; `TaskError` when there is none of this name."""
@@ -267,7 +308,7 @@ class Detector:
     ) -> Iterator[Prediction | Failure]:
         for batch in line.intake.batches(sources, batch_size, errors=errors):
             pictures = pictures_in(batch)
-            features = iter(features_of(self.extractor, pictures).split() if pictures else ())
+            features = iter(see(self.extractor, pictures).split() if pictures else ())
             for one in batch:
                 if isinstance(one, Failure):
                     yield one
@@ -337,7 +378,8 @@ class Detector:
             detector = cls(
                 settings["backbone"]["name"],
                 weights=weights,
-                image_size=tuple(settings["backbone"]["image_size"]),
+                image_size=_pair(settings["backbone"].get("tile_size", settings["backbone"]["image_size"])),
+                tiles=_pair(settings["backbone"].get("tiles")),
                 device=device,
                 seed=settings["seed"],
                 false_alarm_rate=settings["false_alarm_rate"],
@@ -349,7 +391,7 @@ class Detector:
                 store.path,
                 detector.extractor,
                 detector.config,
-                intake=Intake.from_settings(detector.extractor.image_size, settings.get("intake")),
+                intake=intake_of(detector.extractor, settings.get("intake")),
                 false_alarm_rate=detector.false_alarm_rate,
             )
         except (KeyError, TypeError, RuntimeError, AttributeError) as error:
@@ -361,18 +403,28 @@ class Detector:
     # Learning
 
     def _learn(self, name: str, images: Any, options: LessonOptions, progress: Progress | None) -> TaskInfo:
-        self._line = learn(
-            self._line,
+        sources = sources_of(images, options)
+        extractor, line = self.extractor, self._line
+        if line.base is None and not self._settled:
+            begun = self._begin(sources)
+            extractor, line = begun.extractor, replace(line, intake=begun.intake)
+        line = learn(
+            line,
             name,
-            images,
-            extractor=self.extractor,
+            sources,
+            extractor=extractor,
             config=self.config,
             seed=self.seed,
-            intensity=self._intensity,
             options=options,
             progress=progress or _silent,
         )
+        self.extractor, self._line = extractor, line
         return self.info(name)
+
+
+def _pair(values: list[int] | None) -> tuple[int, int] | None:
+    """Two numbers of a saved line's settings; None where there are none."""
+    return None if values is None else (values[0], values[1])
 
 
 def _silent(stage: str, share: float) -> None:

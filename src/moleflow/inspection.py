@@ -52,6 +52,7 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
             or found.strangeness <= product.familiarity.limit,
         )
     rate, threshold = line.verdict(name)
+    grid = found.patch_map.shape[0], found.patch_map.shape[1]
     return Prediction(
         source=picture.source,
         task=name,
@@ -62,7 +63,7 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
         pred_label=score > threshold,
         place_score=found.place,
         whole_score=found.whole,
-        patch_map=found.patch_map.cpu().numpy(),
+        patch_map=found.patch_map[picture.cells(grid)].cpu().numpy(),
         map_threshold=product.map_threshold(rate, threshold),
         image_size=picture.size,
         routing=routing,

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .archive import fingerprint_of
+from .beginning import see
 from .config import LineConfig, to_dict
 from .data.images import camera_of
 from .data.sources import Errors, Source, list_sources, name_of
@@ -94,40 +95,34 @@ class Material:
 def learn(
     line: Line,
     name: str,
-    images: Any,
+    sources: Sources,
     *,
     extractor: Extractor,
     config: LineConfig,
     seed: int,
-    intensity: str,
     options: LessonOptions,
     progress: Progress,
 ) -> Line:
     """The line with a product of this name, learned from good images; `line` itself does not change.
 
     A product that is known learns more: its new images beside features like its earlier ones. The first
-    product of a line also settles which numbers of the camera are black and white, and trains the base.
+    product of a line also trains the base.
 
     Args:
-        line: what is known so far.
+        line: what is known so far; its intake is settled.
         name: of the product, as `check_task_name` returns it.
-        images: see `list_sources`.
+        sources: the images, as `sources_of` lists them.
         extractor: the line's backbone.
         config: the line's options.
         seed: fixes everything random.
-        intensity: the wish by which the first product settles the intake.
         options: which of the images teach.
         progress: told the stage and the share of it that is done.
 
     Raises:
-        ImageError: too many images are unreadable, or there is none, or none is left.
-        ConfigError: there are not as many group labels as images.
+        ImageError: too many images are unreadable, or none is left.
         TrainingError: learning did not stay finite.
     """
     started = time.perf_counter()
-    sources = _sources_of(images, options)
-    if line.base is None:
-        line = replace(line, intake=line.intake.settled(intensity, sources))
     material = _gather(sources, line.intake, extractor, options=options, tell=progress)
     seconds = {"backbone": time.perf_counter() - started}
     base = line.base
@@ -148,9 +143,17 @@ def learn(
     return _with_product(line, name, product, material=material, config=config)
 
 
-def features_of(extractor: Extractor, pictures: Sequence[Picture]) -> Features:
-    """What the backbone sees of a batch of pictures, in one pass."""
-    return extractor.see(extractor.stack([picture.pixels for picture in pictures]))
+def sources_of(images: Any, options: LessonOptions) -> Sources:
+    """Every image of a lesson with its source; see `list_sources`.
+
+    Raises:
+        ImageError: there is none.
+        ConfigError: there are not as many group labels as images.
+    """
+    sources, groups = list_sources(images, errors=options.errors), options.groups
+    if groups is not None and len(groups) != len(sources):
+        raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
+    return sources
 
 
 def _product_of(
@@ -180,10 +183,14 @@ def _product_of(
 def _altered(sources: Sources, intake: Intake, extractor: Extractor) -> Altered:
     """A few of the images as decoding and the sensor alone might have made them."""
     chosen = spread(list(range(len(sources))), ALTERED_IMAGES)
-    pixels = [sensor_floor(intake.read(*sources[i]).pixels) for i in chosen]
-    seen = [extractor.see(extractor.stack(pictures)) for pictures in pixels]
-    originals = [i for i, pictures in zip(chosen, pixels, strict=True) for _ in pictures]
+    taken = [_taken_again(intake.read(*sources[i])) for i in chosen]
+    seen = [see(extractor, pictures) for pictures in taken]
+    originals = [i for i, pictures in zip(chosen, taken, strict=True) for _ in pictures]
     return Altered(tuple(originals), _in_16_bits(Features.of(seen)))
+
+
+def _taken_again(picture: Picture) -> list[Picture]:
+    return [replace(picture, pixels=pixels) for pixels in sensor_floor(picture.pixels)]
 
 
 def _accused_by_scores(material: Material, product: Product, *, drop_suspicious: bool) -> Material:
@@ -204,13 +211,6 @@ def _accused_by_scores(material: Material, product: Product, *, drop_suspicious:
 
 def _in_16_bits(seen: Features) -> Features:
     return replace(seen, patches=seen.patches.half())
-
-
-def _sources_of(images: Any, options: LessonOptions) -> Sources:
-    sources, groups = list_sources(images, errors=options.errors), options.groups
-    if groups is not None and len(groups) != len(sources):
-        raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
-    return sources
 
 
 def _gather(
@@ -245,7 +245,7 @@ def _extract(
         pictures = pictures_in(batch)
         if pictures and readable(len(failures), len(sources)):
             photos += [_facts(picture) for picture in pictures]
-            parts.append(_in_16_bits(features_of(extractor, pictures)))
+            parts.append(_in_16_bits(see(extractor, pictures)))
         done += len(batch)
         tell("backbone", done / len(sources))
     check_readable(list(failures.values()), len(sources))
@@ -254,7 +254,7 @@ def _extract(
 
 def _facts(picture: Picture) -> Photo:
     source = picture.source
-    return facts_of(name_of(source), picture.pixels, picture.size, camera=camera_of(source))
+    return facts_of(name_of(source), picture.own, picture.size, camera=camera_of(source))
 
 
 def _first_base(features: Features, config: LineConfig, seed: int, *, tell: Progress) -> Base:

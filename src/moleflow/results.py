@@ -51,7 +51,8 @@ class Prediction:
         place_score: of the map alone, the mean of its highest patches, in spreads of good images' maps.
         whole_score: of the picture as a whole, in spreads of good images; None where the product has no
             such voice. `pred_score` is the mean of the two, in spreads of that mean over good images.
-        patch_map: scores on the patch grid (h, w), float32, in the unit of `place_score`.
+        patch_map: scores on the part of the patch grid that shows the image, (h, w) float32, in the unit of
+            `place_score`.
         map_threshold: score of the map above which a place is conspicuous, at the same false-alarm rate.
         image_size: (H, W) of the image in pixels.
         routing: None when the product was given.

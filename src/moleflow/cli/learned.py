@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .products import light_in_words, read_line, record_of
-from .screen import amount, complain, say
+from .screen import amount, as_text, complain, say
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 SHOWN_COPIES = 5  # groups of near-copies named on the screen; the report has all
 NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
+NOTABLE_SQUEEZE = 2.0  # of one side against the other
 
 
 def say_groups(labels: Sequence[str], rule: str) -> None:
@@ -63,6 +64,7 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
     for other, count in learned.rerouted.items():
         complain(f"note: {count} good images of {other} are now taken for another product")
     _say_beyond(intake, images)
+    _say_squeezed(intake, images)
 
 
 def _say_lesson(learned: TaskInfo) -> None:
@@ -88,6 +90,18 @@ def _say_beyond(intake: Intake, images: Sequence[Path]) -> None:
         complain(
             f"note: {share:.1%} of these images' pixels lie beyond the line's intensity ({intake.intensity}) "
             f"and are black or white to it; a new line can be begun with another --intensity"
+        )
+
+
+def _say_squeezed(intake: Intake, images: Sequence[Path]) -> None:
+    from ..data.shapes import squeezed_by
+    from ..intake import sizes_of
+
+    share = squeezed_by(sizes_of([(path, path) for path in images]), intake.size)
+    if intake.fit == "squeeze" and share > NOTABLE_SQUEEZE:
+        complain(
+            f"note: the sides of these images are squeezed by {share:.1f} to each other, to "
+            f"{as_text(intake.size)}; a new line of their own would have another size"
         )
 
 

@@ -21,6 +21,16 @@ def as_image_size(text: str) -> tuple[int, int]:
     return int(height), int(width or height)
 
 
+def as_tiles(text: str | None) -> tuple[int, int] | None:
+    """ "RxC" as (rows, columns); None where none was given."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]?)[xX]([1-9][0-9]?)", text.strip())
+    if found is None:
+        raise typer.BadParameter(f"expected ROWSxCOLUMNS such as 2x3, got {text!r}")
+    return int(found[1]), int(found[2])
+
+
 def as_intensity(text: str | None) -> str | None:
     """An intensity in its one way of writing; None where none was given."""
     from ..data.intensity import parse_intensity  # numpy takes a while, and `moleflow --help` should not
