@@ -23,13 +23,19 @@ from .errors import MoleFlowError
 if TYPE_CHECKING:
     from .detector import Detector
     from .results import Prediction, Routing, TaskInfo
+    from .verdict.changes import Changes
+    from .verdict.drift import Facts
     from .verdict.regions import Region
+    from .verdict.watch import Report
 
 # These bring torch or scipy, which take seconds; `moleflow --help` should not.
 _HEAVY = {
+    "Changes": "verdict.changes",
     "Detector": "detector",
+    "Facts": "verdict.drift",
     "Prediction": "results",
     "Region": "verdict.regions",
+    "Report": "verdict.watch",
     "Routing": "results",
     "TaskInfo": "results",
 }
@@ -38,9 +44,11 @@ __version__ = version("moleflow")
 
 __all__ = [
     "Cells",
+    "Changes",
     "Context",
     "Detector",
     "Dia",
+    "Facts",
     "FlowConfig",
     "LineConfig",
     "Lora",
@@ -48,6 +56,7 @@ __all__ = [
     "MoleFlowError",
     "Prediction",
     "Region",
+    "Report",
     "RouterConfig",
     "Routing",
     "ScoringConfig",

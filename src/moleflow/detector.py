@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,19 +16,22 @@ import torch
 from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
+from .changes import Looks
 from .config import LineConfig, from_dict, to_dict
 from .data.intensity import parse_intensity
 from .data.sources import Source, list_sources
-from .errors import CalibrationError, ConfigError, LineError, TaskError
+from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
 from .inspection import inspect
 from .intake import Intake, Picture
 from .line import Line, rerouted_by
+from .monitor import observe, read_monitor
 from .product import learn_product, split
 from .results import Prediction, TaskInfo
 from .store import LineStore, check_task_name
 from .training import learn_base
+from .verdict.watch import Report, judge
 
 Progress = Callable[
     [str, float], None
@@ -113,6 +117,7 @@ class Detector:
             parameters=product.parameters(),
             bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
             rerouted=dict(line.rerouted.get(name, {})),
+            changes=line.changes.get(name),
         )
 
     def add_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
@@ -143,6 +148,9 @@ class Detector:
         learned again beside the new ones. The threshold follows from the new images. A saved line keeps
         the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is dropped,
         because scores have a new scale. Arguments and errors as for `add_task`.
+
+        `TaskInfo.changes` lists what the version before did not call good among these images, and remembered
+        images (see `observe`) whose verdict is another now: look at them, a defect may be among them.
         """
         with self._learning:
             self._line.product(name)
@@ -214,6 +222,42 @@ class Detector:
             pictures = self.intake.read_all(chunk)
             for picture, features in zip(pictures, self._features(pictures).split(1), strict=True):
                 yield inspect(line, picture, features, task=task)
+
+    # Drift
+
+    def observe(self, predictions: Iterable[Prediction]) -> None:
+        """Adds inspected images to what the saved line remembers of each product's last 200.
+
+        Kept are numbers and times, and the paths of a few images for `update_task`; see docs/drift.md.
+        Other processes may do so at the same time. A product that was removed or replaced since it
+        inspected is an error.
+
+        Raises:
+            LineError: the line was not saved as it is, cannot be written, or what it remembers is damaged.
+            TaskError: a product the line has no more.
+        """
+        taken = list(predictions)
+        versions = {name: self._version(name) for name in sorted({p.task for p in taken})}
+        if versions:
+            observe(LineStore(self.path), versions, taken)  # type: ignore[arg-type]
+
+    def drift(self, name: str) -> Report:
+        """Whether a product's good images are moving away from those taught, by what `observe` added.
+
+        Raises:
+            LineError: the line was not saved as it is, or what it remembers is damaged.
+            TaskError: there is no product of this name.
+        """
+        product, version = self._line.product(name), self._version(name)
+        monitor = read_monitor(LineStore(self.path), check_task_name(name), version)  # type: ignore[arg-type]
+        return judge(monitor.seen, product.reference)
+
+    def _version(self, name: str) -> str:
+        """Under which a product stands on disk; LineError where it does not."""
+        version = self._archive.version(check_task_name(name), self._line.product(name))
+        if version is None:
+            raise LineError(f"{name!r} was not saved since it was learned: save the line first")
+        return version
 
     # On disk
 
@@ -301,7 +345,9 @@ class Detector:
         sources, intake = list_sources(images), self.intake
         if self._line.base is None:
             intake = intake.settled(self._intensity, sources)
-        features = self._extract(sources, intake, tell)
+        before, remembered = self._line, self._remembered(name)
+        looks = Looks(before, name)
+        features = self._extract(sources, intake, tell, looks.add)
         seconds = {"backbone": time.perf_counter() - started}
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:
@@ -317,8 +363,10 @@ class Detector:
             progress=tell,
             previous=self._line.products.get(name),
         )
-        product = replace(product, seconds=seconds | product.seconds)
-        before = self._line
+        _, folds, _ = split(len(features), self.config, self.seed)
+        places = dict(zip((i for fold in folds for i in fold), product.strangeness, strict=True))
+        reference = looks.reference(places)
+        product = replace(product, seconds=seconds | product.seconds, reference=reference)
         overrides = dict(before.overrides)
         if "threshold" in overrides.get(name, {}):
             del overrides[name]
@@ -329,8 +377,12 @@ class Detector:
             base_hash=base_hash,
             overrides=overrides,
         )
+        after = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
+        if name in before.products:
+            changes = looks.changes(after, self._pictures(remembered))
+            after = replace(after, changes=before.changes | {name: changes})
         self.intake = intake
-        self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
+        self._line = after
         return self.info(name)
 
     def _learn_base(self, features: Tensor, tell: Progress) -> Base:
@@ -344,12 +396,38 @@ class Detector:
             progress=lambda share: tell("base", share),
         )
 
-    def _extract(self, sources: list[tuple[Source, Any]], intake: Intake, tell: Progress) -> Tensor:
+    def _remembered(self, name: str) -> list[Path]:
+        """Images of a product that `observe` remembered; none where the product on disk is another."""
+        product = self._line.products.get(name)
+        version = None if product is None else self._archive.version(name, product)
+        store = None if version is None else LineStore(self.path)  # type: ignore[arg-type]
+        if version is None or store is None or name not in store.names():
+            return []
+        return [Path(path) for path, _ in read_monitor(store, name, version).remembered]
+
+    def _pictures(self, paths: list[Path]) -> Iterator[tuple[Picture, Tensor]]:
+        """Those that are still there, with their features."""
+        for path in paths:
+            with suppress(ImageError):  # moved, deleted or no image any more: nothing can be said of it
+                picture = self.intake.read(path, path)
+                yield picture, self._features([picture])
+
+    def _extract(
+        self,
+        sources: list[tuple[Source, Any]],
+        intake: Intake,
+        tell: Progress,
+        seen: Callable[[Picture, Tensor], None],
+    ) -> Tensor:
         """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step."""
         parts = []
         for start in range(0, len(sources), EXTRACT_BATCH):
             chunk = sources[start : start + EXTRACT_BATCH]
-            parts.append(self._features(intake.read_all(chunk)).half())
+            pictures = intake.read_all(chunk)
+            features = self._features(pictures)
+            for picture, own in zip(pictures, features.split(1), strict=True):
+                seen(picture, own)
+            parts.append(features.half())
             tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
         return torch.cat(parts)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,6 +14,7 @@ from .intake import Picture
 from .line import Line
 from .results import Prediction, Routing
 from .routing.gaussian import describe
+from .verdict.drift import facts_of
 
 
 @torch.no_grad()
@@ -61,4 +64,7 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
         patch_map=maps[0].cpu().numpy(),
         image_size=picture.size,
         routing=routing,
+        facts=replace(
+            facts_of(picture.pixels, clipped=picture.clipped, size=picture.size), place=float(strangeness[0])
+        ),
     )

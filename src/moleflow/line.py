@@ -11,6 +11,7 @@ from .flow.expert import Base
 from .product import Product
 from .routing.router import Router
 from .store import check_task_name
+from .verdict.changes import Changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,6 +25,7 @@ class Line:
         router: over all products; None without one.
         overrides: verdicts changed by hand, by product.
         rerouted: good images of older products whose routing a product's arrival changed, by product.
+        changes: what the last update of a product changed, by product; not saved.
     """
 
     false_alarm_rate: float
@@ -33,6 +35,7 @@ class Line:
     router: Router | None = None
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
+    changes: dict[str, Changes] = field(default_factory=dict)
 
     def product(self, name: str) -> Product:
         """The product of this name; `TaskError` when there is none."""
@@ -61,6 +64,7 @@ class Line:
             config,
             overrides=_without(self.overrides, name),
             rerouted=_without(self.rerouted, name),
+            changes=_without(self.changes, name),
         )
 
 

@@ -23,6 +23,7 @@ from .flow.expert import Base, Expert
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
 from .scoring import LEAST_SPREAD, PositionCalibration, ScoreCalibration, image_scores, smooth, upper_limit
 from .training import learn_expert
+from .verdict.drift import Reference
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 
@@ -55,6 +56,7 @@ class Product:
         strangeness: median calibrated patch score of each good image that calibrated.
         images: how many good images were learned from, calibration included.
         seconds: by stage.
+        reference: conditions the good images were taken under; None for products of earlier libraries.
     """
 
     config: LineConfig
@@ -65,6 +67,7 @@ class Product:
     strangeness: tuple[float, ...]
     images: int
     seconds: dict[str, float] = field(default_factory=dict)
+    reference: Reference | None = None
 
     def inspect(self, base: Base, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised maps (B, h, w), image scores (B,) and strangeness (B,) of features (B, h, w, D)."""
@@ -112,6 +115,7 @@ class Product:
             "strangeness": list(self.strangeness),
             "seconds": self.seconds,
             "parameters": self.parameters(),
+            "reference": None if self.reference is None else self.reference.to_dict(),
         }
 
     @classmethod
@@ -143,6 +147,7 @@ class Product:
             strangeness=tuple(info["strangeness"]),
             images=info["images"],
             seconds=info["seconds"],
+            reference=Reference.from_dict(info["reference"]) if info.get("reference") else None,
         )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .verdict.changes import Changes
+from .verdict.drift import Facts
 from .verdict.regions import Region, find_regions, reduced
 
 
@@ -53,6 +55,7 @@ class Prediction:
             highest patches is `pred_score`.
         image_size: (H, W) of the image in pixels.
         routing: None when the product was given.
+        facts: under which conditions the image was taken.
     """
 
     source: Path | int
@@ -65,6 +68,7 @@ class Prediction:
     patch_map: np.ndarray = field(repr=False)
     image_size: tuple[int, int]
     routing: Routing | None = None
+    facts: Facts | None = None
 
     @property
     def anomaly_map(self) -> np.ndarray:
@@ -113,6 +117,7 @@ class Prediction:
             "pred_label": self.pred_label,
             "image_size": list(self.image_size),
             "routing": routing,
+            "facts": None if self.facts is None else self.facts.to_dict(),
         }
 
 
@@ -131,6 +136,7 @@ class TaskInfo:
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
+        changes: what the last update of it changed, until the line is loaded anew; None without one.
     """
 
     name: str
@@ -144,6 +150,7 @@ class TaskInfo:
     parameters: int
     bytes: int
     rerouted: dict[str, int]
+    changes: Changes | None = field(default=None, compare=False)
 
 
 def _finite(value: float) -> float | None:
