@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ..intake import Intake
     from ..results import Prediction
 
+WATCHED_AT_ONCE = 32  # images between two writes of the watch
+WRITTEN_STAYS = "what was written so far is complete and stays"
 MAP_ENDINGS = {"overlay": "_map.png", "tiff": "_scores.tiff", "npy": "_scores.npy", "mask": "_mask.png"}
 
 
@@ -47,6 +49,7 @@ def _map_kinds(text: str | None) -> str | None:
     epilog=example(
         "moleflow predict line-3 'belt/*.png' --maps maps",
         "moleflow predict line-3 belt --task bottle --json results.jsonl",
+        "moleflow predict line-3 belt --monitor",
     )
 )
 def predict(
@@ -81,12 +84,15 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Add the images to LINE's watch, see: moleflow drift.")
+    ] = False,
     batch_size: BatchSize = 8,
     weights: Weights = None,
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Inspect images of any product of LINE. Nothing is written but what --json and --maps ask for.
+    """Inspect images of any product of LINE. Nothing is written but what --json, --maps, --monitor ask for.
 
     JSON lines: every line of the file is one JSON object, one per image, in the order of the images.
     """
@@ -107,12 +113,15 @@ def predict(
         write_json = stack.enter_context(_json_lines(json_file))
         write_maps = _map_writer(maps, paths, map_format or "overlay", intake=detector.intake, legend=legend)
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
-        said = NOTHING_CHANGED if not (json_file or maps) else "what was written so far is complete and stays"
-        stack.enter_context(interruptible(said))
+        asked = json_file or maps or monitor
+        stack.enter_context(interruptible(WRITTEN_STAYS if asked else NOTHING_CHANGED))
+        watch = stack.enter_context(_watcher(detector)) if monitor else None
         for index, prediction in enumerate(results):
             write_json(prediction.to_dict() | _regions_json(prediction, wanted=regions))
             write_maps(index, prediction)
             show(prediction)
+            if watch is not None:
+                watch(prediction)
 
 
 @app.command(epilog=example("moleflow evaluate line-3 datasets/mvtec --oracle --json figures.json"))
@@ -200,6 +209,28 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@contextmanager
+def _watcher(detector: Detector) -> Iterator[Callable[[Prediction], None]]:
+    """A function that adds one result to the line's watch; what came before an error is kept as well."""
+    for name in detector.tasks:
+        detector.drift(name)  # a damaged watch is an error before anything is inspected
+    waiting: list[Prediction] = []
+
+    def watch(prediction: Prediction) -> None:
+        waiting.append(prediction)
+        if len(waiting) >= WATCHED_AT_ONCE:
+            flush()
+
+    def flush() -> None:
+        detector.observe(waiting)
+        waiting.clear()
+
+    try:
+        yield watch
+    finally:
+        flush()
 
 
 def _refuse_overwriting(json_file: str | None, paths: Sequence[Path]) -> None:

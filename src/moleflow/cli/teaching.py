@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -24,14 +24,25 @@ from .options import (
     as_intensity,
 )
 from .products import intensity_of, light_in_words, read_line, record_of, setting_of
-from .screen import NOTHING_CHANGED, amount, as_text, complain, interruptible, say, stages, use_threads
+from .screen import (
+    NOTHING_CHANGED,
+    amount,
+    as_text,
+    complain,
+    interruptible,
+    say,
+    stages,
+    use_threads,
+)
 
 if TYPE_CHECKING:
     from ..detector import Detector
     from ..intake import Intake
     from ..results import TaskInfo
     from ..store import LineStore
+    from ..verdict.changes import Flip
 
+NAMED = 8  # images in a note
 NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
 
 
@@ -106,7 +117,8 @@ def update(
     """Learn more of PRODUCT from new good images, as a new version; the old one is kept for rollback.
 
     Earlier images are not stored in a line; features like theirs, drawn from what was learned, are learned
-    again beside the new ones. The threshold follows from the new images.
+    again beside the new ones. The threshold follows from the new images. Those among them that the
+    version before does not call good are listed.
     """
     with interruptible(NOTHING_CHANGED):
         from ..data.images import find_images
@@ -117,10 +129,12 @@ def update(
         from ..detector import Detector
 
         detector = Detector.load(line, weights=weights, device=device)
+        before = detector.info(product).version
         with stages() as progress:
             detector.update_task(product, paths, progress=progress)
     _save(detector, line)
     _report_learned(detector.info(product), line, detector.intake)
+    _warn_of_changes(detector.info(product), line, before)
     _warn_of_light(detector.intake, paths)
 
 
@@ -197,6 +211,33 @@ def _warn_of_light(intake: Intake, paths: list[Path]) -> None:
             f"note: {share:.1%} of these images' pixels lie beyond the line's intensity ({intake.intensity}) "
             f"and are black or white to it; a new line can be begun with another --intensity"
         )
+
+
+def _warn_of_changes(learned: TaskInfo, line: Path, before: str | None) -> None:
+    """Names what the update made good, and how to take it back."""
+    changes = learned.changes
+    if changes is None:
+        return
+    if changes.swallowed:
+        complain(
+            f"note: {len(changes.swallowed)} of the {changes.taught} images were not good to version "
+            f"{before} and are learned as good ones: {_named(changes.swallowed)}"
+        )
+        if len(changes.swallowed) > changes.taught / 2:
+            complain("note: most of them: other light, pose or material, or defects? Look at them")
+    if changes.flipped:
+        complain(
+            f"note: of {changes.checked} remembered images {len(changes.flipped)} have another verdict now: "
+            f"{_named(changes.flipped)}"
+        )
+    if changes.swallowed or any(flip.after == "good" for flip in changes.flipped):
+        complain(f"note: if there are defects among them: moleflow rollback {line} {learned.name} {before}")
+
+
+def _named(flips: Sequence[Flip]) -> str:
+    """The first few images and what was said of them."""
+    shown = [f"{flip.source} ({flip.before}, now {flip.after})" for flip in flips[:NAMED]]
+    return ", ".join(shown) + (f" and {len(flips) - NAMED} more" if len(flips) > NAMED else "")
 
 
 def _save(detector: Detector, line: Path) -> None:

@@ -24,7 +24,7 @@ LEAST = 10  # of them, for anything to be said
 LEAST_GOOD = 1 / 3  # of the recent images; where fewer are called good, all of them are compared
 LOT_RATE = 0.005  # of watches over steady products that are called moving
 REMEMBERED = 8  # paths of alarmed and of good images
-MANY_ALARMS = 0.2  # of the recent images: worth a word
+MANY_ALARMS = 0.15  # of the recent images: worth a word
 CHART = 24  # points of a channel's history
 CLIPPED_AT = 3.0  # spreads: one image's weight in finding when a move began
 DIGITS = 5  # of kept numbers
@@ -268,17 +268,19 @@ def _moved(
     main: ChannelReport, moved: Sequence[ChannelReport], recent: Sequence[Seen], reference: Reference
 ) -> str:
     channel, norm = CHANNELS[main.channel], reference.norms[main.channel]
+    who = "good images" if all(image.verdict == GOOD for image in recent) else "images"
     if main.taught[0] <= main.recent <= main.taught[1]:
+        spreads = _in_spreads(_known(recent, main.channel), channel, norm)
+        alike = int((spreads * main.spreads > 0).sum())
         words = channel.lower if main.spreads < 0 else channel.higher
-        said = (
-            f"{words} than the typical good image taught, all alike: {channel.what} "
-            f"{channel.shown(main.recent)}, taught {channel.shown(main.taught[0])} to "
-            f"{channel.shown(main.taught[1])}"
+        taught = " to ".join(map(channel.shown, main.taught))
+        sentence = (
+            f"{alike} of the last {len(recent)} {who} are {words} than the typical good image taught: "
+            f"{channel.what} {channel.shown(main.recent)}, taught {taught}"
         )
     else:
         said = finding(channel, norm, main.recent, main.spreads).sentence
-    good = all(image.verdict == GOOD for image in recent)
-    sentence = f"the last {len(recent)} {'good images' if good else 'images'} are in the middle {said}"
+        sentence = f"most of the last {len(recent)} {who} are {said}"
     others = [channel.channel for channel in moved if channel is not main]
     if others:
         sentence += f"; also moved: {', '.join(others)}"
