@@ -331,7 +331,7 @@ class Detector:
                 detector.config,
                 false_alarm_rate=detector.false_alarm_rate,
             )
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise LineError(
                 f"{store.path}: expected a complete line, but something is missing: {error}"
             ) from error
