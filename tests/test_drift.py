@@ -231,6 +231,8 @@ def test_a_drift_that_makes_everything_unknown_is_still_seen(reference):
 def test_nothing_is_said_of_too_little(reference):
     assert judge([], reference).state == "unwatched"
     assert "10 are needed" in judge(seen(stream(np.random.default_rng(1), 9)), reference).sentence
+    few = Reference.fit(stream(np.random.default_rng(1), 3))
+    assert "taught with 3 images" in judge(seen(stream(np.random.default_rng(1), 50)), few).sentence
     assert "update the product" in judge(seen(stream(np.random.default_rng(1), 50)), None).sentence
 
 
@@ -391,6 +393,14 @@ def test_another_version_begins_a_new_watch(loaded, pictures):
     assert read_monitor(store, "wood", "0002").total == 1
 
 
+def test_an_update_with_few_images_keeps_the_conditions_that_were_taught(loaded, pictures):
+    before = loaded._line.products["wood"].reference
+    loaded.update_task("wood", pictures("wood", 3, first=60))
+    assert loaded._line.products["wood"].reference == before
+    loaded.update_task("wood", pictures("wood", 4, first=60))
+    assert loaded._line.products["wood"].reference.images == 4
+
+
 def test_an_update_names_what_it_makes_good(loaded, pictures, tmp_path):
     loaded.set_threshold("wood", threshold=-1e6)  # everything is defective
     loaded.save()
@@ -441,6 +451,14 @@ def test_a_watch_from_the_command_line(saved, pictures, tmp_path):
     run("drift", saved, "wood", "--reset", "wood", code=2)
     run("drift", saved, "--reset", "wood")
     assert not (saved / "watch" / "wood.json").exists()
+
+
+def test_what_was_seen_before_an_error_is_watched(saved, pictures, tmp_path):
+    for i, picture in enumerate(pictures("wood", 3, first=970)):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"no image")
+    run("predict", saved, tmp_path, "--task", "wood", "--batch-size", 1, "--monitor", code=1)
+    assert read_monitor(LineStore(saved), "wood", "0001").total == 3
 
 
 def test_update_says_what_it_swallows(saved, pictures, tmp_path):

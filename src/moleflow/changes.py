@@ -13,7 +13,7 @@ from .line import Line
 from .monitor import verdict_of
 from .results import Prediction
 from .verdict.changes import Changes, Flip
-from .verdict.drift import Facts, Reference, facts_of
+from .verdict.drift import LEAST_TAUGHT, Facts, Reference, facts_of
 from .verdict.watch import GOOD
 
 
@@ -42,7 +42,13 @@ class Looks:
                 self.swallowed.append(Flip(str(picture.source), said, GOOD))
 
     def reference(self, places: dict[int, float]) -> Reference:
-        """Conditions the images were taken under; `places` by position, of those that calibrated."""
+        """Conditions the images were taken under; `places` by position, of those that calibrated.
+
+        Too few images to judge by leave an earlier reference of the product in place.
+        """
+        known = self.before.products.get(self.name)
+        if known is not None and known.reference is not None and len(self.facts) < LEAST_TAUGHT:
+            return known.reference
         return Reference.fit([replace(fact, place=places.get(i)) for i, fact in enumerate(self.facts)])
 
     def changes(self, after: Line, remembered: Iterator[tuple[Picture, Tensor]]) -> Changes:

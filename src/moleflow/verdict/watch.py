@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .drift import CHANNELS, Channel, Facts, Norm, Reference, finding
+from .drift import CHANNELS, LEAST_TAUGHT, Channel, Facts, Norm, Reference, finding
 
 KEPT = 200  # images of a product
 RECENT = 30  # good images whose middle is compared
@@ -187,6 +187,9 @@ def judge(seen: Sequence[Seen], reference: Reference | None) -> Report:
     """
     if reference is None:
         reason = "taught before drift was watched; update the product to watch it"
+        return Report("unwatched", None, reason, None, 0)
+    if reference.images < LEAST_TAUGHT:
+        reason = f"taught with {reference.images} images, {LEAST_TAUGHT} are needed to tell drift from chance"
         return Report("unwatched", None, reason, None, 0)
     recent = _recent(seen)
     if len(recent) < LEAST:
