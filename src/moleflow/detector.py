@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,10 @@ from .inspection import inspect
 from .intake import Intake, check_errors, pictures_in
 from .learning import LessonOptions, Progress, learn, sources_of
 from .line import Line
+from .monitor import observe, read_monitor
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
+from .verdict.watch import Report, judge
 
 
 class Detector:
@@ -149,6 +151,7 @@ class Detector:
             rerouted=dict(line.rerouted.get(name, {})),
             unreadable=line.unreadable.get(name, ()),
             lesson=line.lesson(name),
+            changes=line.changes.get(name),
         )
 
     def add_task(
@@ -205,6 +208,9 @@ class Detector:
         learned again beside the new ones. The threshold follows from the new images. A saved line keeps
         the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is dropped,
         because scores have a new scale. Arguments and errors as for `add_task`.
+
+        `TaskInfo.changes` lists what the version before did not call good among these images, and remembered
+        images (see `observe`) whose verdict is another now: look at them, a defect may be among them.
         """
         with self._learning:
             self._line.product(name)
@@ -321,6 +327,42 @@ class Detector:
                     result = Failure(one.source, str(error))
                 yield result
 
+    # Drift
+
+    def observe(self, predictions: Iterable[Prediction]) -> None:
+        """Adds inspected images to what the saved line remembers of each product's last 200.
+
+        Kept are numbers and times, and the paths of a few images for `update_task`; see docs/drift.md.
+        Other processes may do so at the same time. A product that was removed or replaced since it
+        inspected is an error.
+
+        Raises:
+            LineError: the line was not saved as it is, cannot be written, or what it remembers is damaged.
+            TaskError: a product the line has no more.
+        """
+        taken = list(predictions)
+        versions = {name: self._version(name) for name in sorted({p.task for p in taken})}
+        if versions:
+            observe(LineStore(self.path), versions, taken)  # type: ignore[arg-type]
+
+    def drift(self, name: str) -> Report:
+        """Whether a product's good images are moving away from those taught, by what `observe` added.
+
+        Raises:
+            LineError: the line was not saved as it is, or what it remembers is damaged.
+            TaskError: there is no product of this name.
+        """
+        product, version = self._line.product(name), self._version(name)
+        monitor = read_monitor(LineStore(self.path), check_task_name(name), version)  # type: ignore[arg-type]
+        return judge(monitor.seen, product.reference)
+
+    def _version(self, name: str) -> str:
+        """Under which a product stands on disk; LineError where it does not."""
+        version = self._archive.version(check_task_name(name), self._line.product(name))
+        if version is None:
+            raise LineError(f"{name!r} was not saved since it was learned: save the line first")
+        return version
+
     # On disk
 
     def save(self, path: str | Path | None = None) -> None:
@@ -394,7 +436,7 @@ class Detector:
                 intake=intake_of(detector.extractor, settings.get("intake")),
                 false_alarm_rate=detector.false_alarm_rate,
             )
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise LineError(
                 f"{store.path}: expected a complete line, but something is missing: {error}"
             ) from error
@@ -412,6 +454,7 @@ class Detector:
             line,
             name,
             sources,
+            remembered=self._remembered(name),
             extractor=extractor,
             config=self.config,
             seed=self.seed,
@@ -420,6 +463,15 @@ class Detector:
         )
         self.extractor, self._line = extractor, line
         return self.info(name)
+
+    def _remembered(self, name: str) -> list[Path]:
+        """Images of a product that `observe` remembered; none where the product on disk is another."""
+        product = self._line.products.get(name)
+        version = None if product is None else self._archive.version(name, product)
+        store = None if version is None else LineStore(self.path)  # type: ignore[arg-type]
+        if version is None or store is None or name not in store.names():
+            return []
+        return [Path(path) for path, _ in read_monitor(store, name, version).remembered]
 
 
 def _pair(values: list[int] | None) -> tuple[int, int] | None:

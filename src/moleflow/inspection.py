@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -12,6 +14,7 @@ from .intake import Picture
 from .line import Line
 from .results import Prediction, Routing
 from .routing.gaussian import describe
+from .verdict.drift import channels_beyond, facts_of
 
 
 @torch.no_grad()
@@ -53,6 +56,8 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
         )
     rate, threshold = line.verdict(name)
     grid = found.patch_map.shape[0], found.patch_map.shape[1]
+    facts = facts_of(picture.own, clipped=picture.clipped, size=picture.size)
+    facts = replace(facts, place=found.strangeness, whole=found.whole)
     return Prediction(
         source=picture.source,
         task=name,
@@ -67,4 +72,6 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
         map_threshold=product.map_threshold(rate, threshold),
         image_size=picture.size,
         routing=routing,
+        facts=facts,
+        findings=() if product.reference is None else channels_beyond(facts, product.reference),
     )

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .archive import fingerprint_of
 from .beginning import see
+from .blocks import make_blocks
+from .changes import Note, changes_of, note_of, reference_of
 from .config import LineConfig, to_dict
 from .data.images import camera_of
 from .data.sources import Errors, Source, list_sources, name_of
-from .errors import ConfigError
+from .errors import ConfigError, ImageError
 from .features.extractor import Extractor, Features
 from .flow.expert import Base
 from .intake import Intake, Picture, check_readable, pictures_in, readable
@@ -65,6 +69,7 @@ class Material:
         sources: of the images that teach.
         features: of them, patches in 16 bits, computed once and reused by every step.
         photos: what each looks like.
+        notes: under which conditions each was taken, and what was said of it before.
         groups: for each its label; None where nobody says.
         copies: for each the number of its group of near-copies.
         lesson: what the photographs are worth.
@@ -74,6 +79,7 @@ class Material:
     sources: Sources
     features: Features
     photos: Sequence[Photo]
+    notes: Sequence[Note]
     groups: Sequence[str] | None
     copies: Sequence[int]
     lesson: Lesson
@@ -86,6 +92,7 @@ class Material:
             sources=[self.sources[i] for i in kept],
             features=self.features.take(kept),
             photos=[self.photos[i] for i in kept],
+            notes=[self.notes[i] for i in kept],
             groups=None if self.groups is None else [self.groups[i] for i in kept],
             copies=copies,
             lesson=lesson,
@@ -102,6 +109,7 @@ def learn(
     seed: int,
     options: LessonOptions,
     progress: Progress,
+    remembered: Sequence[Path] = (),
 ) -> Line:
     """The line with a product of this name, learned from good images; `line` itself does not change.
 
@@ -117,13 +125,15 @@ def learn(
         seed: fixes everything random.
         options: which of the images teach.
         progress: told the stage and the share of it that is done.
+        remembered: inspected images of the product, of which `Line.changes` tells what is said anew.
 
     Raises:
         ImageError: too many images are unreadable, or none is left.
         TrainingError: learning did not stay finite.
     """
     started = time.perf_counter()
-    material = _gather(sources, line.intake, extractor, options=options, tell=progress)
+    before = line
+    material = _gather(line, name, sources, extractor, options=options, tell=progress)
     seconds = {"backbone": time.perf_counter() - started}
     base = line.base
     if base is None:
@@ -139,8 +149,14 @@ def learn(
     judged = _accused_by_scores(material, product, drop_suspicious=options.drop_suspicious)
     product = learned(judged) if len(judged.sources) < len(material.sources) else product
     material = judged
+    product = _with_reference(product, material, config, known=before.products.get(name))
     product = replace(product, seconds=seconds | product.seconds)
-    return _with_product(line, name, product, material=material, config=config)
+    after = _with_product(line, name, product, material=material, config=config)
+    if name not in before.products:
+        return after
+    pictures = _still_there(remembered, line.intake, extractor)
+    changes = changes_of(material.notes, name, before, after, remembered=pictures)
+    return replace(after, changes=before.changes | {name: changes})
 
 
 def sources_of(images: Any, options: LessonOptions) -> Sources:
@@ -180,6 +196,27 @@ def _product_of(
     )
 
 
+def _with_reference(
+    product: Product, material: Material, config: LineConfig, *, known: Product | None
+) -> Product:
+    """The product with the conditions that its good images were taken under."""
+    blocks = make_blocks(
+        len(material.sources), config.scoring, groups=material.groups, copies=material.copies
+    )
+    earlier = None if known is None else known.reference
+    return replace(product, reference=reference_of(material.notes, product, blocks, earlier=earlier))
+
+
+def _still_there(
+    paths: Sequence[Path], intake: Intake, extractor: Extractor
+) -> Iterator[tuple[Picture, Features]]:
+    """Pictures of files, with their features."""
+    for path in paths:
+        with suppress(ImageError):  # moved, deleted or no image any more: nothing can be said of it
+            picture = intake.read(path, path)
+            yield picture, see(extractor, [picture])
+
+
 def _altered(sources: Sources, intake: Intake, extractor: Extractor) -> Altered:
     """A few of the images as decoding and the sensor alone might have made them."""
     chosen = spread(list(range(len(sources))), ALTERED_IMAGES)
@@ -214,18 +251,19 @@ def _in_16_bits(seen: Features) -> Features:
 
 
 def _gather(
-    sources: Sources, intake: Intake, extractor: Extractor, *, options: LessonOptions, tell: Progress
+    before: Line, name: str, sources: Sources, extractor: Extractor, *, options: LessonOptions, tell: Progress
 ) -> Material:
     """Looks at all images, and leaves out what cannot be read and, on demand, what is suspicious."""
-    features, photos, failures = _extract(sources, intake, extractor, errors=options.errors, tell=tell)
-    reviewed = review(photos, drop_suspicious=options.drop_suspicious)
-    groups = options.groups
+    found = _extract(before, name, sources, extractor, errors=options.errors, tell=tell)
+    reviewed = review(found.photos, drop_suspicious=options.drop_suspicious)
+    failures, groups = found.failures, options.groups
     if groups is not None:
         groups = [label for i, label in enumerate(groups) if i not in failures]
     return Material(
         sources=[source for i, source in enumerate(sources) if i not in failures],
-        features=features,
-        photos=photos,
+        features=found.features,
+        photos=found.photos,
+        notes=found.notes,
         groups=groups,
         copies=(),
         lesson=reviewed.lesson,
@@ -233,23 +271,37 @@ def _gather(
     ).take(reviewed.kept, reviewed.lesson, reviewed.groups)
 
 
+@dataclass(frozen=True, eq=False)
+class _Extracted:
+    """Of all readable images what `Material` has, and by position those that are not."""
+
+    features: Features
+    photos: list[Photo]
+    notes: list[Note]
+    failures: dict[int, Failure]
+
+
 def _extract(
-    sources: Sources, intake: Intake, extractor: Extractor, *, errors: Errors, tell: Progress
-) -> tuple[Features, list[Photo], dict[int, Failure]]:
-    """Features of all readable images, what each looks like, and by position those that are not."""
-    parts, photos = [], []
+    before: Line, name: str, sources: Sources, extractor: Extractor, *, errors: Errors, tell: Progress
+) -> _Extracted:
+    parts, photos, notes = [], [], []
     failures: dict[int, Failure] = {}
     done = 0
-    for batch in intake.batches(sources, EXTRACT_BATCH, errors=errors):
+    for batch in before.intake.batches(sources, EXTRACT_BATCH, errors=errors):
         failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
         pictures = pictures_in(batch)
         if pictures and readable(len(failures), len(sources)):
+            seen = see(extractor, pictures)
             photos += [_facts(picture) for picture in pictures]
-            parts.append(_in_16_bits(see(extractor, pictures)))
+            notes += [
+                note_of(before, name, picture, own)
+                for picture, own in zip(pictures, seen.split(), strict=True)
+            ]
+            parts.append(_in_16_bits(seen))
         done += len(batch)
         tell("backbone", done / len(sources))
     check_readable(list(failures.values()), len(sources))
-    return Features.of(parts), photos, failures
+    return _Extracted(Features.of(parts), photos, notes, failures)
 
 
 def _facts(picture: Picture) -> Photo:

@@ -24,6 +24,7 @@ from .flow.expert import Base, Expert
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
 from .training import learn_expert
 from .verdict.calibration import ScoreCalibration, TwoVoices, Voice, calibration_from_dict
+from .verdict.drift import Reference
 from .verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
 from .verdict.unknown import ORDINARY, Familiarity
 from .whole import WholeGaussian
@@ -81,6 +82,7 @@ class Product:
         familiarity: what good images' ordinary places look like.
         images: how many good images were learned from, calibration included.
         seconds: by stage.
+        reference: conditions the good images were taken under; None for products of earlier libraries.
     """
 
     config: LineConfig
@@ -92,6 +94,7 @@ class Product:
     familiarity: Familiarity
     images: int
     seconds: dict[str, float] = field(default_factory=dict)
+    reference: Reference | None = None
 
     @torch.no_grad()
     def inspect(self, base: Base, seen: Features) -> Judgement:
@@ -157,6 +160,7 @@ class Product:
             "strangeness": list(self.familiarity.values) if older else self.familiarity.to_dict(),
             "seconds": self.seconds,
             "parameters": self.parameters(),
+            "reference": None if self.reference is None else self.reference.to_dict(),
         }
 
     @classmethod
@@ -190,6 +194,7 @@ class Product:
             familiarity=_familiarity_from(info["strangeness"], config),
             images=info["images"],
             seconds=info["seconds"],
+            reference=Reference.from_dict(info["reference"]) if info.get("reference") else None,
         )
 
 

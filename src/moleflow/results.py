@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from .data.sources import name_of
 from .lesson import Lesson
 from .suspects import Suspect
+from .verdict.changes import Changes
+from .verdict.drift import CONDITIONS, Facts, Finding
 from .verdict.regions import Region, find_regions, reduced
 
 
@@ -56,6 +58,8 @@ class Prediction:
         map_threshold: score of the map above which a place is conspicuous, at the same false-alarm rate.
         image_size: (H, W) of the image in pixels.
         routing: None when the product was given.
+        facts: under which conditions the image was taken.
+        findings: in which of them it lies beyond the product's good images; none where nobody knows theirs.
     """
 
     source: Path | int
@@ -71,13 +75,39 @@ class Prediction:
     map_threshold: float
     image_size: tuple[int, int]
     routing: Routing | None = None
+    facts: Facts | None = None
+    findings: tuple[Finding, ...] = ()
 
     @property
     def status(self) -> str:
-        """What to do with it in a word: "good", "defective" or "unknown"."""
-        if not self.known:
-            return "unknown"
-        return "defective" if self.pred_label else "good"
+        """What it is in a word: "good", "defective", "unknown" or "drifting".
+
+        "drifting" is what would be defective or unknown, but lies beyond the product's good images in light,
+        contrast, sharpness or clipping as well: what makes it strange may be the camera, and nobody can tell.
+        """
+        if self.known and not self.pred_label:
+            return "good"
+        if self._conditions:
+            return "drifting"
+        return "defective" if self.known else "unknown"
+
+    @property
+    def reason(self) -> str:
+        """Why it has this status, in a sentence."""
+        score = f"its score is {self.pred_score:.2f}, the threshold {self.threshold:.2f}"
+        if self.status == "good":
+            return f"like good images of {self.task}: {score}"
+        if self.status == "drifting":
+            what = "defective" if self.known else "of another product"
+            return f"{self._conditions[0].sentence}; so nobody can tell whether it is {what}"
+        if self.status == "unknown":
+            return f"like none of the taught products, not even the nearest, {self.task}"
+        where = "at a place" if self.place_score > self.map_threshold else "as a whole"
+        return f"stranger than good images of {self.task} {where}: {score}"
+
+    @property
+    def _conditions(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.channel in CONDITIONS)
 
     @property
     def anomaly_map(self) -> np.ndarray:
@@ -119,6 +149,8 @@ class Prediction:
         return {
             "source": str(self.source),
             "task": self.task,
+            "status": self.status,
+            "reason": self.reason,
             "known": self.known,
             "pred_score": self.pred_score,
             "p_value": self.p_value,
@@ -129,6 +161,7 @@ class Prediction:
             "pred_label": self.pred_label,
             "image_size": list(self.image_size),
             "routing": routing,
+            "facts": None if self.facts is None else self.facts.to_dict(),
         }
 
 
@@ -172,6 +205,7 @@ class TaskInfo:
         lesson: what it was last taught from: light, sharpness, what was left out.
         unreadable: images of the last lesson that were left out because they could not be read, each with
             the reason.
+        changes: what the last update of it changed, until the line is loaded anew; None without one.
     """
 
     name: str
@@ -187,6 +221,7 @@ class TaskInfo:
     rerouted: dict[str, int]
     lesson: Lesson
     unreadable: tuple[str, ...] = ()
+    changes: Changes | None = field(default=None, compare=False)
 
     @property
     def independent(self) -> int:

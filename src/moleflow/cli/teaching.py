@@ -22,7 +22,7 @@ from ..errors import (
     TrainingError,
 )
 from .app import app, example
-from .learned import refuse_report, say_groups, say_learned, write_report
+from .learned import refuse_report, say_changes, say_groups, say_learned, write_report
 from .options import (
     Device,
     DropSuspicious,
@@ -233,7 +233,8 @@ def update(
     """Learn more of PRODUCT from new good images, as a new version; the old one is kept for rollback.
 
     Earlier images are not stored in a line; features like theirs, drawn from what was learned, are learned
-    again beside the new ones. The threshold follows from the new images.
+    again beside the new ones. The threshold follows from the new images. Those among them that the
+    version before does not call good are listed.
     """
     asked = _Asked(
         line=line,
@@ -253,9 +254,11 @@ def update(
         from ..detector import Detector
 
         detector = Detector.load(line, weights=weights, device=device)
+        before = detector.info(product).version
         _teach(detector.update_task, product, photographs, asked)
     _save(detector, line)
     _tell(detector, product, photographs, asked)
+    say_changes(detector.info(product), asked.line, before)
 
 
 def _add(
