@@ -302,11 +302,13 @@ def no_models(monkeypatch):
 
 def test_list_and_info(saved, no_models):
     listed = run("list", saved).stdout
-    assert [row.split()[:3] for row in listed.splitlines()[1:]] == [
+    assert [row.split()[:3] for row in listed.splitlines()[1:3]] == [
         ["gear", "0001", "8"],
         ["wood", "0001", "8"],
     ]
+    assert listed.splitlines()[3] == "intensity: 8-bit, 0..255; chosen from the first images"
     shown = run("info", saved, "wood").stdout
+    assert "intensity: 8-bit, 0..255" in shown
     assert "efficientnet_lite0" in shown
     assert "[0001]" in shown
     assert "gear" not in shown

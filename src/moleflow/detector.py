@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
 from .config import LineConfig, from_dict, to_dict
+from .data.intensity import parse_intensity
 from .data.sources import Source, list_sources
 from .errors import CalibrationError, ConfigError, LineError, TaskError
 from .features.extractor import Extractor
@@ -49,6 +50,9 @@ class Detector:
         device: "auto" takes CUDA, then MPS, then the CPU.
         seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
         false_alarm_rate: share of good images that may be called defective.
+        intensity: which of the camera's numbers is black and which white, for the life of the line: "auto"
+            chooses by the first product's images; a number of bits (8, 10, 12, 14, 16), "LOW:HIGH" or
+            (LOW, HIGH) says it; "full" maps each image by its type's full range.
         config: every other option.
 
     Raises:
@@ -65,6 +69,7 @@ class Detector:
         device: str | torch.device | None = "auto",
         seed: int = 0,
         false_alarm_rate: float = 0.01,
+        intensity: str | int | tuple[float, float] = "auto",
         config: LineConfig | None = None,
     ) -> None:
         if not 0 < false_alarm_rate < 1:
@@ -73,6 +78,7 @@ class Detector:
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
         self.extractor = Extractor(backbone, weights=weights, image_size=image_size, device=device, seed=seed)
         self.intake = Intake(self.extractor.image_size)
+        self._intensity = parse_intensity(intensity)  # what the intake is settled by, with the first product
         self._random_weights = str(weights) == "random"
         self._line = Line(false_alarm_rate)
         self._archive = Archive()
@@ -235,6 +241,7 @@ class Detector:
             "seed": self.seed,
             "false_alarm_rate": self.false_alarm_rate,
             "config": to_dict(self.config),
+            "intake": self.intake.settings(),
         }
 
     @classmethod
@@ -272,6 +279,7 @@ class Detector:
                 config=from_dict(LineConfig, settings["config"]),
             )
             detector.extractor.check_same(settings["backbone"])
+            detector.intake = Intake.from_settings(detector.extractor.image_size, settings.get("intake"))
             detector._line, detector._archive = restore(
                 record,
                 store.path,
@@ -290,7 +298,10 @@ class Detector:
     def _learn(self, name: str, images: Any, progress: Progress | None) -> TaskInfo:
         tell = progress or _silent
         started = time.perf_counter()
-        features = self._extract(images, tell)
+        sources, intake = list_sources(images), self.intake
+        if self._line.base is None:
+            intake = intake.settled(self._intensity, sources)
+        features = self._extract(sources, intake, tell)
         seconds = {"backbone": time.perf_counter() - started}
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:
@@ -318,6 +329,7 @@ class Detector:
             base_hash=base_hash,
             overrides=overrides,
         )
+        self.intake = intake
         self._line = replace(after, rerouted=before.rerouted | {name: rerouted_by(name, before, after)})
         return self.info(name)
 
@@ -332,13 +344,12 @@ class Detector:
             progress=lambda share: tell("base", share),
         )
 
-    def _extract(self, images: Any, tell: Progress) -> Tensor:
+    def _extract(self, sources: list[tuple[Source, Any]], intake: Intake, tell: Progress) -> Tensor:
         """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step."""
-        sources = list_sources(images)
         parts = []
         for start in range(0, len(sources), EXTRACT_BATCH):
             chunk = sources[start : start + EXTRACT_BATCH]
-            parts.append(self._features(self.intake.read_all(chunk)).half())
+            parts.append(self._features(intake.read_all(chunk)).half())
             tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
         return torch.cat(parts)
 

@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
-from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
@@ -27,6 +26,7 @@ if TYPE_CHECKING:
     from ..data.layouts import Dataset
     from ..detector import Detector
     from ..evaluation import Evaluation, Figures
+    from ..intake import Intake
     from ..results import Prediction
 
 MAP_ENDINGS = {"overlay": "_map.png", "tiff": "_scores.tiff", "npy": "_scores.npy", "mask": "_mask.png"}
@@ -105,7 +105,7 @@ def predict(
     results = detector.stream(paths, task=task, batch_size=batch_size)
     with ExitStack() as stack:
         write_json = stack.enter_context(_json_lines(json_file))
-        write_maps = _map_writer(maps, paths, map_format or "overlay", legend=legend)
+        write_maps = _map_writer(maps, paths, detector.intake, map_format or "overlay", legend=legend)
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
         said = NOTHING_CHANGED if not (json_file or maps) else "what was written so far is complete and stays"
         stack.enter_context(interruptible(said))
@@ -216,7 +216,7 @@ def _regions_json(prediction: Prediction, *, wanted: bool | None) -> dict[str, A
 
 
 def _map_writer(
-    folder: Path | None, paths: Sequence[Path], kinds: str, *, legend: bool
+    folder: Path | None, paths: Sequence[Path], intake: Intake, kinds: str, *, legend: bool
 ) -> Callable[[int, Prediction], None]:
     """A function that writes the maps of one image; it does nothing without a folder."""
     if folder is None:
@@ -224,8 +224,12 @@ def _map_writer(
     from .. import maps
     from ..overlay import save_overlay
 
+    def overlay(prediction: Prediction, path: Path) -> None:
+        seen = intake.shown(prediction.source, prediction.source)  # with the light that the line sees
+        save_overlay(prediction, path, image=seen, legend=legend)
+
     savers: dict[str, Callable[[Prediction, Path], None]] = {
-        "overlay": partial(save_overlay, legend=legend),
+        "overlay": overlay,
         "tiff": maps.save_tiff,
         "npy": maps.save_npy,
         "mask": maps.save_mask,

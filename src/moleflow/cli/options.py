@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from ..errors import ConfigError
+
 
 def as_image_size(text: str) -> tuple[int, int]:
     """A side, or "HxW", as (h, w)."""
@@ -16,6 +18,16 @@ def as_image_size(text: str) -> tuple[int, int]:
         raise typer.BadParameter(f"expected a side such as 256, or HxW such as 192x256, got {text!r}")
     height, width = found.groups()
     return int(height), int(width or height)
+
+
+def as_intensity(text: str | None) -> str | None:
+    """An intensity in its one way of writing; None where none was given."""
+    from ..data.intensity import parse_intensity  # numpy takes a while, and `moleflow --help` should not
+
+    try:
+        return None if text is None else parse_intensity(text)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def _rate(value: float | None) -> float | None:

@@ -9,12 +9,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import LineError, TaskError
+from ..errors import ConfigError, LineError, TaskError
 from .app import app, example
 from .options import Line, ProductName, Rate
-from .screen import NOTHING_CHANGED, amount, failed, interruptible, new_screen, new_table, printable, say
+from .screen import (
+    NOTHING_CHANGED,
+    amount,
+    failed,
+    interruptible,
+    new_screen,
+    new_table,
+    printable,
+    say,
+)
 
 if TYPE_CHECKING:
+    from ..data.intensity import Intensity
     from ..store import LineRecord, LineStore, TaskRecord
 
 
@@ -96,6 +106,7 @@ def list_products(line: Line) -> None:
             printable(record.name), record.version, str(record.info.get("images")), f"{score:.4f}", shown
         )
     new_screen().print(table)
+    say(light_in_words(intensity_of(read)))
 
 
 @app.command(epilog=example("moleflow info line-3", "moleflow info line-3 bottle"))
@@ -111,6 +122,7 @@ def info(
     backbone = setting_of(read, "backbone")
     size = backbone["image_size"]
     say(f"{line}: backbone {backbone['name']} ({backbone['tag']}), images {size[0]} x {size[1]}")
+    say(light_in_words(intensity_of(read)))
     say(f"weights {backbone['weights_hash'][:16]}, base {read.fingerprint[:16]}, {amount(_base_bytes(line))}")
     table = new_table(
         "product", "bytes", "seconds", "of which", "images", "calibration", "versions", numbers=3
@@ -160,6 +172,22 @@ def setting_of(read: LineRecord, key: str) -> Any:
             f"expected {key!r} among the line's settings, found {', '.join(read.settings) or 'none'}"
         )
     return read.settings[key]
+
+
+def intensity_of(read: LineRecord) -> Intensity:
+    """The range of numbers that this line sees as black to white."""
+    from ..intake import Intake
+
+    try:
+        return Intake.from_settings((1, 1), read.settings.get("intake")).intensity
+    except (KeyError, TypeError, ConfigError) as error:
+        raise LineError(f"expected the line's intensity among its settings, but {error} is amiss") from error
+
+
+def light_in_words(intensity: Intensity) -> str:
+    """One sentence on the range that a line sees."""
+    origin = "; chosen from the first images" if intensity.source == "auto" else ""
+    return f"intensity: {intensity}{origin}"
 
 
 def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]:

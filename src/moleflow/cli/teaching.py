@@ -12,14 +12,27 @@ import typer
 
 from ..errors import ConfigError, LineError, TaskError
 from .app import app, example
-from .options import Device, GoodImages, Line, ProductName, Rate, Threads, Weights, as_image_size
-from .products import read_line, record_of, setting_of
+from .options import (
+    Device,
+    GoodImages,
+    Line,
+    ProductName,
+    Rate,
+    Threads,
+    Weights,
+    as_image_size,
+    as_intensity,
+)
+from .products import intensity_of, light_in_words, read_line, record_of, setting_of
 from .screen import NOTHING_CHANGED, amount, as_text, complain, interruptible, say, stages, use_threads
 
 if TYPE_CHECKING:
     from ..detector import Detector
+    from ..intake import Intake
     from ..results import TaskInfo
     from ..store import LineStore
+
+NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
 
 
 @app.command(
@@ -39,6 +52,13 @@ def add(
     image_size: Annotated[
         str | None, typer.Option(metavar="N|HxW", help="Size images are brought to, for a new line.")
     ] = None,
+    intensity: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|full|BITS|LOW:HIGH",
+            help="Numbers that a new line sees as black to white; by its first images by default.",
+        ),
+    ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
     false_alarm_rate: Rate = None,
     device: Device = "auto",
@@ -46,11 +66,12 @@ def add(
 ) -> None:
     """Teach LINE a new PRODUCT from good images; a LINE that does not exist is created.
 
-    Backbone, image size and seed belong to the line: for an existing one leave them out, or give the same.
-    The false-alarm rate is the line's where it is new, and this product's alone where it exists.
+    Backbone, image size, intensity and seed belong to the line: for an existing one leave them out, or give
+    the same. The false-alarm rate is the line's where it is new, and this product's alone where it exists.
     """
     size = None if image_size is None else as_image_size(image_size)
-    wishes = {"backbone": backbone, "image_size": size, "seed": seed}
+    light = as_intensity(intensity)
+    wishes = {"backbone": backbone, "image_size": size, "intensity": light, "seed": seed}
     with interruptible(NOTHING_CHANGED):
         from ..data.images import find_images
         from ..store import LineStore, check_task_name
@@ -69,7 +90,8 @@ def add(
             if exists and false_alarm_rate is not None:
                 detector.set_threshold(product, false_alarm_rate=false_alarm_rate)
         _save(detector, line)
-    _report_learned(detector.info(product), line)
+    _report_learned(detector.info(product), line, detector.intake)
+    _warn_of_light(detector.intake, paths)
 
 
 @app.command(epilog=example("moleflow update line-3 bottle photos/bottle/new"))
@@ -98,7 +120,8 @@ def update(
         with stages() as progress:
             detector.update_task(product, paths, progress=progress)
     _save(detector, line)
-    _report_learned(detector.info(product), line)
+    _report_learned(detector.info(product), line, detector.intake)
+    _warn_of_light(detector.intake, paths)
 
 
 def _line_to_teach(
@@ -153,8 +176,11 @@ def _refuse_taken(store: LineStore, product: str, wishes: dict[str, Any]) -> Non
     stored = {
         "backbone": backbone["name"],
         "image_size": tuple(backbone["image_size"]),
+        "intensity": intensity_of(record).wish,
         "seed": setting_of(record, "seed"),
     }
+    if wishes["intensity"] == "auto":  # was settled with the first product, whatever that came to
+        wishes = wishes | {"intensity": None}
     for key, wish in wishes.items():
         if wish is not None and wish != stored[key]:
             option = "--" + key.replace("_", "-")
@@ -164,12 +190,21 @@ def _refuse_taken(store: LineStore, product: str, wishes: dict[str, Any]) -> Non
             )
 
 
+def _warn_of_light(intake: Intake, paths: list[Path]) -> None:
+    share = intake.beyond([(path, path) for path in paths])
+    if share > NOTABLE_SHARE:
+        complain(
+            f"note: {share:.1%} of these images' pixels lie beyond the line's intensity ({intake.intensity}) "
+            f"and are black or white to it; a new line can be begun with another --intensity"
+        )
+
+
 def _save(detector: Detector, line: Path) -> None:
     with interruptible(f"{line} is as it was before or has this change, see: moleflow list {line}"):
         detector.save(line)
 
 
-def _report_learned(learned: TaskInfo, line: Path) -> None:
+def _report_learned(learned: TaskInfo, line: Path, intake: Intake) -> None:
     rate = "" if learned.false_alarm_rate is None else f" for {learned.false_alarm_rate:.3%} false alarms"
     say(f"{learned.name}: version {learned.version} on {line}, learned from {learned.images} good images")
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in learned.seconds.items())
@@ -178,6 +213,7 @@ def _report_learned(learned: TaskInfo, line: Path) -> None:
         f"  threshold {learned.threshold:.4f}{rate}, "
         f"from {learned.calibration_images} {learned.calibration} images"
     )
+    say(f"  {light_in_words(intake.intensity)}")
     if learned.calibration == "in-sample":
         complain(
             "note: one image does not show how good ones vary; "

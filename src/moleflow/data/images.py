@@ -1,4 +1,4 @@
-"""Files, arrays and tensors become one kind of image: (H, W, 3) uint8, RGB, upright.
+"""Files, arrays and tensors become one kind of image, (H, W, 3) uint8, RGB, upright; or the camera's numbers.
 
 Nothing global is touched: neither Pillow's limits nor the interpreter's warning filters, so decoding is
 safe on many threads and leaves a host program's settings alone.
@@ -9,7 +9,8 @@ import os
 import re
 import stat
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +29,7 @@ from PIL import (
     WebPImagePlugin,  # noqa: F401
 )
 
+from moleflow.data import deep
 from moleflow.errors import ImageError
 
 MAX_PIXELS = 178_000_000
@@ -42,14 +44,15 @@ EXTENSIONS = frozenset(
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 _ORIENTATION = 0x0112
 _ROUNDING = 1e-6  # a float image may leave [0, 1] by the rounding of its own arithmetic, no further
+_LARGEST = float(np.finfo(np.float32).max)
 
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
     3: lambda a: a[::-1, ::-1],
     4: lambda a: a[::-1],
-    5: lambda a: a.transpose(1, 0, 2),
+    5: lambda a: a.swapaxes(0, 1),
     6: lambda a: np.rot90(a, -1),
-    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
     8: lambda a: np.rot90(a, 1),
 }
 
@@ -150,14 +153,51 @@ def read_image(path: str | Path, *, at_least: int | None = None) -> np.ndarray:
     Raises `ImageError`, with the path, for anything that is not a whole image of at most `MAX_PIXELS` pixels;
     the size is judged by the header, before decoding.
     """
+    with _opened(Path(path)) as (image, _):
+        if at_least is not None:
+            image.draft(None, (max(1, at_least), max(1, at_least)))
+        return _decode(image, path)
+
+
+def read_raw(path: str | Path) -> np.ndarray:
+    """Decode one file to the numbers that are in it, where they have more than 8 bits.
+
+    Grey of more than 8 bits is (H, W), colour (H, W, 3); uint16, int32 or float32 as the file has them, in
+    counts, transparent pixels as black. All else is (H, W, 3) uint8, to the bit as `read_image` gives it.
+    Orientation, frames, limits and errors are those of `read_image`, but finite values of any size are taken.
+    """
     path = Path(path)
+    with _opened(path) as (image, file):
+        pixels = deep.read_deep_ppm(file, image, path)
+        if pixels is not None:
+            return pixels
+        layout = deep.lower_layout(image, path)
+        if layout is None:
+            return _decode(image, path, _to_raw)
+        higher, key = _decode(image, path, _bytes_of), image.info.get("transparency")
+    with _opened(path) as (image, _):
+        deep.relay(image, layout)
+        lower = _decode(image, path, _bytes_of)
+    if higher.shape != lower.shape:
+        raise ImageError(f"{path}: changed while it was read")
+    return deep.joined(higher, lower, layout=layout, key=key)
+
+
+def has_8_bits(path: str | Path) -> bool:
+    """Whether `read_raw` gives uint8, judged by the header alone; its errors are those of `read_image`."""
+    path = Path(path)
+    with _opened(path) as (image, _):
+        return not _is_deep_grey(image) and not deep.is_deep_colour(image, path)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Image.Image, IO[bytes]]]:
+    """The image, of which the header was read and found to be of a known kind and size, and its file."""
     _require_file(path)
     try:
         with open(path, "rb") as file, _identify(file, path) as image:
             _check_size(image, path)
-            if at_least is not None:
-                image.draft(None, (max(1, at_least), max(1, at_least)))
-            return _decode(image, path)
+            yield image, file
     except OSError as error:
         raise ImageError(f"{path}: cannot be read: {_reason(error)}") from error
 
@@ -205,10 +245,12 @@ def _check_size(image: Image.Image, where: object) -> None:
         raise ImageError(f"{where}: {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
-def _decode(image: Image.Image, where: object) -> np.ndarray:
+def _decode(
+    image: Image.Image, where: object, pixels_of: Callable[[Image.Image, object], np.ndarray] | None = None
+) -> np.ndarray:
     try:
         image.load()
-        pixels = _to_rgb(image, where)
+        pixels = (pixels_of or _to_rgb)(image, where)
     except ImageError:
         raise
     except MemoryError as error:
@@ -232,6 +274,18 @@ def _orientation(image: Image.Image) -> int:
     ):  # a garbled EXIF block says nothing about the pixels; viewers show such images as they are
         return 1
     return value if isinstance(value, int) else 1
+
+
+def _is_deep_grey(image: Image.Image) -> bool:
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _bytes_of(image: Image.Image, where: object) -> np.ndarray:
+    return np.asarray(image)
+
+
+def _to_raw(image: Image.Image, where: object) -> np.ndarray:
+    return _native(np.array(image), where) if _is_deep_grey(image) else _to_rgb(image, where)
 
 
 def _to_rgb(image: Image.Image, where: object) -> np.ndarray:
@@ -261,32 +315,91 @@ def as_image(value: Any, *, where: str = "image", at_least: int | None = None) -
     if isinstance(value, Image.Image):
         _check_size(value, where)
         return _decode(value, where)
+    return _from_array(_as_array(value, where), where)
+
+
+def as_raw(value: Any, *, where: str = "image") -> np.ndarray:
+    """Turn a path, a PIL image, an array or a tensor into its numbers, as `read_raw` does a file.
+
+    Arrays and tensors have the shapes that `as_image` takes. uint16, int16, int32 and floats keep their
+    numbers (floats as float32); a fourth channel of uint16 or float is opacity, 0..65535 or 0..1, and is laid
+    over black. uint8 and bool become (H, W, 3) uint8 as from `as_image`. An open PIL image has no more than
+    8 bits a colour: pass its path for those. Raises `ImageError`.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        return read_raw(Path(value))
+    if isinstance(value, Image.Image):
+        _check_size(value, where)
+        return _decode(value, where, _to_raw)
+    array = _as_array(value, where)
+    if array.dtype in (np.uint8, np.bool_):
+        return _from_array(array, where)
+    _check_shape(array, where)
+    pixels = _native(array, where)
+    if pixels.ndim == 2 or pixels.shape[2] == 1:
+        return pixels.reshape(pixels.shape[:2])
+    return _raw_over_black(pixels, where) if pixels.shape[2] == 4 else pixels
+
+
+def _native(array: np.ndarray, where: object) -> np.ndarray:
+    """Numbers in this machine's order of bytes: uint16, int32 or finite float32."""
+    if np.issubdtype(array.dtype, np.floating):
+        low, high = float(array.min()), float(array.max())  # NaN anywhere makes both NaN
+        if not (np.isfinite(low) and np.isfinite(high)):
+            raise ImageError(f"{where}: expected finite values, got NaN or infinity")
+        if max(-low, high) > _LARGEST:
+            raise ImageError(f"{where}: expected values that 32-bit floats hold, got {low:.6g}..{high:.6g}")
+        return array.astype(np.float32)
+    kind = array.dtype.newbyteorder("=")
+    if kind == np.uint16:
+        return array.astype(np.uint16)
+    if kind in (np.int16, np.int32):
+        return array.astype(np.int32)
+    raise ImageError(
+        f"{where}: expected uint8, uint16, int16, int32, bool or float values, got {array.dtype}"
+    )
+
+
+def _raw_over_black(pixels: np.ndarray, where: object) -> np.ndarray:
+    if pixels.dtype == np.uint16:
+        return deep.over_black(pixels)
+    opacity = pixels[:, :, 3:]
+    if pixels.dtype != np.float32 or opacity.min() < 0 or opacity.max() > 1:
+        raise ImageError(f"{where}: expected opacity as uint16 or as float in [0, 1], got {pixels.dtype}")
+    return pixels[:, :, :3] * opacity
+
+
+def _as_array(value: Any, where: str) -> np.ndarray:
     if isinstance(value, np.ndarray):
-        return _from_array(value, where)
+        return value
     # A tensor can only have come if torch is imported, so this module need not import it.
     torch = sys.modules.get("torch")
     if torch is not None and isinstance(value, torch.Tensor):
-        return _from_tensor(value, where, torch)
+        return _array_of(value, where, torch)
     raise ImageError(
         f"{where}: expected a path, a PIL image, an array or a tensor, got {type(value).__name__}"
     )
 
 
-def _from_tensor(value: Any, where: str, torch: Any) -> np.ndarray:
+def _array_of(value: Any, where: str, torch: Any) -> np.ndarray:
     if value.ndim not in (2, 3) or (value.ndim == 3 and value.shape[0] not in (1, 3, 4)):
         raise ImageError(f"{where}: expected a tensor of (H, W) or (1|3|4, H, W), got {tuple(value.shape)}")
     value = value.detach().cpu()
     if value.dtype == torch.bfloat16:  # numpy has no such type
         value = value.float()
-    array = value.numpy()
-    return _from_array(array if array.ndim == 2 else array.transpose(1, 2, 0), where)
+    array: np.ndarray = value.numpy()
+    return array if array.ndim == 2 else array.transpose(1, 2, 0)
 
 
-def _from_array(array: np.ndarray, where: str) -> np.ndarray:
+def _check_shape(array: np.ndarray, where: str) -> None:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 3, 4)):
         raise ImageError(f"{where}: expected an array of (H, W) or (H, W, 1|3|4), got {array.shape}")
     if array.size == 0:
         raise ImageError(f"{where}: expected at least one pixel, got an array of {array.shape}")
+
+
+def _from_array(array: np.ndarray, where: str) -> np.ndarray:
+    _check_shape(array, where)
     pixels = _to_uint8(array, where)
     if pixels.ndim == 2 or pixels.shape[2] == 1:
         return _grey_to_rgb(pixels.reshape(pixels.shape[:2]))
