@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .archive import Archive, fingerprint_of, restore
-from .config import LineConfig, from_dict, to_dict
+from .config import Cells, LineConfig, from_dict, to_dict
 from .data.intensity import parse_intensity
 from .data.sources import Source, list_sources
 from .errors import CalibrationError, ConfigError, LineError, TaskError
@@ -24,8 +24,11 @@ from .flow.expert import Base
 from .inspection import inspect
 from .intake import Intake, Picture
 from .line import Line, rerouted_by
+from .pose import Placement, Pose, thumbnail
+from .pose_learning import WISHES, Wish, settle_pose
 from .product import learn_product, split
 from .results import Prediction, TaskInfo
+from .routing.gaussian import describe
 from .store import LineStore, check_task_name
 from .training import learn_base
 
@@ -113,28 +116,36 @@ class Detector:
             parameters=product.parameters(),
             bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
             rerouted=dict(line.rerouted.get(name, {})),
+            pose=None if product.pose is None else product.pose.report,
         )
 
-    def add_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
+    def add_task(
+        self, name: str, images: Any, *, pose: Wish = "auto", progress: Progress | None = None
+    ) -> TaskInfo:
         """Learns a new product from good images; the first one also trains the base.
 
         Args:
             name: becomes a folder name; letters of any script, digits, inner spaces and dots.
             images: a folder, a pattern, a file, a list of paths, or arrays or tensors of images.
+            pose: whether images are turned and moved to lie as the product's mean does: "on", "off", or
+                "auto" where it helps on left-out good images.
             progress: told the stage and the share of it that is done.
 
         Raises:
             TaskError: the name is unusable or taken.
+            ConfigError: another word for `pose`.
             ImageError: an image is unreadable, or there is none.
             TrainingError: learning did not stay finite.
 
         Whatever is raised, the line is as it was before.
         """
         name = check_task_name(name)
+        if pose not in WISHES:
+            raise ConfigError(f"expected a pose among {', '.join(WISHES)}, got {pose!r}")
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(name, images, progress)
+            return self._learn(name, images, pose, progress)
 
     def update_task(self, name: str, images: Any, *, progress: Progress | None = None) -> TaskInfo:
         """Learns more of a known product from new good images, as a new version; others are untouched.
@@ -142,11 +153,12 @@ class Detector:
         Its earlier images were not kept, but features like theirs are drawn from what was learned and
         learned again beside the new ones. The threshold follows from the new images. A saved line keeps
         the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is dropped,
-        because scores have a new scale. Arguments and errors as for `add_task`.
+        because scores have a new scale. A product that is aligned stays so, to the same mean. Arguments and
+        errors as for `add_task`.
         """
         with self._learning:
             self._line.product(name)
-            return self._learn(check_task_name(name), images, progress)
+            return self._learn(check_task_name(name), images, "off", progress)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
@@ -213,7 +225,7 @@ class Detector:
         while chunk := list(islice(sources, batch_size)):
             pictures = self.intake.read_all(chunk)
             for picture, features in zip(pictures, self._features(pictures).split(1), strict=True):
-                yield inspect(line, picture, features, task=task)
+                yield inspect(line, picture, features, see=self._features, task=task)
 
     # On disk
 
@@ -295,14 +307,23 @@ class Detector:
 
     # Learning
 
-    def _learn(self, name: str, images: Any, progress: Progress | None) -> TaskInfo:
+    def _learn(self, name: str, images: Any, wish: Wish, progress: Progress | None) -> TaskInfo:
         tell = progress or _silent
         started = time.perf_counter()
         sources, intake = list_sources(images), self.intake
         if self._line.base is None:
             intake = intake.settled(self._intensity, sources)
         features = self._extract(sources, intake, tell)
-        seconds = {"backbone": time.perf_counter() - started}
+        seconds, routed = {"backbone": time.perf_counter() - started}, None
+        started = time.perf_counter()
+        previous = self._line.products.get(name)
+        pose = previous.pose if previous else self._settle_pose(sources, intake, features, wish)
+        if pose is not None and pose.template is not None:
+            routed = describe(features)[:, None, None]  # the router meets images as they come
+            features = self._extract(
+                sources, intake, tell, stage="pose", place=_placing(pose), window=pose.window
+            )
+            seconds["pose"] = time.perf_counter() - started
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:
             started = time.perf_counter()
@@ -315,9 +336,10 @@ class Detector:
             self.config,
             seed=self.seed,
             progress=tell,
-            previous=self._line.products.get(name),
+            previous=previous,
+            routed=routed,
         )
-        product = replace(product, seconds=seconds | product.seconds)
+        product = replace(product, pose=pose, seconds=seconds | product.seconds)
         before = self._line
         overrides = dict(before.overrides)
         if "threshold" in overrides.get(name, {}):
@@ -344,17 +366,54 @@ class Detector:
             progress=lambda share: tell("base", share),
         )
 
-    def _extract(self, sources: list[tuple[Source, Any]], intake: Intake, tell: Progress) -> Tensor:
-        """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step."""
+    def _settle_pose(
+        self, sources: list[tuple[Source, Any]], intake: Intake, features: Tensor, wish: Wish
+    ) -> Pose:
+        def thumbnails(numbers: Sequence[int]) -> Tensor:
+            pictures = (intake.read(*sources[number]) for number in numbers)
+            return torch.stack([thumbnail(picture.pixels, picture.size) for picture in pictures])
+
+        def see(numbers: Sequence[int], placements: Sequence[Placement], window: Tensor) -> Tensor:
+            chosen = [sources[number] for number in numbers]
+            return self._extract(
+                chosen, intake, _silent, place=lambda number, _: placements[number], window=window
+            )
+
+        cells = self.config.scoring.cells or Cells()
+        return settle_pose(wish, features, cells=cells, thumbnails=thumbnails, see=see)
+
+    def _extract(
+        self,
+        sources: list[tuple[Source, Any]],
+        intake: Intake,
+        tell: Progress,
+        *,
+        stage: str = "backbone",
+        place: Callable[[int, Picture], Placement | None] = lambda number, picture: None,
+        window: Tensor | None = None,
+    ) -> Tensor:
+        """Features (N, h, w, D) of all images, in 16 bits, computed once and reused by every step.
+
+        `place` says of an image, by number and picture, how its object lies, where it is to be aligned, and
+        `window` what is kept of it then.
+        """
         parts = []
         for start in range(0, len(sources), EXTRACT_BATCH):
             chunk = sources[start : start + EXTRACT_BATCH]
-            parts.append(self._features(intake.read_all(chunk)).half())
-            tell("backbone", min(1.0, (start + len(chunk)) / len(sources)))
+            pictures = [
+                picture.aligned(place(start + number, picture), window)
+                for number, picture in enumerate(intake.read_all(chunk))
+            ]
+            parts.append(self._features(pictures).half())
+            tell(stage, min(1.0, (start + len(chunk)) / len(sources)))
         return torch.cat(parts)
 
     def _features(self, pictures: list[Picture]) -> Tensor:
         return self.extractor.features(self.extractor.stack([picture.pixels for picture in pictures]))
+
+
+def _placing(pose: Pose) -> Callable[[int, Picture], Placement | None]:
+    return lambda number, picture: pose.place(picture.pixels, picture.size)
 
 
 def _silent(stage: str, share: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -15,7 +17,14 @@ from .routing.gaussian import describe
 
 
 @torch.no_grad()
-def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None = None) -> Prediction:
+def inspect(
+    line: Line,
+    picture: Picture,
+    features: Tensor,
+    *,
+    see: Callable[[list[Picture]], Tensor],
+    task: str | None = None,
+) -> Prediction:
     """One picture's features (1, h, w, D) to its verdict.
 
     Images pass one by one once the backbone has seen the batch: their features fit the processor's
@@ -25,6 +34,7 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
         line: with at least one product.
         picture: the image.
         features: raw patch features of it.
+        see: raw patch features of other pictures: one of a product that is aligned passes the backbone again.
         task: the product, where it is given; no routing is done then.
 
     Raises:
@@ -35,6 +45,11 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
     decision = None if task else line.router.decide(describe(features))[0]
     name = task or decision.task  # type: ignore[union-attr]
     product = line.products[name]
+    pose, placement = product.pose, None
+    if pose is not None and pose.template is not None:
+        placement = pose.place(picture.pixels, picture.size)
+        if placement is not None:
+            features = see([picture.aligned(placement, pose.window)])
     maps, scores, strangeness = product.inspect(line.base, features)
     score = float(scores[0])
     if not np.isfinite(score):
@@ -61,4 +76,5 @@ def inspect(line: Line, picture: Picture, features: Tensor, *, task: str | None 
         patch_map=maps[0].cpu().numpy(),
         image_size=picture.size,
         routing=routing,
+        placement=placement,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from .config import from_dict
 from .data.images import as_image, as_raw, has_8_bits, resize
@@ -23,6 +24,7 @@ from .data.intensity import (
 )
 from .data.sources import Source, name_of
 from .errors import ImageError
+from .pose import Placement
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,12 @@ class Picture:
     pixels: np.ndarray
     size: tuple[int, int]
     clipped: float = 0.0
+
+    def aligned(self, placement: Placement | None, window: Tensor | None) -> Picture:
+        """The picture with its object lying as the product's mean does; the same one without a placement."""
+        if placement is None:
+            return self
+        return replace(self, pixels=placement.aligned(self.pixels, self.size, window=window))
 
 
 @dataclass(frozen=True)

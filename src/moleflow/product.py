@@ -20,6 +20,7 @@ from torch import Tensor
 from .cells import CellGaussians
 from .config import LineConfig
 from .flow.expert import Base, Expert
+from .pose import Pose
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
 from .scoring import LEAST_SPREAD, PositionCalibration, ScoreCalibration, image_scores, smooth, upper_limit
 from .training import learn_expert
@@ -55,6 +56,7 @@ class Product:
         strangeness: median calibrated patch score of each good image that calibrated.
         images: how many good images were learned from, calibration included.
         seconds: by stage.
+        pose: whether and how its images are aligned; None where nobody asked.
     """
 
     config: LineConfig
@@ -65,6 +67,7 @@ class Product:
     strangeness: tuple[float, ...]
     images: int
     seconds: dict[str, float] = field(default_factory=dict)
+    pose: Pose | None = None
 
     def inspect(self, base: Base, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Standardised maps (B, h, w), image scores (B,) and strangeness (B,) of features (B, h, w, D)."""
@@ -102,6 +105,8 @@ class Product:
             parts[f"position.{i}.level"] = torch.tensor([position.level])
             parts[f"position.{i}.spread"] = position.spread.half()
         parts |= {f"router.{k}": v for k, v in self.descriptors.tensors().items()}
+        if self.pose is not None:
+            parts |= {f"pose.{k}": v for k, v in self.pose.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
 
     def info(self) -> dict[str, Any]:
@@ -112,6 +117,7 @@ class Product:
             "strangeness": list(self.strangeness),
             "seconds": self.seconds,
             "parameters": self.parameters(),
+            "pose": None if self.pose is None else self.pose.info(),
         }
 
     @classmethod
@@ -143,6 +149,7 @@ class Product:
             strangeness=tuple(info["strangeness"]),
             images=info["images"],
             seconds=info["seconds"],
+            pose=Pose.from_saved(_part(tensors, "pose."), info["pose"]) if info.get("pose") else None,
         )
 
 
@@ -162,6 +169,7 @@ def learn_product(
     seed: int,
     progress: Progress = lambda stage, share: None,
     previous: Product | None = None,
+    routed: Tensor | None = None,
 ) -> Product:
     """Learns a product on a frozen base from raw features (N, h, w, D) of its good images.
 
@@ -177,6 +185,7 @@ def learn_product(
         progress: told stage and share.
         previous: what was known of the product. Its images are gone, but its cell Gaussians can draw
             features like theirs, which are learned beside the new ones.
+        routed: features of the same images as the router sees them, where `features` are of aligned ones.
     """
     started = time.perf_counter()
     learn, folds, kind = split(len(features), config, seed)
@@ -212,7 +221,9 @@ def learn_product(
         positions=positions,
         calibration=calibration,
         strangeness=strangeness,
-        descriptors=_descriptors(features, learn, calibrating, config=config, previous=previous),
+        descriptors=_descriptors(
+            features if routed is None else routed, learn, calibrating, config=config, previous=previous
+        ),
         images=len(features) + (previous.images if previous else 0),
         seconds={"learning": learned - started, "calibration": time.perf_counter() - learned},
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .pose import Placement, PoseReport
 from .verdict.regions import Region, find_regions, reduced
 
 
@@ -53,6 +54,8 @@ class Prediction:
             highest patches is `pred_score`.
         image_size: (H, W) of the image in pixels.
         routing: None when the product was given.
+        placement: how the object lay, where the image was aligned before it was judged: `patch_map` shows it
+            as aligned then, all other maps and the regions as it came.
     """
 
     source: Path | int
@@ -65,11 +68,12 @@ class Prediction:
     patch_map: np.ndarray = field(repr=False)
     image_size: tuple[int, int]
     routing: Routing | None = None
+    placement: Placement | None = None
 
     @property
     def anomaly_map(self) -> np.ndarray:
         """The patch map at image size, (H, W) float32, interpolated anew at every access."""
-        return self._map_of(self.image_size)
+        return self.map_at(self.image_size)
 
     @property
     def pred_mask(self) -> np.ndarray:
@@ -85,9 +89,12 @@ class Prediction:
         million pixels they are found on a map reduced to that many, and scaled.
         """
         size = reduced(self.image_size)
-        return find_regions(self._map_of(size), self.threshold, size=self.image_size)
+        return find_regions(self.map_at(size), self.threshold, size=self.image_size)
 
-    def _map_of(self, size: tuple[int, int]) -> np.ndarray:
+    def map_at(self, size: tuple[int, int]) -> np.ndarray:
+        """The patch map at `size` (H, W) of the whole image, float32, in the image's own coordinates."""
+        if self.placement is not None:
+            return self.placement.map_back(self.patch_map, size, image_size=self.image_size)
         grid = torch.from_numpy(self.patch_map)[None, None]
         return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
@@ -113,6 +120,7 @@ class Prediction:
             "pred_label": self.pred_label,
             "image_size": list(self.image_size),
             "routing": routing,
+            "placement": None if self.placement is None else self.placement.to_dict(),
         }
 
 
@@ -131,6 +139,7 @@ class TaskInfo:
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
+        pose: whether its images are aligned, and why; None for a product that was learned without asking.
     """
 
     name: str
@@ -144,6 +153,7 @@ class TaskInfo:
     parameters: int
     bytes: int
     rerouted: dict[str, int]
+    pose: PoseReport | None = None
 
 
 def _finite(value: float) -> float | None:
