@@ -323,6 +323,7 @@ class Detector:
             features = self._extract(
                 sources, intake, tell, stage="pose", place=_placing(pose), window=pose.window
             )
+        if pose is not None and pose.report.degrees is not None:
             seconds["pose"] = time.perf_counter() - started
         base, base_hash = self._line.base, self._line.base_hash
         if base is None:

@@ -161,7 +161,7 @@ class Pose:
     def place(self, pixels: np.ndarray, size: tuple[int, int]) -> Placement | None:
         """How the object lies in an image of `size` (H, W), given at any size.
 
-        None where it is left as it is: the product is not aligned, or the image matches worse than good ones.
+        None where it is left as it is: the product is not aligned, or the image matches too badly.
         """
         if self.template is None:
             return None

@@ -26,6 +26,7 @@ LEAST_HALVED = 4  # below, there are no halves
 SAMPLE = 32  # images looked at most
 ROUNDS = 3  # of aligning and averaging
 LEAST_MATCH = 0.5  # of the typical left-out image: below, the mean shows nothing they share
+BELIEVED = 0.5  # share of the typical match below which an image is left as it is
 STILL_DEGREES, STILL_SHIFT = 3.0, 0.02  # an object that moves less is learned as it lies
 ENOUGH_MATCH = 0.95  # with little freedom to turn: more would add next to nothing
 FREE_GAIN = 0.02  # by how much better pictures must match before a full circle is searched
@@ -106,8 +107,10 @@ def _aligning(report: PoseReport, thumbnails: Tensor, reach: float, halves: _Hal
         report = replace(report, degrees=degrees, shift=shift)
     else:
         matches = halves.matches()
-        # Twice as far below the typical one as the worst: one in 33 would be worse than the worst of 32.
-        least = max(0.0, 2 * min(matches) - float(np.median(matches)))
+        # A plain defect matches worse than any good image and must be aligned all the same, to be shown
+        # where it is; another product comes to a quarter of the typical match at most.
+        typical = float(np.median(matches))
+        least = max(0.0, min(BELIEVED * typical, 2 * min(matches) - typical))
     return Pose(report, template.half(), _window(thumbnails, placements), reach, least)
 
 

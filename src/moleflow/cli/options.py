@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import ConfigError
+
+
+class Alignment(str, Enum):
+    """Words for `--pose`, as `Detector.add_task` takes them."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
 
 
 def as_image_size(text: str) -> tuple[int, int]:

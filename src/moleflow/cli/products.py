@@ -140,6 +140,22 @@ def info(
             " ".join(f"[{v}]" if v == record.version else v for v in versions),
         )
     new_screen().print(table)
+    for record in records:
+        say(f"{record.name}: pose {_pose_in_words(record)}")
+
+
+def _pose_in_words(record: TaskRecord) -> str:
+    from ..pose import PoseReport
+
+    found = record.info.get("pose")
+    if found is None:
+        return "not asked for"
+    try:
+        return str(PoseReport(**found["report"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LineError(
+            f"{record.name}: expected what was found about its pose, but {error!r} is amiss"
+        ) from error
 
 
 def _store(line: Path) -> LineStore:

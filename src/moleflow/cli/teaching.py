@@ -13,6 +13,7 @@ import typer
 from ..errors import ConfigError, LineError, TaskError
 from .app import app, example
 from .options import (
+    Alignment,
     Device,
     GoodImages,
     Line,
@@ -60,6 +61,12 @@ def add(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
+    pose: Annotated[
+        Alignment,
+        typer.Option(
+            help="Whether images of this product are turned and moved to lie alike; auto: where it helps."
+        ),
+    ] = Alignment.auto,
     false_alarm_rate: Rate = None,
     device: Device = "auto",
     threads: Threads = None,
@@ -68,6 +75,7 @@ def add(
 
     Backbone, image size, intensity and seed belong to the line: for an existing one leave them out, or give
     the same. The false-alarm rate is the line's where it is new, and this product's alone where it exists.
+    The pose is the product's own.
     """
     size = None if image_size is None else as_image_size(image_size)
     light = as_intensity(intensity)
@@ -86,7 +94,7 @@ def add(
             rate = None if exists else false_alarm_rate
             detector = _line_to_teach(line if exists else None, wishes, rate, weights=weights, device=device)
             with stages() as progress:
-                detector.add_task(product, paths, progress=progress)
+                detector.add_task(product, paths, pose=pose.value, progress=progress)
             if exists and false_alarm_rate is not None:
                 detector.set_threshold(product, false_alarm_rate=false_alarm_rate)
         _save(detector, line)
@@ -214,6 +222,8 @@ def _report_learned(learned: TaskInfo, line: Path, intake: Intake) -> None:
         f"from {learned.calibration_images} {learned.calibration} images"
     )
     say(f"  {light_in_words(intake.intensity)}")
+    if learned.pose is not None:
+        say(f"  pose: {learned.pose}")
     if learned.calibration == "in-sample":
         complain(
             "note: one image does not show how good ones vary; "
