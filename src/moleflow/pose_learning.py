@@ -32,7 +32,6 @@ ENOUGH_MATCH = 0.95  # with little freedom to turn: more would add next to nothi
 FREE_GAIN = 0.02  # by how much better pictures must match before a full circle is searched
 MARGIN = 0.1  # by which alignment must lower left-out scores; the blur of turning alone lowers them a little
 SHOWN = 0.9  # share of the images that show a place which is inspected
-SHUFFLES = 3
 TOP = 0.05  # share of the patches whose mean is an image's score here
 
 
@@ -198,11 +197,9 @@ def _score(density: CellGaussians, features: Tensor) -> float:
     misplaced patch is the defect that is at hand, and that both must tell from what is good.
     """
     generator = torch.Generator().manual_seed(0)
-    patches, shape = features.flatten(1, 2), features.shape
-    foreign = torch.zeros(shape[1:3], device=features.device)
-    for _ in range(SHUFFLES):
-        order = torch.randperm(patches.shape[1], generator=generator)
-        foreign += _distances(density, patches[:, order].reshape(shape)).mean(0) / SHUFFLES
+    patches = features.flatten(1, 2)
+    mixed = [image[torch.randperm(len(image), generator=generator)] for image in patches]
+    foreign = _distances(density, torch.stack(mixed).reshape(features.shape)).mean(0)
     shares = (_distances(density, features) / foreign.clamp_min(1e-6)).flatten(1)
     return float(shares.topk(max(1, round(TOP * shares.shape[1]))).values.mean())
 

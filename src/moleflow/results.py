@@ -135,7 +135,7 @@ class TaskInfo:
         calibration: "held-out", "cross-fitted" or "in-sample" (a single image), and on how many images.
         threshold: score above which an image is called defective.
         false_alarm_rate: rate the threshold was set for; None when it was set by hand.
-        seconds: by stage: backbone, base, learning, calibration.
+        seconds: by stage: backbone, pose, base, learning, calibration.
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
