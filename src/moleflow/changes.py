@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from .blocks import Blocks
@@ -16,6 +16,8 @@ from .verdict.calibration import TwoVoices
 from .verdict.changes import Changes, Flip
 from .verdict.drift import LEAST_TAUGHT, Facts, Reference, facts_of
 from .verdict.watch import GOOD
+
+See = Callable[[Sequence[Picture]], Features]
 
 
 @dataclass(frozen=True)
@@ -33,11 +35,11 @@ class Note:
     said: str | None
 
 
-def note_of(before: Line, name: str, picture: Picture, features: Features) -> Note:
-    """Of one picture of the product `name`, with its features."""
+def note_of(before: Line, name: str, picture: Picture, features: Features, *, see: See) -> Note:
+    """Of one picture of the product `name`, with its features; `see` as for `inspect`."""
     said = None
     if name in before.products:
-        said = in_words(inspect(before, picture, features), name)
+        said = in_words(inspect(before, picture, features, see=see), name)
     facts = facts_of(picture.own, clipped=picture.clipped, size=picture.size)
     return Note(str(picture.source), facts, said)
 
@@ -71,6 +73,7 @@ def changes_of(
     after: Line,
     *,
     remembered: Iterable[tuple[Picture, Features]],
+    see: See,
 ) -> Changes:
     """What an update makes good of its images, and says anew of remembered pictures with their features."""
     swallowed = tuple(
@@ -78,7 +81,7 @@ def changes_of(
     )
     checked, flipped = 0, []
     for picture, features in remembered:
-        said = [in_words(inspect(line, picture, features), name) for line in (before, after)]
+        said = [in_words(inspect(line, picture, features, see=see), name) for line in (before, after)]
         checked += 1
         if said[0] != said[1]:
             flipped.append(Flip(str(picture.source), *said))

@@ -25,6 +25,7 @@ from .intake import Intake, check_errors, pictures_in
 from .learning import LessonOptions, Progress, learn, sources_of
 from .line import Line
 from .monitor import observe, read_monitor
+from .pose_learning import WISHES, Wish
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
 from .verdict.watch import Report, judge
@@ -151,6 +152,7 @@ class Detector:
             rerouted=dict(line.rerouted.get(name, {})),
             unreadable=line.unreadable.get(name, ()),
             lesson=line.lesson(name),
+            pose=None if product.pose is None else product.pose.report,
             changes=line.changes.get(name),
         )
 
@@ -162,6 +164,7 @@ class Detector:
         groups: Sequence[str] | None = None,
         strict: bool = False,
         drop_suspicious: bool = False,
+        pose: Wish = "auto",
         progress: Progress | None = None,
     ) -> TaskInfo:
         """Learns a new product from good images; the first one also trains the base.
@@ -174,6 +177,8 @@ class Detector:
                 lot; see `data.groups.group_labels`.
             strict: refuse any unreadable image. Otherwise up to one in twenty is left out and listed in
                 `TaskInfo.unreadable`.
+            pose: whether images are turned and moved to lie as the product's mean does: "on", "off", or
+                "auto" where it helps on left-out good images.
             progress: told the stage and the share of it that is done.
             drop_suspicious: leave out images that something speaks against, see `TaskInfo.suspects`;
                 they are listed either way, and none is left out otherwise.
@@ -181,16 +186,18 @@ class Detector:
         Raises:
             TaskError: the name is unusable or taken.
             ImageError: too many images are unreadable, or there is none, or none is left.
-            ConfigError: there are not as many group labels as images.
+            ConfigError: there are not as many group labels as images, or another word for `pose`.
             TrainingError: learning did not stay finite.
 
         Whatever is raised, the line is as it was before.
         """
         name = check_task_name(name)
+        if pose not in WISHES:
+            raise ConfigError(f"expected a pose among {', '.join(WISHES)}, got {pose!r}")
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious), progress)
+            return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious, pose), progress)
 
     def update_task(
         self,
@@ -207,7 +214,8 @@ class Detector:
         Its earlier images were not kept, but features like theirs are drawn from what was learned and
         learned again beside the new ones. The threshold follows from the new images. A saved line keeps
         the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is dropped,
-        because scores have a new scale. Arguments and errors as for `add_task`.
+        because scores have a new scale. A product that is aligned stays so, to the same mean. Arguments
+        and errors as for `add_task`.
 
         `TaskInfo.changes` lists what the version before did not call good among these images, and remembered
         images (see `observe`) whose verdict is another now: look at them, a defect may be among them.
@@ -312,15 +320,16 @@ class Detector:
         *,
         errors: Errors,
     ) -> Iterator[Prediction | Failure]:
+        look = partial(see, self.extractor)
         for batch in line.intake.batches(sources, batch_size, errors=errors):
             pictures = pictures_in(batch)
-            features = iter(see(self.extractor, pictures).split() if pictures else ())
+            features = iter(look(pictures).split() if pictures else ())
             for one in batch:
                 if isinstance(one, Failure):
                     yield one
                     continue
                 try:
-                    result: Prediction | Failure = inspect(line, one, next(features), task=task)
+                    result: Prediction | Failure = inspect(line, one, next(features), see=look, task=task)
                 except ImageError as error:
                     if errors == "raise":
                         raise

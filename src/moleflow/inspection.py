@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,14 @@ from .verdict.drift import channels_beyond, facts_of
 
 
 @torch.no_grad()
-def inspect(line: Line, picture: Picture, features: Features, *, task: str | None = None) -> Prediction:
+def inspect(
+    line: Line,
+    picture: Picture,
+    features: Features,
+    *,
+    see: Callable[[Sequence[Picture]], Features],
+    task: str | None = None,
+) -> Prediction:
     """One picture's features to its verdict.
 
     Images pass one by one once the backbone has seen the batch: their features fit the processor's
@@ -28,6 +36,7 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
         line: with at least one product.
         picture: the image.
         features: what the backbone sees of it.
+        see: what it sees of other pictures: one of a product that is aligned passes the backbone again.
         task: the product, where it is given; no routing is done then.
 
     Raises:
@@ -38,6 +47,11 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
     decision = None if task else line.router.decide(describe(features.patches))[0]
     name = task or decision.task  # type: ignore[union-attr]
     product = line.products[name]
+    pose, placement = product.pose, None
+    if pose is not None and pose.template is not None:
+        placement = pose.place(picture.own, picture.size)
+        if placement is not None:
+            features = see([picture.aligned(placement, pose.window)])
     found = product.inspect(line.base, features)
     score = found.score
     if not np.isfinite(score):
@@ -74,4 +88,5 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
         routing=routing,
         facts=facts,
         findings=() if product.reference is None else channels_beyond(facts, product.reference),
+        placement=placement,
     )

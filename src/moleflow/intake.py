@@ -24,6 +24,7 @@ from .data.intensity import (
 )
 from .data.sources import Errors, Source, name_of
 from .errors import ConfigError, ImageError
+from .pose import Placement
 from .results import Failure
 
 Fit = Literal["squeeze", "letterbox"]
@@ -65,6 +66,15 @@ class Picture:
             slice(round(top * rows), round((top + height) * rows)),
             slice(round(left * columns), round((left + width) * columns)),
         )
+
+    def aligned(self, placement: Placement | None, window: Tensor | None) -> Picture:
+        """The picture with its object lying as the product's mean does; the same one without a placement."""
+        if placement is None:
+            return self
+        own = placement.aligned(self.own, self.size, window=window)
+        if self.area is None:
+            return replace(self, pixels=own)
+        return replace(self, pixels=_bordered(own, self.area, self.pixels.shape[:2]))
 
 
 @dataclass(frozen=True)
@@ -225,7 +235,7 @@ def check_readable(failures: Sequence[Failure], count: int) -> None:
     )
 
 
-def _bordered(image: np.ndarray, area: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+def _bordered(image: np.ndarray, area: tuple[int, int, int, int], size: tuple[int, ...]) -> np.ndarray:
     """The image at its place in a picture of `size`, its outermost pixels continued to the borders."""
     top, left, height, width = area
     down, across = (top, size[0] - top - height), (left, size[1] - left - width)

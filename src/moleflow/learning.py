@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .archive import fingerprint_of
 from .beginning import see
 from .blocks import make_blocks
 from .changes import Note, changes_of, note_of, reference_of
-from .config import LineConfig, to_dict
+from .config import Cells, LineConfig, to_dict
 from .data.images import camera_of
 from .data.sources import Errors, Source, list_sources, name_of
 from .errors import ConfigError, ImageError
@@ -25,15 +27,18 @@ from .flow.expert import Base
 from .intake import Intake, Picture, check_readable, pictures_in, readable
 from .lesson import Lesson, review
 from .line import Line, rerouted_by
+from .pose import Placement, Pose, thumbnail
+from .pose_learning import Wish, settle_pose
 from .product import Altered, Product, learn_product, spread
 from .results import Failure
+from .routing.gaussian import describe
 from .sensor import sensor_floor
 from .suspects import Photo, facts_of
 from .training import learn_base
 from .verdict.calibration import TwoVoices
 
 Progress = Callable[[str, float], None]
-"""Told the stage ("backbone", "base", "learning", "calibration") and the share of it that is done."""
+"""Told the stage ("backbone", "pose", "base", "learning", "calibration") and the share of it that is done."""
 
 Sources = Sequence[tuple[Source, Any]]
 
@@ -49,11 +54,13 @@ class LessonOptions:
         groups: a label for each image, shared by those that belong together; None where nobody says.
         strict: refuse any unreadable image instead of leaving a few out.
         drop_suspicious: leave out images that something speaks against.
+        pose: whether a new product's images are aligned; one that is known stays as it is.
     """
 
     groups: Sequence[str] | None = None
     strict: bool = False
     drop_suspicious: bool = False
+    pose: Wish = "auto"
 
     @property
     def errors(self) -> Errors:
@@ -67,13 +74,16 @@ class Material:
 
     Attributes:
         sources: of the images that teach.
-        features: of them, patches in 16 bits, computed once and reused by every step.
+        features: of them, patches in 16 bits, computed once and reused by every step; of the aligned
+            images where the product is aligned.
         photos: what each looks like.
         notes: under which conditions each was taken, and what was said of it before.
         groups: for each its label; None where nobody says.
         copies: for each the number of its group of near-copies.
         lesson: what the photographs are worth.
         unreadable: images that were left out because they could not be read, each with the reason.
+        pose: how they were aligned; None where nobody asked.
+        routed: descriptors (N, 1, 1, D) of the images as they came; None where they were not aligned.
     """
 
     sources: Sources
@@ -84,6 +94,8 @@ class Material:
     copies: Sequence[int]
     lesson: Lesson
     unreadable: tuple[str, ...]
+    pose: Pose | None = None
+    routed: Tensor | None = None
 
     def take(self, kept: Sequence[int], lesson: Lesson, copies: Sequence[int]) -> Material:
         """What is left of it, in the light of another lesson."""
@@ -96,6 +108,7 @@ class Material:
             groups=None if self.groups is None else [self.groups[i] for i in kept],
             copies=copies,
             lesson=lesson,
+            routed=None if self.routed is None else self.routed[list(kept)],
         )
 
 
@@ -135,6 +148,12 @@ def learn(
     before = line
     material = _gather(line, name, sources, extractor, options=options, tell=progress)
     seconds = {"backbone": time.perf_counter() - started}
+    started = time.perf_counter()
+    known = line.products.get(name)
+    pose = known.pose if known else _settled_pose(material, line.intake, extractor, config, wish=options.pose)
+    material = _aligned(material, pose, line.intake, extractor, tell=progress)
+    if pose is not None and pose.report.degrees is not None:
+        seconds["pose"] = time.perf_counter() - started
     base = line.base
     if base is None:
         started = time.perf_counter()
@@ -149,13 +168,15 @@ def learn(
     judged = _accused_by_scores(material, product, drop_suspicious=options.drop_suspicious)
     product = learned(judged) if len(judged.sources) < len(material.sources) else product
     material = judged
-    product = _with_reference(product, material, config, known=before.products.get(name))
-    product = replace(product, seconds=seconds | product.seconds)
+    product = _with_reference(product, material, config, known=known)
+    product = replace(product, pose=pose, seconds=seconds | product.seconds)
     after = _with_product(line, name, product, material=material, config=config)
     if name not in before.products:
         return after
     pictures = _still_there(remembered, line.intake, extractor)
-    changes = changes_of(material.notes, name, before, after, remembered=pictures)
+    changes = changes_of(
+        material.notes, name, before, after, remembered=pictures, see=partial(see, extractor)
+    )
     return replace(after, changes=before.changes | {name: changes})
 
 
@@ -192,8 +213,71 @@ def _product_of(
         previous=line.products.get(name),
         groups=material.groups,
         copies=material.copies,
-        altered=_altered(material.sources, line.intake, extractor),
+        altered=_altered(material, line.intake, extractor),
+        routed=material.routed,
     )
+
+
+def _settled_pose(
+    material: Material, intake: Intake, extractor: Extractor, config: LineConfig, *, wish: Wish
+) -> Pose:
+    """Whether the product is aligned, and to what, by its good images."""
+
+    def thumbnails(numbers: Sequence[int]) -> Tensor:
+        pictures = (intake.read(*material.sources[number]) for number in numbers)
+        return torch.stack([thumbnail(picture.own, picture.size) for picture in pictures])
+
+    def seen(numbers: Sequence[int], placements: Sequence[Placement], window: Tensor) -> Tensor:
+        chosen = [material.sources[number] for number in numbers]
+        where = iter(placements)
+        placed = partial(_placed, place=lambda picture: next(where), window=window)
+        return _features_of(chosen, intake, extractor, change=placed).patches
+
+    cells = config.scoring.cells or Cells()
+    return settle_pose(wish, material.features.patches, cells=cells, thumbnails=thumbnails, see=seen)
+
+
+def _aligned(
+    material: Material, pose: Pose | None, intake: Intake, extractor: Extractor, *, tell: Progress
+) -> Material:
+    """The material with features of the aligned images, where the product is aligned."""
+    if pose is None or pose.template is None:
+        return replace(material, pose=pose)
+    laid = partial(_laid_as, pose)
+    features = _features_of(material.sources, intake, extractor, change=laid, tell=tell)
+    routed = describe(material.features.patches)[:, None, None]  # the router meets images as they come
+    return replace(material, features=features, pose=pose, routed=routed)
+
+
+def _features_of(
+    sources: Sources,
+    intake: Intake,
+    extractor: Extractor,
+    *,
+    change: Callable[[Picture], Picture],
+    tell: Progress = lambda stage, share: None,
+) -> Features:
+    """Features of images that were readable before, each changed in its turn, patches in 16 bits."""
+    parts = []
+    for start in range(0, len(sources), EXTRACT_BATCH):
+        chunk = sources[start : start + EXTRACT_BATCH]
+        pictures = [change(intake.read(source, value)) for source, value in chunk]
+        parts.append(_in_16_bits(see(extractor, pictures)))
+        tell("pose", min(1.0, (start + len(chunk)) / len(sources)))
+    return Features.of(parts)
+
+
+def _laid_as(pose: Pose | None, picture: Picture) -> Picture:
+    """The picture as an inspection of the product judges it."""
+    if pose is None:
+        return picture
+    return _placed(picture, place=lambda it: pose.place(it.own, it.size), window=pose.window)
+
+
+def _placed(
+    picture: Picture, *, place: Callable[[Picture], Placement | None], window: Tensor | None
+) -> Picture:
+    return picture.aligned(place(picture), window)
 
 
 def _with_reference(
@@ -217,10 +301,10 @@ def _still_there(
             yield picture, see(extractor, [picture])
 
 
-def _altered(sources: Sources, intake: Intake, extractor: Extractor) -> Altered:
-    """A few of the images as decoding and the sensor alone might have made them."""
-    chosen = spread(list(range(len(sources))), ALTERED_IMAGES)
-    taken = [_taken_again(intake.read(*sources[i])) for i in chosen]
+def _altered(material: Material, intake: Intake, extractor: Extractor) -> Altered:
+    """A few of the images, aligned, as decoding and the sensor alone might have made them."""
+    chosen = spread(list(range(len(material.sources))), ALTERED_IMAGES)
+    taken = [_taken_again(_laid_as(material.pose, intake.read(*material.sources[i]))) for i in chosen]
     seen = [see(extractor, pictures) for pictures in taken]
     originals = [i for i, pictures in zip(chosen, taken, strict=True) for _ in pictures]
     return Altered(tuple(originals), _in_16_bits(Features.of(seen)))
@@ -294,7 +378,7 @@ def _extract(
             seen = see(extractor, pictures)
             photos += [_facts(picture) for picture in pictures]
             notes += [
-                note_of(before, name, picture, own)
+                note_of(before, name, picture, own, see=partial(see, extractor))
                 for picture, own in zip(pictures, seen.split(), strict=True)
             ]
             parts.append(_in_16_bits(seen))

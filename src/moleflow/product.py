@@ -21,6 +21,7 @@ from .cells import CellGaussians, fit_without_each
 from .config import LineConfig, ScoringConfig
 from .features.extractor import Features
 from .flow.expert import Base, Expert
+from .pose import Pose
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
 from .training import learn_expert
 from .verdict.calibration import ScoreCalibration, TwoVoices, Voice, calibration_from_dict
@@ -83,6 +84,7 @@ class Product:
         images: how many good images were learned from, calibration included.
         seconds: by stage.
         reference: conditions the good images were taken under; None for products of earlier libraries.
+        pose: whether and how its images are aligned; None where nobody asked.
     """
 
     config: LineConfig
@@ -95,6 +97,7 @@ class Product:
     images: int
     seconds: dict[str, float] = field(default_factory=dict)
     reference: Reference | None = None
+    pose: Pose | None = None
 
     @torch.no_grad()
     def inspect(self, base: Base, seen: Features) -> Judgement:
@@ -149,6 +152,8 @@ class Product:
             parts[f"position.{i}.level"] = torch.tensor([position.level])
             parts[f"position.{i}.spread"] = position.spread.half()
         parts |= {f"router.{k}": v for k, v in self.descriptors.tensors().items()}
+        if self.pose is not None:
+            parts |= {f"pose.{k}": v for k, v in self.pose.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
 
     def info(self) -> dict[str, Any]:
@@ -161,6 +166,7 @@ class Product:
             "seconds": self.seconds,
             "parameters": self.parameters(),
             "reference": None if self.reference is None else self.reference.to_dict(),
+            "pose": None if self.pose is None else self.pose.info(),
         }
 
     @classmethod
@@ -195,6 +201,7 @@ class Product:
             images=info["images"],
             seconds=info["seconds"],
             reference=Reference.from_dict(info["reference"]) if info.get("reference") else None,
+            pose=Pose.from_saved(_part(tensors, "pose."), info["pose"]) if info.get("pose") else None,
         )
 
 
@@ -236,6 +243,7 @@ def learn_product(
     groups: Sequence[Hashable] | None = None,
     copies: Sequence[int] | None = None,
     altered: Altered | None = None,
+    routed: Tensor | None = None,
 ) -> Product:
     """Learns a product on a frozen base from the features of its good images.
 
@@ -254,6 +262,8 @@ def learn_product(
         copies: number of every image's group of near-copies, where that is known.
         altered: some of the images as the sensor alone might have changed them: no spread that follows
             from the images is believed to be smaller than what that makes of a score.
+        routed: patches (N, h, w, D) of the same images as the router sees them, where `seen` is of aligned
+            ones.
     """
     started = time.perf_counter()
     blocks = make_blocks(len(seen), config.scoring, groups=groups, copies=copies)
@@ -276,7 +286,9 @@ def learn_product(
         positions=positions,
         calibration=calibration,
         familiarity=familiarity,
-        descriptors=_descriptors(seen.patches, config=config, previous=previous),
+        descriptors=_descriptors(
+            seen.patches if routed is None else routed, config=config, previous=previous
+        ),
         images=len(seen) + (previous.images if previous else 0),
     )
     if altered is not None:

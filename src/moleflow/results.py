@@ -12,6 +12,7 @@ import torch.nn.functional as F
 
 from .data.sources import name_of
 from .lesson import Lesson
+from .pose import Placement, PoseReport
 from .suspects import Suspect
 from .verdict.changes import Changes
 from .verdict.drift import CONDITIONS, Facts, Finding
@@ -60,6 +61,8 @@ class Prediction:
         routing: None when the product was given.
         facts: under which conditions the image was taken.
         findings: in which of them it lies beyond the product's good images; none where nobody knows theirs.
+        placement: how the object lay, where the image was aligned before it was judged: `patch_map` shows it
+            as aligned then, all other maps and the regions as it came.
     """
 
     source: Path | int
@@ -77,6 +80,7 @@ class Prediction:
     routing: Routing | None = None
     facts: Facts | None = None
     findings: tuple[Finding, ...] = ()
+    placement: Placement | None = None
 
     @property
     def status(self) -> str:
@@ -112,7 +116,7 @@ class Prediction:
     @property
     def anomaly_map(self) -> np.ndarray:
         """The patch map at image size, (H, W) float32, interpolated anew at every access."""
-        return self._map_of(self.image_size)
+        return self.map_at(self.image_size)
 
     @property
     def pred_mask(self) -> np.ndarray:
@@ -128,9 +132,12 @@ class Prediction:
         million pixels they are found on a map reduced to that many, and scaled.
         """
         size = reduced(self.image_size)
-        return find_regions(self._map_of(size), self.map_threshold, size=self.image_size)
+        return find_regions(self.map_at(size), self.map_threshold, size=self.image_size)
 
-    def _map_of(self, size: tuple[int, int]) -> np.ndarray:
+    def map_at(self, size: tuple[int, int]) -> np.ndarray:
+        """The patch map at `size` (H, W) of the whole image, float32, in the image's own coordinates."""
+        if self.placement is not None:
+            return self.placement.map_back(self.patch_map, size, image_size=self.image_size)
         grid = torch.from_numpy(self.patch_map)[None, None]
         return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
@@ -162,6 +169,7 @@ class Prediction:
             "image_size": list(self.image_size),
             "routing": routing,
             "facts": None if self.facts is None else self.facts.to_dict(),
+            "placement": None if self.placement is None else self.placement.to_dict(),
         }
 
 
@@ -198,7 +206,7 @@ class TaskInfo:
         calibration: "held-out", "cross-fitted" or "in-sample" (a single image), and on how many images.
         threshold: score above which an image is called defective.
         false_alarm_rate: rate the threshold was set for; None when it was set by hand.
-        seconds: by stage: backbone, base, learning, calibration.
+        seconds: by stage: backbone, pose, base, learning, calibration.
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
@@ -206,6 +214,7 @@ class TaskInfo:
         unreadable: images of the last lesson that were left out because they could not be read, each with
             the reason.
         changes: what the last update of it changed, until the line is loaded anew; None without one.
+        pose: whether its images are aligned, and why; None for a product that was learned without asking.
     """
 
     name: str
@@ -221,6 +230,7 @@ class TaskInfo:
     rerouted: dict[str, int]
     lesson: Lesson
     unreadable: tuple[str, ...] = ()
+    pose: PoseReport | None = None
     changes: Changes | None = field(default=None, compare=False)
 
     @property

@@ -55,6 +55,8 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
         f"from {learned.calibration_images} {learned.calibration} images"
     )
     say(f"  {light_in_words(intake.intensity)}")
+    if learned.pose is not None:
+        say(f"  pose: {learned.pose}")
     _say_lesson(learned)
     if learned.calibration == "in-sample":
         complain(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,14 @@ import typer
 
 from ..data.groups import RULES, parse_rule
 from ..errors import ConfigError
+
+
+class Alignment(str, Enum):
+    """Words for `--pose`, as `Detector.add_task` takes them."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
 
 
 def as_image_size(text: str) -> tuple[int, int]:

@@ -143,8 +143,23 @@ def info(
         )
     new_screen().print(table)
     for record in records:
+        say(f"{record.name}: pose {_pose_in_words(record)}")
         for unreadable in record.info.get("unreadable", ()):
             say(f"{record.name}: left out when it was learned, it could not be read: {unreadable}")
+
+
+def _pose_in_words(record: TaskRecord) -> str:
+    from ..pose import PoseReport
+
+    found = record.info.get("pose")
+    if found is None:
+        return "not asked for"
+    try:
+        return str(PoseReport(**found["report"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LineError(
+            f"{record.name}: expected what was found about its pose, but {error!r} is amiss"
+        ) from error
 
 
 def _store(line: Path) -> LineStore:

@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +25,7 @@ from ..errors import (
 from .app import app, example
 from .learned import refuse_report, say_changes, say_groups, say_learned, write_report
 from .options import (
+    Alignment,
     Device,
     DropSuspicious,
     GoodImages,
@@ -54,6 +56,7 @@ from .shapes import settled_in_words
 
 if TYPE_CHECKING:
     from ..detector import Detector
+    from ..pose_learning import Wish
     from ..results import TaskInfo
     from ..store import LineStore
 
@@ -80,9 +83,10 @@ class _Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class _AskedOfAdd(_Asked):
-    """And what of `add` alone; `wishes` are the line's settings or None."""
+    """And what of `add` alone; `wishes` are the line's settings or None, `pose` is as `add_task` takes it."""
 
     wishes: dict[str, Any]
+    pose: Wish
     false_alarm_rate: float | None
 
 
@@ -161,6 +165,12 @@ def add(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
+    pose: Annotated[
+        Alignment,
+        typer.Option(
+            help="Whether images of this product are turned and moved to lie alike; auto: where it helps."
+        ),
+    ] = Alignment.auto,
     false_alarm_rate: Rate = None,
     report: ReportFile = None,
     drop_suspicious: DropSuspicious = False,
@@ -174,7 +184,7 @@ def add(
 
     Backbone, image size, smallest defect, fit, tiles, intensity and seed belong to the line: for an existing
     one leave them out, or give the same. The false-alarm rate is the line's where it is new, and this
-    product's alone where it exists.
+    product's alone where it exists. The pose is the product's own.
     Suspicious images are listed; they teach all the same unless --drop-suspicious is given.
     """
     if image_size is not None and smallest_defect is not None:
@@ -196,6 +206,7 @@ def add(
         report=report,
         drop_suspicious=drop_suspicious,
         wishes=wishes,
+        pose=pose.value,
         false_alarm_rate=false_alarm_rate,
         weights=weights,
         device=device,
@@ -280,7 +291,7 @@ def _add(
             if not exists:
                 for sentence in settled_in_words(detector, detector.settle(photographs.paths)):
                     say(sentence)
-            _teach(detector.add_task, product, photographs, asked)
+            _teach(partial(detector.add_task, pose=asked.pose), product, photographs, asked)
             if exists and asked.false_alarm_rate is not None:
                 detector.set_threshold(product, false_alarm_rate=asked.false_alarm_rate)
         _save(detector, asked.line)
