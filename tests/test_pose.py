@@ -11,6 +11,7 @@ import torch
 from moleflow import Cells, Detector, Dia, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
 from moleflow.data.factory import make_sample
 from moleflow.errors import ConfigError
+from moleflow.intake import Intake
 from moleflow.pose import Placement, Pose, PoseReport, find, thumbnail
 from moleflow.pose_learning import mean_template, settle_pose
 
@@ -242,3 +243,28 @@ def test_a_line_from_before_has_no_pose(line, tmp_path):
     info = {key: value for key, value in product.info().items() if key != "pose"}
     old = type(product).from_saved(line._line.base, product.config, product.tensors(), info)
     assert old.pose is None
+
+
+def test_a_picture_with_a_border_is_turned_within_it():
+    image = drawn("bottle_cap", 5).image[16:-16]  # 64 x 96
+    picture = Intake((SIZE, SIZE), fit="letterbox", cell=8).read(0, image)
+    placement = Placement(180.0, (0.0, 0.0))
+    turned = picture.aligned(placement, None)
+    assert turned.area == picture.area
+    assert turned.pixels.shape == picture.pixels.shape
+    away = np.abs(turned.own.astype(int) - picture.own[::-1, ::-1].astype(int))
+    assert np.median(away) <= 1
+    assert np.array_equal(turned.pixels[0], turned.own[0])  # the border goes on from the turned image
+
+
+def test_what_is_left_out_and_grouped_stays_with_its_image():
+    images = [*lying_anywhere("bottle_cap", 6), np.full((SIZE, SIZE, 3), 7, np.uint8)]
+    line = new_line()
+    found = line.add_task("cap", images, groups=list("aabbccc"), drop_suspicious=True, pose="on")
+    assert (found.images, found.pose.aligned) == (6, True)
+    assert [suspect.source for suspect in found.suspects if suspect.source in found.lesson.dropped]
+    product = line._line.products["cap"]
+    assert product.calibration.blocks == (0, 0, 1, 1, 2, 2)
+    assert product.reference.norms["light"].blocks == 3
+    told = line.update_task("cap", lying_anywhere("bottle_cap", 4, first=30)).changes
+    assert told.taught == 4

@@ -171,13 +171,7 @@ def learn(
     product = _with_reference(product, material, config, known=known)
     product = replace(product, pose=pose, seconds=seconds | product.seconds)
     after = _with_product(line, name, product, material=material, config=config)
-    if name not in before.products:
-        return after
-    pictures = _still_there(remembered, line.intake, extractor)
-    changes = changes_of(
-        material.notes, name, before, after, remembered=pictures, see=partial(see, extractor)
-    )
-    return replace(after, changes=before.changes | {name: changes})
+    return after if known is None else _with_changes(before, after, name, material, remembered, extractor)
 
 
 def sources_of(images: Any, options: LessonOptions) -> Sources:
@@ -229,9 +223,10 @@ def _settled_pose(
 
     def seen(numbers: Sequence[int], placements: Sequence[Placement], window: Tensor) -> Tensor:
         chosen = [material.sources[number] for number in numbers]
-        where = iter(placements)
-        placed = partial(_placed, place=lambda picture: next(where), window=window)
-        return _features_of(chosen, intake, extractor, change=placed).patches
+        given = iter(placements)
+        return _features_of(
+            chosen, intake, extractor, change=lambda picture: picture.aligned(next(given), window)
+        ).patches
 
     cells = config.scoring.cells or Cells()
     return settle_pose(wish, material.features.patches, cells=cells, thumbnails=thumbnails, see=seen)
@@ -243,8 +238,7 @@ def _aligned(
     """The material with features of the aligned images, where the product is aligned."""
     if pose is None or pose.template is None:
         return replace(material, pose=pose)
-    laid = partial(_laid_as, pose)
-    features = _features_of(material.sources, intake, extractor, change=laid, tell=tell)
+    features = _features_of(material.sources, intake, extractor, change=partial(_laid_as, pose), tell=tell)
     routed = describe(material.features.patches)[:, None, None]  # the router meets images as they come
     return replace(material, features=features, pose=pose, routed=routed)
 
@@ -269,15 +263,7 @@ def _features_of(
 
 def _laid_as(pose: Pose | None, picture: Picture) -> Picture:
     """The picture as an inspection of the product judges it."""
-    if pose is None:
-        return picture
-    return _placed(picture, place=lambda it: pose.place(it.own, it.size), window=pose.window)
-
-
-def _placed(
-    picture: Picture, *, place: Callable[[Picture], Placement | None], window: Tensor | None
-) -> Picture:
-    return picture.aligned(place(picture), window)
+    return picture if pose is None else picture.aligned(pose.place(picture.own, picture.size), pose.window)
 
 
 def _with_reference(
@@ -289,6 +275,21 @@ def _with_reference(
     )
     earlier = None if known is None else known.reference
     return replace(product, reference=reference_of(material.notes, product, blocks, earlier=earlier))
+
+
+def _with_changes(
+    before: Line,
+    after: Line,
+    name: str,
+    material: Material,
+    remembered: Sequence[Path],
+    extractor: Extractor,
+) -> Line:
+    """The line after an update, with what that changed in what was said of images."""
+    pictures = _still_there(remembered, after.intake, extractor)
+    look = partial(see, extractor)
+    changes = changes_of(material.notes, name, before, after, remembered=pictures, see=look)
+    return replace(after, changes=before.changes | {name: changes})
 
 
 def _still_there(

@@ -58,7 +58,7 @@ class Placement:
         What lies outside of the image, or of the `window` (SIDE, SIDE) where there is one, has the colour of
         most of the image's border, so that a background goes on.
         """
-        image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float()
+        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
         colour = torch.from_numpy(_border_colour(pixels))[None, :, None, None]
         grid = F.affine_grid(self._to_image(size)[None], list(image.shape), align_corners=False)
         turned = F.grid_sample(image - colour, grid, mode="bilinear", align_corners=False)
@@ -214,7 +214,7 @@ def thumbnail(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
     The image keeps its own shape; what is beside it is 0.
     """
     small, (top, left) = _inner(size)
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None].float() / 255
+    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255
     image = F.interpolate(image, size=small, mode="bilinear", antialias=True, align_corners=False)[0]
     surroundings = ndimage.gaussian_filter(image.numpy(), (0, SIDE / 10, SIDE / 10), mode="nearest")
     contrast = image - torch.from_numpy(surroundings)
