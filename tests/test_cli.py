@@ -311,6 +311,9 @@ def test_add_creates_a_line_and_adds_to_it(quick, data, tmp_path):
         (["cap", "--backbone", "wide_resnet50"], "--backbone efficientnet_lite0, got wide_resnet50"),
         (["cap", "--seed", "3"], "--seed 0, got 3"),
         (["cap", "--intensity", "12"], "--intensity 8, got 12"),
+        (["cap", "--fit", "letterbox"], "--fit squeeze, got letterbox"),
+        (["cap", "--tiles", "1x2"], "--tiles 1x1, got 1x2"),
+        (["cap", "--smallest-defect", "9"], "no --smallest-defect, got 9"),
     ],
 )
 def test_add_fails_before_learning(saved, data, args, said, monkeypatch):
@@ -432,6 +435,62 @@ def test_what_stops_learning_leaves_nothing_behind(quick, data, tmp_path, monkey
     args = ["add", tmp_path / "a" / "line", "gear", good(data), "--image-size", 64]
     assert said in sentence(*args, code=code)
     assert list(tmp_path.iterdir()) == []
+
+
+def strips(folder, count=2):
+    """Photographs of 64 x 256."""
+    folder.mkdir()
+    for i in range(count):
+        pixels = np.random.default_rng(i).integers(90, 160, (64, 256, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    return folder
+
+
+def test_a_new_line_says_its_size_and_cost_before_it_learns(data, tmp_path, monkeypatch):
+    def stop(*args, **more):
+        raise MoleFlowError("no")
+
+    monkeypatch.setattr(Detector, "add_task", stop)
+    folder = strips(tmp_path / "strips")
+    said = run("add", tmp_path / "line", "strip", folder, "--smallest-defect", 8, code=1).stdout
+    assert "images 64x256 (height x width) are brought to 192x768, squeezed;" in said
+    assert "a defect of 8 pixels covers 3.0 cells" in said
+    assert re.search(r"about \d+ ms an image", said)
+    said = run("add", tmp_path / "line", "strip", folder, "--smallest-defect", 1, code=1).stdout
+    assert "would take 1024x4096, more than four times" in said
+    said = run("add", tmp_path / "line", "gear", good(data), code=1).stdout
+    assert "images 64x64 (height x width) are brought to 384x384, squeezed;" in said
+    assert not (tmp_path / "line").exists()
+
+
+def test_tiles_and_fit_stay_with_the_line(quick, tmp_path):
+    folder, line = strips(tmp_path / "strips"), tmp_path / "line"
+    options = ["--image-size", 64, "--tiles", "1x2", "--fit", "letterbox"]
+    first = run("add", line, "strip", folder, *options)
+    assert "brought to 64x96, letterboxed, seen in 1x2 tiles of 64x64" in first.stdout
+    run("add", line, "again", folder, *options)  # the same wishes are no contradiction
+    assert "fit: letterbox, seen in 1x2 tiles of 64x64" in run("info", line).stdout
+    maps = tmp_path / "maps"
+    run("predict", line, folder, "--maps", maps, "--no-legend")
+    with Image.open(maps / "0_map.png") as drawn:
+        assert drawn.size == (256, 64)
+
+
+def test_images_much_unlike_the_lines_size_are_noted(quick, line, tmp_path):
+    said = run("add", line, "strip", strips(tmp_path / "strips")).stderr
+    assert "squeezed by 4.0 to each other, to 64x64" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--tiles", "3"], "ROWSxCOLUMNS"),
+        (["--fit", "crop"], "squeeze or letterbox"),
+        (["--image-size", "64", "--smallest-defect", "5"], "got both"),
+    ],
+)
+def test_impossible_shapes_are_wrong_usage(tmp_path, options, said):
+    assert said in run("add", tmp_path / "line", "strip", tmp_path, *options, code=2).stderr
 
 
 def test_update_then_rollback(line, data):

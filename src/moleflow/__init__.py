@@ -23,21 +23,32 @@ from .errors import MoleFlowError
 if TYPE_CHECKING:
     from .detector import Detector
     from .results import Failure, Prediction, Routing, TaskInfo
+    from .verdict.changes import Changes
+    from .verdict.drift import Facts, Finding
     from .verdict.regions import Region
+    from .verdict.watch import Report
 
 # These bring torch or scipy, which take seconds; `moleflow --help` should not.
-_HEAVY = {"Detector": "detector", "Region": "verdict.regions"} | dict.fromkeys(
-    ("Failure", "Prediction", "Routing", "TaskInfo"), "results"
-)
+_HEAVY = {
+    "Changes": "verdict.changes",
+    "Detector": "detector",
+    "Facts": "verdict.drift",
+    "Finding": "verdict.drift",
+    "Region": "verdict.regions",
+    "Report": "verdict.watch",
+} | dict.fromkeys(("Failure", "Prediction", "Routing", "TaskInfo"), "results")
 
 __version__ = version("moleflow")
 
 __all__ = [
     "Cells",
+    "Changes",
     "Context",
     "Detector",
     "Dia",
+    "Facts",
     "Failure",
+    "Finding",
     "FlowConfig",
     "LineConfig",
     "Lora",
@@ -45,6 +56,7 @@ __all__ = [
     "MoleFlowError",
     "Prediction",
     "Region",
+    "Report",
     "RouterConfig",
     "Routing",
     "ScoringConfig",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -12,18 +13,23 @@ import numpy as np
 import torch
 
 from .archive import Archive, restore
+from .beginning import Beginning, FitWish, Wishes, begin, intake_of, see
 from .config import LineConfig, from_dict, to_dict
 from .data.intensity import parse_intensity
+from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.extractor import Extractor
 from .inspection import inspect
 from .intake import Intake, check_errors, pictures_in
-from .learning import LessonOptions, Progress, features_of, learn
+from .learning import LessonOptions, Progress, learn, sources_of
 from .line import Line
+from .monitor import observe, read_monitor
+from .pose_learning import WISHES, Wish
 from .results import Failure, Prediction, TaskInfo
 from .store import LineStore, check_task_name
 from .verdict.promise import promise
+from .verdict.watch import Report, judge
 
 
 class Detector:
@@ -36,7 +42,14 @@ class Detector:
         backbone: a preset of the backbone table, or "timm:<tag>@<layers>".
         weights: local file with the backbone's weights; None for embedded ones or timm's hub; "random"
             for seeded random ones.
-        image_size: side, or (height, width), images are resized to; None for the backbone's own.
+        image_size: side, or (height, width), images are brought to, with `tiles` each tile of them. None for
+            the backbone's own; where the first product's images are all of one oblong shape, for an oblong
+            size of about as many pixels.
+        smallest_defect: in pixels of the first product's images; the size is raised until such a defect
+            covers about two cells of the patch grid, as far as four times the backbone's own pixels.
+        fit: what becomes of images of another shape: "squeeze", "letterbox", or "auto" for what left-out
+            good images speak for where the first product's images are of several shapes.
+        tiles: (rows, columns) of overlapping tiles that large images are seen in.
         device: "auto" takes CUDA, then MPS, then the CPU.
         seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
         false_alarm_rate: share of good images that may be called defective.
@@ -56,6 +69,9 @@ class Detector:
         *,
         weights: str | Path | None = None,
         image_size: int | tuple[int, int] | None = None,
+        smallest_defect: float | None = None,
+        fit: FitWish = "auto",
+        tiles: tuple[int, int] | None = None,
         device: str | torch.device | None = "auto",
         seed: int = 0,
         false_alarm_rate: float = 0.01,
@@ -66,10 +82,13 @@ class Detector:
             raise ConfigError(f"a false-alarm rate lies between 0 and 1, got {false_alarm_rate}")
         self.config = config or LineConfig()
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
-        self.extractor = Extractor(backbone, weights=weights, image_size=image_size, device=device, seed=seed)
-        self._intensity = parse_intensity(intensity)  # what the intake is settled by, with the first product
+        # What extractor and intake are settled by, with the first product.
+        self._wishes = Wishes(image_size, smallest_defect, fit, parse_intensity(intensity))
+        self._at_size = partial(Extractor, backbone, weights=weights, tiles=tiles, device=device, seed=seed)
+        self.extractor = self._at_size(image_size=image_size)
+        self._settled = False
         self._random_weights = str(weights) == "random"
-        self._line = Line(false_alarm_rate, Intake(self.extractor.image_size))
+        self._line = Line(false_alarm_rate, intake_of(self.extractor))
         self._archive = Archive()
         self._learning = threading.Lock()
 
@@ -89,6 +108,31 @@ class Detector:
     def tasks(self) -> tuple[str, ...]:
         """Names of the products, in the order they were added."""
         return tuple(self._line.products)
+
+    def settle(self, images: Any) -> Proposal:
+        """Settles size, fit and intensity of a line that has learned nothing, by these images.
+
+        The first product does so by itself; this is for who wants to know beforehand: `extractor` and
+        `intake` are the line's own afterwards. Images as for `add_task`.
+
+        Raises:
+            ImageError: no image of those looked at is readable, or they hold different kinds of numbers.
+            ConfigError: an intensity that is not for such images.
+            LineError: the line is settled already.
+        """
+        with self._learning:
+            if self._line.base is not None or self._settled:
+                raise LineError("expected a line that has learned nothing: this one is settled already")
+            begun = self._begin(list_sources(images, errors="yield"))
+            self.extractor, self._line = begun.extractor, replace(self._line, intake=begun.intake)
+            self._settled = True
+            return begun.proposal
+
+    def _begin(self, sources: Sequence[tuple[Source, Any]]) -> Beginning:
+        return begin(self.extractor, self._wishes, sources, at_size=self._resized)
+
+    def _resized(self, size: tuple[int, int]) -> Extractor:
+        return self._at_size(image_size=size)
 
     def info(self, name: str) -> TaskInfo:
         """What is known about a product; `TaskError` when there is none of this name."""
@@ -110,6 +154,8 @@ class Detector:
             unreadable=line.unreadable.get(name, ()),
             promise=promise(product.calibration, rate, threshold),
             lesson=line.lesson(name),
+            pose=None if product.pose is None else product.pose.report,
+            changes=line.changes.get(name),
         )
 
     def add_task(
@@ -120,6 +166,7 @@ class Detector:
         groups: Sequence[str] | None = None,
         strict: bool = False,
         drop_suspicious: bool = False,
+        pose: Wish = "auto",
         progress: Progress | None = None,
     ) -> TaskInfo:
         """Learns a new product from good images; the first one also trains the base.
@@ -132,6 +179,8 @@ class Detector:
                 lot; see `data.groups.group_labels`.
             strict: refuse any unreadable image. Otherwise up to one in twenty is left out and listed in
                 `TaskInfo.unreadable`.
+            pose: whether images are turned and moved to lie as the product's mean does: "on", "off", or
+                "auto" where it helps on left-out good images.
             progress: told the stage and the share of it that is done.
             drop_suspicious: leave out images that something speaks against, see `TaskInfo.suspects`;
                 they are listed either way, and none is left out otherwise.
@@ -139,16 +188,18 @@ class Detector:
         Raises:
             TaskError: the name is unusable or taken.
             ImageError: too many images are unreadable, or there is none, or none is left.
-            ConfigError: there are not as many group labels as images.
+            ConfigError: there are not as many group labels as images, or another word for `pose`.
             TrainingError: learning did not stay finite.
 
         Whatever is raised, the line is as it was before.
         """
         name = check_task_name(name)
+        if pose not in WISHES:
+            raise ConfigError(f"expected a pose among {', '.join(WISHES)}, got {pose!r}")
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious), progress)
+            return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious, pose), progress)
 
     def update_task(
         self,
@@ -165,7 +216,11 @@ class Detector:
         Its earlier images were not kept, but features like theirs are drawn from what was learned and
         learned again beside the new ones. The threshold follows from the new images. A saved line keeps
         the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is dropped,
-        because scores have a new scale. Arguments and errors as for `add_task`.
+        because scores have a new scale. A product that is aligned stays so, to the same mean. Arguments
+        and errors as for `add_task`.
+
+        `TaskInfo.changes` lists what the version before did not call good among these images, and remembered
+        images (see `observe`) whose verdict is another now: look at them, a defect may be among them.
         """
         with self._learning:
             self._line.product(name)
@@ -267,20 +322,57 @@ class Detector:
         *,
         errors: Errors,
     ) -> Iterator[Prediction | Failure]:
+        look = partial(see, self.extractor)
         for batch in line.intake.batches(sources, batch_size, errors=errors):
             pictures = pictures_in(batch)
-            features = iter(features_of(self.extractor, pictures).split() if pictures else ())
+            features = iter(look(pictures).split() if pictures else ())
             for one in batch:
                 if isinstance(one, Failure):
                     yield one
                     continue
                 try:
-                    result: Prediction | Failure = inspect(line, one, next(features), task=task)
+                    result: Prediction | Failure = inspect(line, one, next(features), see=look, task=task)
                 except ImageError as error:
                     if errors == "raise":
                         raise
                     result = Failure(one.source, str(error))
                 yield result
+
+    # Drift
+
+    def observe(self, predictions: Iterable[Prediction]) -> None:
+        """Adds inspected images to what the saved line remembers of each product's last 200.
+
+        Kept are numbers and times, and the paths of a few images for `update_task`; see docs/drift.md.
+        Other processes may do so at the same time. A product that was removed or replaced since it
+        inspected is an error.
+
+        Raises:
+            LineError: the line was not saved as it is, cannot be written, or what it remembers is damaged.
+            TaskError: a product the line has no more.
+        """
+        taken = list(predictions)
+        versions = {name: self._version(name) for name in sorted({p.task for p in taken})}
+        if versions:
+            observe(LineStore(self.path), versions, taken)  # type: ignore[arg-type]
+
+    def drift(self, name: str) -> Report:
+        """Whether a product's good images are moving away from those taught, by what `observe` added.
+
+        Raises:
+            LineError: the line was not saved as it is, or what it remembers is damaged.
+            TaskError: there is no product of this name.
+        """
+        product, version = self._line.product(name), self._version(name)
+        monitor = read_monitor(LineStore(self.path), check_task_name(name), version)  # type: ignore[arg-type]
+        return judge(monitor.seen, product.reference)
+
+    def _version(self, name: str) -> str:
+        """Under which a product stands on disk; LineError where it does not."""
+        version = self._archive.version(check_task_name(name), self._line.product(name))
+        if version is None:
+            raise LineError(f"{name!r} was not saved since it was learned: save the line first")
+        return version
 
     # On disk
 
@@ -339,7 +431,8 @@ class Detector:
             detector = cls(
                 settings["backbone"]["name"],
                 weights=weights,
-                image_size=tuple(settings["backbone"]["image_size"]),
+                image_size=_pair(settings["backbone"].get("tile_size", settings["backbone"]["image_size"])),
+                tiles=_pair(settings["backbone"].get("tiles")),
                 device=device,
                 seed=settings["seed"],
                 false_alarm_rate=settings["false_alarm_rate"],
@@ -351,10 +444,10 @@ class Detector:
                 store.path,
                 detector.extractor,
                 detector.config,
-                intake=Intake.from_settings(detector.extractor.image_size, settings.get("intake")),
+                intake=intake_of(detector.extractor, settings.get("intake")),
                 false_alarm_rate=detector.false_alarm_rate,
             )
-        except (KeyError, TypeError, RuntimeError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise LineError(
                 f"{store.path}: expected a complete line, but something is missing: {error}"
             ) from error
@@ -363,18 +456,38 @@ class Detector:
     # Learning
 
     def _learn(self, name: str, images: Any, options: LessonOptions, progress: Progress | None) -> TaskInfo:
-        self._line = learn(
-            self._line,
+        sources = sources_of(images, options)
+        extractor, line = self.extractor, self._line
+        if line.base is None and not self._settled:
+            begun = self._begin(sources)
+            extractor, line = begun.extractor, replace(line, intake=begun.intake)
+        line = learn(
+            line,
             name,
-            images,
-            extractor=self.extractor,
+            sources,
+            remembered=self._remembered(name),
+            extractor=extractor,
             config=self.config,
             seed=self.seed,
-            intensity=self._intensity,
             options=options,
             progress=progress or _silent,
         )
+        self.extractor, self._line = extractor, line
         return self.info(name)
+
+    def _remembered(self, name: str) -> list[Path]:
+        """Images of a product that `observe` remembered; none where the product on disk is another."""
+        product = self._line.products.get(name)
+        version = None if product is None else self._archive.version(name, product)
+        store = None if version is None else LineStore(self.path)  # type: ignore[arg-type]
+        if version is None or store is None or name not in store.names():
+            return []
+        return [Path(path) for path, _ in read_monitor(store, name, version).remembered]
+
+
+def _pair(values: list[int] | None) -> tuple[int, int] | None:
+    """Two numbers of a saved line's settings; None where there are none."""
+    return None if values is None else (values[0], values[1])
 
 
 def _silent(stage: str, share: float) -> None:

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from .data.layouts import Dataset, Item, load_mask
 from .data.layouts import Product as LabelledProduct
@@ -138,8 +136,7 @@ def map_at(prediction: Prediction, size: tuple[int, int] | None) -> np.ndarray:
     """The anomaly map at `size` (H, W), or at the image's own; interpolated from the patches only once."""
     if size is None:
         return prediction.anomaly_map
-    grid = torch.from_numpy(prediction.patch_map)[None, None]
-    return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    return prediction.map_at(size)
 
 
 @dataclass

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
 import numpy as np
 import torch
 
@@ -12,10 +15,18 @@ from .intake import Picture
 from .line import Line
 from .results import Prediction, Routing
 from .routing.gaussian import describe
+from .verdict.drift import channels_beyond, facts_of
 
 
 @torch.no_grad()
-def inspect(line: Line, picture: Picture, features: Features, *, task: str | None = None) -> Prediction:
+def inspect(
+    line: Line,
+    picture: Picture,
+    features: Features,
+    *,
+    see: Callable[[Sequence[Picture]], Features],
+    task: str | None = None,
+) -> Prediction:
     """One picture's features to its verdict.
 
     Images pass one by one once the backbone has seen the batch: their features fit the processor's
@@ -25,6 +36,7 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
         line: with at least one product.
         picture: the image.
         features: what the backbone sees of it.
+        see: what it sees of other pictures: one of a product that is aligned passes the backbone again.
         task: the product, where it is given; no routing is done then.
 
     Raises:
@@ -35,6 +47,11 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
     decision = None if task else line.router.decide(describe(features.patches))[0]
     name = task or decision.task  # type: ignore[union-attr]
     product = line.products[name]
+    pose, placement = product.pose, None
+    if pose is not None and pose.template is not None:
+        placement = pose.place(picture.own, picture.size)
+        if placement is not None:
+            features = see([picture.aligned(placement, pose.window)])
     found = product.inspect(line.base, features)
     score = found.score
     if not np.isfinite(score):
@@ -53,6 +70,9 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
             ),
         )
     rate, threshold = line.verdict(name)
+    grid = found.patch_map.shape[0], found.patch_map.shape[1]
+    facts = facts_of(picture.own, clipped=picture.clipped, size=picture.size)
+    facts = replace(facts, place=found.strangeness, whole=found.whole)
     return Prediction(
         source=picture.source,
         task=name,
@@ -63,8 +83,11 @@ def inspect(line: Line, picture: Picture, features: Features, *, task: str | Non
         pred_label=score > threshold,
         place_score=found.place,
         whole_score=found.whole,
-        patch_map=found.patch_map.cpu().numpy(),
+        patch_map=found.patch_map[picture.cells(grid)].cpu().numpy(),
         map_threshold=product.map_threshold(rate, threshold),
         image_size=picture.size,
         routing=routing,
+        facts=facts,
+        findings=() if product.reference is None else channels_beyond(facts, product.reference),
+        placement=placement,
     )

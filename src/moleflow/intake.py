@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from torch import Tensor
 
 from .config import from_dict
-from .data.images import as_image, as_raw, has_8_bits, resize
+from .data.images import as_image, as_raw, has_8_bits, resize, size_of
 from .data.intensity import (
     FULL,
     SAMPLE,
@@ -23,7 +24,11 @@ from .data.intensity import (
 )
 from .data.sources import Errors, Source, name_of
 from .errors import ConfigError, ImageError
+from .pose import Placement
 from .results import Failure
+
+Fit = Literal["squeeze", "letterbox"]
+FITS: tuple[Fit, ...] = ("squeeze", "letterbox")
 
 MOST_UNREADABLE = 0.05  # share of a lesson's images that may be left out because they cannot be read
 NAMED_UNREADABLE = 3  # of them are named where there are more
@@ -38,12 +43,38 @@ class Picture:
         pixels: uint8 (h, w, 3) RGB at the line's size.
         size: (H, W) of the image as it came, in pixels.
         clipped: share of its pixels of which a number lies beyond the line's range; 0 for 8-bit images.
+        area: (top, left, height, width) of `pixels` that shows the image; the rest is border.
     """
 
     source: Source
     pixels: np.ndarray
     size: tuple[int, int]
     clipped: float = 0.0
+    area: tuple[int, int, int, int] | None = None  # None: all of it
+
+    @property
+    def own(self) -> np.ndarray:
+        """Those of its pixels that show the image."""
+        top, left, height, width = self.area or (0, 0, *self.pixels.shape[:2])
+        return self.pixels[top : top + height, left : left + width]
+
+    def cells(self, grid: tuple[int, int]) -> tuple[slice, slice]:
+        """Rows and columns of a patch grid (h', w') over `pixels` that show the image."""
+        top, left, height, width = self.area or (0, 0, *self.pixels.shape[:2])
+        rows, columns = (cells / side for cells, side in zip(grid, self.pixels.shape, strict=False))
+        return (
+            slice(round(top * rows), round((top + height) * rows)),
+            slice(round(left * columns), round((left + width) * columns)),
+        )
+
+    def aligned(self, placement: Placement | None, window: Tensor | None) -> Picture:
+        """The picture with its object lying as the product's mean does; the same one without a placement."""
+        if placement is None:
+            return self
+        own = placement.aligned(self.own, self.size, window=window)
+        if self.area is None:
+            return replace(self, pixels=own)
+        return replace(self, pixels=_bordered(own, self.area, self.pixels.shape[:2]))
 
 
 @dataclass(frozen=True)
@@ -53,19 +84,43 @@ class Intake:
     Attributes:
         size: (h, w) that images are brought to.
         intensity: which numbers become black and white.
+        fit: what becomes of an image of another shape. "squeeze" brings it to the size, whatever its sides;
+            "letterbox" keeps their ratio, to within half a cell, and continues its outermost pixels over
+            the rest.
+        cell: pixels of a cell of the patch grid: the image ends where a cell does.
+        smallest_defect: what the size was chosen for, in pixels of the first images; None where nothing
+            was said.
     """
 
     size: tuple[int, int]
     intensity: Intensity = FULL
+    fit: Fit = "squeeze"
+    cell: int = 1
+    smallest_defect: float | None = None
 
     @classmethod
-    def from_settings(cls, size: tuple[int, int], settings: dict[str, Any] | None) -> Intake:
-        """What `settings` of a saved line say; a line from before them maps every depth by its full range."""
-        return cls(size) if settings is None else cls(size, from_dict(Intensity, settings["intensity"]))
+    def from_settings(
+        cls, size: tuple[int, int], settings: dict[str, Any] | None, *, cell: int = 1
+    ) -> Intake:
+        """What `settings` of a saved line say.
+
+        A line from before them maps every depth by its full range, and squeezes.
+        """
+        if settings is None:
+            return cls(size, cell=cell)
+        fit = settings.get("fit", "squeeze")
+        if fit not in FITS:
+            raise ConfigError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+        intensity = from_dict(Intensity, settings["intensity"])
+        return cls(size, intensity, fit, cell, smallest_defect=settings.get("smallest_defect"))
 
     def settings(self) -> dict[str, Any]:
         """What a saved line keeps, as plain JSON-able values; the size stands with the backbone."""
-        return {"intensity": asdict(self.intensity)}
+        return {
+            "intensity": asdict(self.intensity),
+            "fit": self.fit,
+            "smallest_defect": self.smallest_defect,
+        }
 
     def settled(self, wish: str, sources: Sequence[tuple[Source, Any]]) -> Intake:
         """The intake of a line that begins with these images.
@@ -83,7 +138,11 @@ class Intake:
     def read(self, source: Source, value: Any) -> Picture:
         """Decodes and resizes one image; ImageError, with its source, where that cannot be done."""
         pixels, clipped = self._decoded(source, value)
-        return Picture(source, resize(pixels, self.size), (pixels.shape[0], pixels.shape[1]), clipped)
+        size = pixels.shape[0], pixels.shape[1]
+        if self.fit == "squeeze":
+            return Picture(source, resize(pixels, self.size), size, clipped)
+        area = self._area(size)
+        return Picture(source, _bordered(resize(pixels, area[2:]), area, self.size), size, clipped, area)
 
     def batches(
         self, sources: Sequence[tuple[Source, Any]], size: int, *, errors: Errors
@@ -108,6 +167,16 @@ class Intake:
         if batch:
             yield batch
 
+    def _area(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        """Where an image of this size lies: as large as it fits, in the middle, from cell to cell."""
+        share = min(side / own for side, own in zip(self.size, size, strict=True))
+        cells = [side // self.cell for side in self.size]
+        taken = [
+            min(most, max(1, round(own * share / self.cell))) for most, own in zip(cells, size, strict=True)
+        ]
+        top, left = ((most - own) // 2 * self.cell for most, own in zip(cells, taken, strict=True))
+        return top, left, taken[0] * self.cell, taken[1] * self.cell
+
     def shown(self, source: Source, value: Any) -> np.ndarray:
         """One image in its own size as this line sees its light, (H, W, 3) uint8; errors as from `read`."""
         return self._decoded(source, value)[0]
@@ -117,7 +186,7 @@ class Intake:
         if self.intensity.plain:
             return 0.0
         shares = []
-        for source, value in _spread(sources):
+        for source, value in spread(sources):
             with suppress(ImageError):  # learning and inspection are where such a file is dealt with
                 shares.append(self._decoded(source, value)[1])
         return float(np.mean(shares)) if shares else 0.0
@@ -166,10 +235,33 @@ def check_readable(failures: Sequence[Failure], count: int) -> None:
     )
 
 
+def _bordered(image: np.ndarray, area: tuple[int, int, int, int], size: tuple[int, ...]) -> np.ndarray:
+    """The image at its place in a picture of `size`, its outermost pixels continued to the borders."""
+    top, left, height, width = area
+    down, across = (top, size[0] - top - height), (left, size[1] - left - width)
+    return np.pad(image, (down, across, (0, 0)), mode="edge")
+
+
+def without_border(features: Tensor, pictures: Sequence[Picture]) -> Tensor:
+    """Features (B, h', w', D) in which a border's cells hold the mean of the image's own.
+
+    So a border tells the router nothing, and a mean is never as strange as the patches it is of. Where no
+    picture has a border these are the features themselves.
+    """
+    if all(picture.area is None for picture in pictures):
+        return features
+    found = features.clone()
+    for image, own, picture in zip(found, features, pictures, strict=True):
+        cells = picture.cells((own.shape[0], own.shape[1]))
+        image[:] = own[cells].mean((0, 1))
+        image[cells] = own[cells]
+    return found
+
+
 def _sampled(sources: Sequence[tuple[Source, Any]]) -> list[Levels]:
     """Levels of an even sample of the images, one in memory at a time."""
     found, unreadable = [], None
-    for source, value in _spread(sources):
+    for source, value in spread(sources):
         try:
             found.append(_levels(source, value))
         except ImageError as error:  # learning reads the same file again, and is where it is dealt with
@@ -179,9 +271,19 @@ def _sampled(sources: Sequence[tuple[Source, Any]]) -> list[Levels]:
     return found
 
 
-def _spread(sources: Sequence[tuple[Source, Any]]) -> list[tuple[Source, Any]]:
-    places = np.linspace(0, len(sources) - 1, min(len(sources), SAMPLE)).round().astype(int)
+def spread(sources: Sequence[tuple[Source, Any]], most: int = SAMPLE) -> list[tuple[Source, Any]]:
+    """An even sample of the images."""
+    places = np.linspace(0, len(sources) - 1, min(len(sources), most)).round().astype(int)
     return [sources[place] for place in places]
+
+
+def sizes_of(sources: Sequence[tuple[Source, Any]]) -> list[tuple[int, int]]:
+    """(H, W) of an even sample of the images; those that cannot be read are left out."""
+    found = []
+    for source, value in spread(sources):
+        with suppress(ImageError):  # learning reads the same file again, and is where it is dealt with
+            found.append(size_of(value, where=name_of(source)))
+    return found
 
 
 def _levels(source: Source, value: Any) -> Levels:

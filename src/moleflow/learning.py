@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from .archive import fingerprint_of
-from .config import LineConfig, to_dict
+from .beginning import see
+from .blocks import make_blocks
+from .changes import Note, changes_of, note_of, reference_of
+from .config import Cells, LineConfig, to_dict
 from .data.images import camera_of
 from .data.sources import Errors, Source, list_sources, name_of
-from .errors import ConfigError
+from .errors import ConfigError, ImageError
 from .features.extractor import Extractor, Features
 from .flow.expert import Base
 from .intake import Intake, Picture, check_readable, pictures_in, readable
 from .lesson import Lesson, review
 from .line import Line, rerouted_by
+from .pose import Placement, Pose, thumbnail
+from .pose_learning import Wish, settle_pose
 from .product import Altered, Product, learn_first_base, learn_product, spread
 from .results import Failure
+from .routing.gaussian import describe
 from .sensor import sensor_floor
 from .suspects import Photo, facts_of
 from .verdict.calibration import TwoVoices
 
 Progress = Callable[[str, float], None]
-"""Told the stage ("backbone", "base", "learning", "calibration") and the share of it that is done."""
+"""Told the stage ("backbone", "pose", "base", "learning", "calibration") and the share of it that is done."""
 
 Sources = Sequence[tuple[Source, Any]]
 
@@ -43,11 +53,13 @@ class LessonOptions:
         groups: a label for each image, shared by those that belong together; None where nobody says.
         strict: refuse any unreadable image instead of leaving a few out.
         drop_suspicious: leave out images that something speaks against.
+        pose: whether a new product's images are aligned; one that is known stays as it is.
     """
 
     groups: Sequence[str] | None = None
     strict: bool = False
     drop_suspicious: bool = False
+    pose: Wish = "auto"
 
     @property
     def errors(self) -> Errors:
@@ -61,21 +73,28 @@ class Material:
 
     Attributes:
         sources: of the images that teach.
-        features: of them, patches in 16 bits, computed once and reused by every step.
+        features: of them, patches in 16 bits, computed once and reused by every step; of the aligned
+            images where the product is aligned.
         photos: what each looks like.
+        notes: under which conditions each was taken, and what was said of it before.
         groups: for each its label; None where nobody says.
         copies: for each the number of its group of near-copies.
         lesson: what the photographs are worth.
         unreadable: images that were left out because they could not be read, each with the reason.
+        pose: how they were aligned; None where nobody asked.
+        routed: descriptors (N, 1, 1, D) of the images as they came; None where they were not aligned.
     """
 
     sources: Sources
     features: Features
     photos: Sequence[Photo]
+    notes: Sequence[Note]
     groups: Sequence[str] | None
     copies: Sequence[int]
     lesson: Lesson
     unreadable: tuple[str, ...]
+    pose: Pose | None = None
+    routed: Tensor | None = None
 
     def take(self, kept: Sequence[int], lesson: Lesson, copies: Sequence[int]) -> Material:
         """What is left of it, in the light of another lesson."""
@@ -84,51 +103,56 @@ class Material:
             sources=[self.sources[i] for i in kept],
             features=self.features.take(kept),
             photos=[self.photos[i] for i in kept],
+            notes=[self.notes[i] for i in kept],
             groups=None if self.groups is None else [self.groups[i] for i in kept],
             copies=copies,
             lesson=lesson,
+            routed=None if self.routed is None else self.routed[list(kept)],
         )
 
 
 def learn(
     line: Line,
     name: str,
-    images: Any,
+    sources: Sources,
     *,
     extractor: Extractor,
     config: LineConfig,
     seed: int,
-    intensity: str,
     options: LessonOptions,
     progress: Progress,
+    remembered: Sequence[Path] = (),
 ) -> Line:
     """The line with a product of this name, learned from good images; `line` itself does not change.
 
     A product that is known learns more: its new images beside features like its earlier ones. The first
-    product of a line also settles which numbers of the camera are black and white, and trains the base.
+    product of a line also trains the base.
 
     Args:
-        line: what is known so far.
+        line: what is known so far; its intake is settled.
         name: of the product, as `check_task_name` returns it.
-        images: see `list_sources`.
+        sources: the images, as `sources_of` lists them.
         extractor: the line's backbone.
         config: the line's options.
         seed: fixes everything random.
-        intensity: the wish by which the first product settles the intake.
         options: which of the images teach.
         progress: told the stage and the share of it that is done.
+        remembered: inspected images of the product, of which `Line.changes` tells what is said anew.
 
     Raises:
-        ImageError: too many images are unreadable, or there is none, or none is left.
-        ConfigError: there are not as many group labels as images.
+        ImageError: too many images are unreadable, or none is left.
         TrainingError: learning did not stay finite.
     """
     started = time.perf_counter()
-    sources = _sources_of(images, options)
-    if line.base is None:
-        line = replace(line, intake=line.intake.settled(intensity, sources))
-    material = _gather(sources, line.intake, extractor, options=options, tell=progress)
+    before = line
+    material = _gather(line, name, sources, extractor, options=options, tell=progress)
     seconds = {"backbone": time.perf_counter() - started}
+    started = time.perf_counter()
+    known = line.products.get(name)
+    pose = known.pose if known else _settled_pose(material, line.intake, extractor, config, wish=options.pose)
+    material = _aligned(material, pose, line.intake, extractor, tell=progress)
+    if pose is not None and pose.report.degrees is not None:
+        seconds["pose"] = time.perf_counter() - started
     base, without = line.base, None
     if base is None:
         started = time.perf_counter()
@@ -151,13 +175,23 @@ def learn(
     judged = _accused_by_scores(material, product, drop_suspicious=options.drop_suspicious)
     product = learned(judged) if len(judged.sources) < len(material.sources) else product
     material = judged
-    product = replace(product, seconds=seconds | product.seconds)
-    return _with_product(line, name, product, material=material, config=config)
+    product = _with_reference(product, material, config, known=known)
+    product = replace(product, pose=pose, seconds=seconds | product.seconds)
+    after = _with_product(line, name, product, material=material, config=config)
+    return after if known is None else _with_changes(before, after, name, material, remembered, extractor)
 
 
-def features_of(extractor: Extractor, pictures: Sequence[Picture]) -> Features:
-    """What the backbone sees of a batch of pictures, in one pass."""
-    return extractor.see(extractor.stack([picture.pixels for picture in pictures]))
+def sources_of(images: Any, options: LessonOptions) -> Sources:
+    """Every image of a lesson with its source; see `list_sources`.
+
+    Raises:
+        ImageError: there is none.
+        ConfigError: there are not as many group labels as images.
+    """
+    sources, groups = list_sources(images, errors=options.errors), options.groups
+    if groups is not None and len(groups) != len(sources):
+        raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
+    return sources
 
 
 def _product_of(
@@ -181,18 +215,113 @@ def _product_of(
         previous=line.products.get(name),
         groups=material.groups,
         copies=material.copies,
-        altered=_altered(material.sources, line.intake, extractor),
+        altered=_altered(material, line.intake, extractor),
+        routed=material.routed,
         without=without,
     )
 
 
-def _altered(sources: Sources, intake: Intake, extractor: Extractor) -> Altered:
-    """A few of the images as decoding and the sensor alone might have made them."""
-    chosen = spread(list(range(len(sources))), ALTERED_IMAGES)
-    pixels = [sensor_floor(intake.read(*sources[i]).pixels) for i in chosen]
-    seen = [extractor.see(extractor.stack(pictures)) for pictures in pixels]
-    originals = [i for i, pictures in zip(chosen, pixels, strict=True) for _ in pictures]
+def _settled_pose(
+    material: Material, intake: Intake, extractor: Extractor, config: LineConfig, *, wish: Wish
+) -> Pose:
+    """Whether the product is aligned, and to what, by its good images."""
+
+    def thumbnails(numbers: Sequence[int]) -> Tensor:
+        pictures = (intake.read(*material.sources[number]) for number in numbers)
+        return torch.stack([thumbnail(picture.own, picture.size) for picture in pictures])
+
+    def seen(numbers: Sequence[int], placements: Sequence[Placement], window: Tensor) -> Tensor:
+        chosen = [material.sources[number] for number in numbers]
+        given = iter(placements)
+        return _features_of(
+            chosen, intake, extractor, change=lambda picture: picture.aligned(next(given), window)
+        ).patches
+
+    cells = config.scoring.cells or Cells()
+    return settle_pose(wish, material.features.patches, cells=cells, thumbnails=thumbnails, see=seen)
+
+
+def _aligned(
+    material: Material, pose: Pose | None, intake: Intake, extractor: Extractor, *, tell: Progress
+) -> Material:
+    """The material with features of the aligned images, where the product is aligned."""
+    if pose is None or pose.template is None:
+        return replace(material, pose=pose)
+    features = _features_of(material.sources, intake, extractor, change=partial(_laid_as, pose), tell=tell)
+    routed = describe(material.features.patches)[:, None, None]  # the router meets images as they come
+    return replace(material, features=features, pose=pose, routed=routed)
+
+
+def _features_of(
+    sources: Sources,
+    intake: Intake,
+    extractor: Extractor,
+    *,
+    change: Callable[[Picture], Picture],
+    tell: Progress = lambda stage, share: None,
+) -> Features:
+    """Features of images that were readable before, each changed in its turn, patches in 16 bits."""
+    parts = []
+    for start in range(0, len(sources), EXTRACT_BATCH):
+        chunk = sources[start : start + EXTRACT_BATCH]
+        pictures = [change(intake.read(source, value)) for source, value in chunk]
+        parts.append(_in_16_bits(see(extractor, pictures)))
+        tell("pose", min(1.0, (start + len(chunk)) / len(sources)))
+    return Features.of(parts)
+
+
+def _laid_as(pose: Pose | None, picture: Picture) -> Picture:
+    """The picture as an inspection of the product judges it."""
+    return picture if pose is None else picture.aligned(pose.place(picture.own, picture.size), pose.window)
+
+
+def _with_reference(
+    product: Product, material: Material, config: LineConfig, *, known: Product | None
+) -> Product:
+    """The product with the conditions that its good images were taken under."""
+    blocks = make_blocks(
+        len(material.sources), config.scoring, groups=material.groups, copies=material.copies
+    )
+    earlier = None if known is None else known.reference
+    return replace(product, reference=reference_of(material.notes, product, blocks, earlier=earlier))
+
+
+def _with_changes(
+    before: Line,
+    after: Line,
+    name: str,
+    material: Material,
+    remembered: Sequence[Path],
+    extractor: Extractor,
+) -> Line:
+    """The line after an update, with what that changed in what was said of images."""
+    pictures = _still_there(remembered, after.intake, extractor)
+    look = partial(see, extractor)
+    changes = changes_of(material.notes, name, before, after, remembered=pictures, see=look)
+    return replace(after, changes=before.changes | {name: changes})
+
+
+def _still_there(
+    paths: Sequence[Path], intake: Intake, extractor: Extractor
+) -> Iterator[tuple[Picture, Features]]:
+    """Pictures of files, with their features."""
+    for path in paths:
+        with suppress(ImageError):  # moved, deleted or no image any more: nothing can be said of it
+            picture = intake.read(path, path)
+            yield picture, see(extractor, [picture])
+
+
+def _altered(material: Material, intake: Intake, extractor: Extractor) -> Altered:
+    """A few of the images, aligned, as decoding and the sensor alone might have made them."""
+    chosen = spread(list(range(len(material.sources))), ALTERED_IMAGES)
+    taken = [_taken_again(_laid_as(material.pose, intake.read(*material.sources[i]))) for i in chosen]
+    seen = [see(extractor, pictures) for pictures in taken]
+    originals = [i for i, pictures in zip(chosen, taken, strict=True) for _ in pictures]
     return Altered(tuple(originals), _in_16_bits(Features.of(seen)))
+
+
+def _taken_again(picture: Picture) -> list[Picture]:
+    return [replace(picture, pixels=pixels) for pixels in sensor_floor(picture.pixels)]
 
 
 def _accused_by_scores(material: Material, product: Product, *, drop_suspicious: bool) -> Material:
@@ -215,26 +344,20 @@ def _in_16_bits(seen: Features) -> Features:
     return replace(seen, patches=seen.patches.half())
 
 
-def _sources_of(images: Any, options: LessonOptions) -> Sources:
-    sources, groups = list_sources(images, errors=options.errors), options.groups
-    if groups is not None and len(groups) != len(sources):
-        raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
-    return sources
-
-
 def _gather(
-    sources: Sources, intake: Intake, extractor: Extractor, *, options: LessonOptions, tell: Progress
+    before: Line, name: str, sources: Sources, extractor: Extractor, *, options: LessonOptions, tell: Progress
 ) -> Material:
     """Looks at all images, and leaves out what cannot be read and, on demand, what is suspicious."""
-    features, photos, failures = _extract(sources, intake, extractor, errors=options.errors, tell=tell)
-    reviewed = review(photos, drop_suspicious=options.drop_suspicious)
-    groups = options.groups
+    found = _extract(before, name, sources, extractor, errors=options.errors, tell=tell)
+    reviewed = review(found.photos, drop_suspicious=options.drop_suspicious)
+    failures, groups = found.failures, options.groups
     if groups is not None:
         groups = [label for i, label in enumerate(groups) if i not in failures]
     return Material(
         sources=[source for i, source in enumerate(sources) if i not in failures],
-        features=features,
-        photos=photos,
+        features=found.features,
+        photos=found.photos,
+        notes=found.notes,
         groups=groups,
         copies=(),
         lesson=reviewed.lesson,
@@ -242,28 +365,42 @@ def _gather(
     ).take(reviewed.kept, reviewed.lesson, reviewed.groups)
 
 
+@dataclass(frozen=True, eq=False)
+class _Extracted:
+    """Of all readable images what `Material` has, and by position those that are not."""
+
+    features: Features
+    photos: list[Photo]
+    notes: list[Note]
+    failures: dict[int, Failure]
+
+
 def _extract(
-    sources: Sources, intake: Intake, extractor: Extractor, *, errors: Errors, tell: Progress
-) -> tuple[Features, list[Photo], dict[int, Failure]]:
-    """Features of all readable images, what each looks like, and by position those that are not."""
-    parts, photos = [], []
+    before: Line, name: str, sources: Sources, extractor: Extractor, *, errors: Errors, tell: Progress
+) -> _Extracted:
+    parts, photos, notes = [], [], []
     failures: dict[int, Failure] = {}
     done = 0
-    for batch in intake.batches(sources, EXTRACT_BATCH, errors=errors):
+    for batch in before.intake.batches(sources, EXTRACT_BATCH, errors=errors):
         failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
         pictures = pictures_in(batch)
         if pictures and readable(len(failures), len(sources)):
+            seen = see(extractor, pictures)
             photos += [_facts(picture) for picture in pictures]
-            parts.append(_in_16_bits(features_of(extractor, pictures)))
+            notes += [
+                note_of(before, name, picture, own, see=partial(see, extractor))
+                for picture, own in zip(pictures, seen.split(), strict=True)
+            ]
+            parts.append(_in_16_bits(seen))
         done += len(batch)
         tell("backbone", done / len(sources))
     check_readable(list(failures.values()), len(sources))
-    return Features.of(parts), photos, failures
+    return _Extracted(Features.of(parts), photos, notes, failures)
 
 
 def _facts(picture: Picture) -> Photo:
     source = picture.source
-    return facts_of(name_of(source), picture.pixels, picture.size, camera=camera_of(source))
+    return facts_of(name_of(source), picture.own, picture.size, camera=camera_of(source))
 
 
 def _with_product(

@@ -14,6 +14,7 @@ from .product import Product
 from .routing.router import Router
 from .store import check_task_name
 from .verdict.calibration import verdict_of
+from .verdict.changes import Changes
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,6 +29,7 @@ class Line:
         router: over all products; None without one.
         overrides: verdicts changed by hand, by product.
         rerouted: good images of older products whose routing a product's arrival changed, by product.
+        changes: what the last update of a product changed, by product; not saved.
         unreadable: what was left out of a product's last lesson, each with the reason, by product.
         lessons: what each product was last taught from; products of older lines have none.
     """
@@ -40,6 +42,7 @@ class Line:
     router: Router | None = None
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
+    changes: dict[str, Changes] = field(default_factory=dict)
     unreadable: dict[str, tuple[str, ...]] = field(default_factory=dict)
     lessons: dict[str, Lesson] = field(default_factory=dict)
 
@@ -77,6 +80,7 @@ class Line:
             config,
             overrides=_without(self.overrides, name),
             rerouted=_without(self.rerouted, name),
+            changes=_without(self.changes, name),
             unreadable=_without(self.unreadable, name),
             lessons=_without(self.lessons, name),
         )

@@ -22,9 +22,11 @@ from .cells import CellGaussians, fit_without_each
 from .config import LineConfig, ScoringConfig
 from .features.extractor import Features
 from .flow.expert import Base, Expert
+from .pose import Pose
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
 from .training import learn_base, learn_expert
 from .verdict.calibration import ScoreCalibration, TwoVoices, Voice, calibration_from_dict
+from .verdict.drift import Reference
 from .verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
 from .verdict.unknown import ORDINARY, Familiarity
 from .whole import WholeGaussian
@@ -82,6 +84,8 @@ class Product:
         familiarity: what good images' ordinary places look like.
         images: how many good images were learned from, calibration included.
         seconds: by stage.
+        reference: conditions the good images were taken under; None for products of earlier libraries.
+        pose: whether and how its images are aligned; None where nobody asked.
     """
 
     config: LineConfig
@@ -93,6 +97,8 @@ class Product:
     familiarity: Familiarity
     images: int
     seconds: dict[str, float] = field(default_factory=dict)
+    reference: Reference | None = None
+    pose: Pose | None = None
 
     @torch.no_grad()
     def inspect(self, base: Base, seen: Features) -> Judgement:
@@ -147,6 +153,8 @@ class Product:
             parts[f"position.{i}.level"] = torch.tensor([position.level])
             parts[f"position.{i}.spread"] = position.spread.half()
         parts |= {f"router.{k}": v for k, v in self.descriptors.tensors().items()}
+        if self.pose is not None:
+            parts |= {f"pose.{k}": v for k, v in self.pose.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
 
     def info(self) -> dict[str, Any]:
@@ -158,6 +166,8 @@ class Product:
             "strangeness": list(self.familiarity.values) if older else self.familiarity.to_dict(),
             "seconds": self.seconds,
             "parameters": self.parameters(),
+            "reference": None if self.reference is None else self.reference.to_dict(),
+            "pose": None if self.pose is None else self.pose.info(),
         }
 
     @classmethod
@@ -191,6 +201,8 @@ class Product:
             familiarity=_familiarity_from(info["strangeness"], config),
             images=info["images"],
             seconds=info["seconds"],
+            reference=Reference.from_dict(info["reference"]) if info.get("reference") else None,
+            pose=Pose.from_saved(_part(tensors, "pose."), info["pose"]) if info.get("pose") else None,
         )
 
 
@@ -281,6 +293,7 @@ def learn_product(
     copies: Sequence[int] | None = None,
     altered: Altered | None = None,
     without: tuple[Base, Base] | None = None,
+    routed: Tensor | None = None,
 ) -> Product:
     """Learns a product on a frozen base from the features of its good images.
 
@@ -301,6 +314,8 @@ def learn_product(
             from the images is believed to be smaller than what that makes of a score.
         without: bases that have not seen one half of the blocks or the other, where `base` itself was
             learned from these images; see `FirstBase`.
+        routed: patches (N, h, w, D) of the same images as the router sees them, where `seen` is of aligned
+            ones.
     """
     started = time.perf_counter()
     blocks = make_blocks(len(seen), config.scoring, groups=groups, copies=copies)
@@ -324,11 +339,13 @@ def learn_product(
         positions=positions,
         calibration=calibration,
         familiarity=familiarity,
-        descriptors=_descriptors(seen.patches, config=config, previous=previous),
+        descriptors=_descriptors(
+            seen.patches if routed is None else routed, config=config, previous=previous
+        ),
         images=len(seen) + (previous.images if previous else 0),
     )
     if altered is not None:
-        product = _floored(product, base, seen, altered)
+        product = _floored(product, base, altered)
     progress("calibration", 1.0)
     product.seconds.update(learning=learned - started, calibration=time.perf_counter() - learned)
     return product
@@ -498,19 +515,17 @@ def _numbers(values: Tensor) -> tuple[float, ...]:
     return tuple(values.double().cpu().tolist())
 
 
-def _floored(product: Product, base: Base, seen: Features, altered: Altered) -> Product:
+def _floored(product: Product, base: Base, altered: Altered) -> Product:
     """The product with its spreads held above what decoding and the sensor alone make of a score."""
     calibration = product.calibration
     assert isinstance(calibration, TwoVoices)
     told = [product.inspect(base, one) for one in altered.seen.split()]
-    originals = {i: product.inspect(base, seen.take([i])) for i in sorted(set(altered.originals))}
-    pairs = [(one, originals[i]) for one, i in zip(told, altered.originals, strict=True)]
-    place = _moved([a.place - b.place for a, b in pairs]) * calibration.place.spread
+    place = _moved([one.place for one in told], altered) * calibration.place.spread
     calibration = replace(calibration, place=replace(calibration.place, floor=place))
     if calibration.whole is not None:
-        moved = _moved([(a.whole or 0.0) - (b.whole or 0.0) for a, b in pairs]) * calibration.whole.spread
+        moved = _moved([one.whole or 0.0 for one in told], altered) * calibration.whole.spread
         calibration = replace(calibration, whole=replace(calibration.whole, floor=moved))
-    strange = _moved([a.strangeness - b.strangeness for a, b in pairs])
+    strange = _moved([one.strangeness for one in told], altered)
     return replace(
         product,
         calibration=calibration,
@@ -518,9 +533,11 @@ def _floored(product: Product, base: Base, seen: Features, altered: Altered) -> 
     )
 
 
-def _moved(differences: list[float]) -> float:
-    """Root mean square: the spread that these differences alone would give."""
-    return math.sqrt(float(np.mean(np.square(differences))))
+def _moved(values: list[float], altered: Altered) -> float:
+    """Standard deviation of what is said of one picture in its versions, none of which was learned."""
+    originals = np.array(altered.originals)
+    groups = [np.array(values)[originals == i] for i in sorted(set(altered.originals))]
+    return math.sqrt(float(np.mean([group.var() for group in groups])))
 
 
 # The past, and the router

@@ -12,7 +12,10 @@ import torch.nn.functional as F
 
 from .data.sources import name_of
 from .lesson import Lesson
+from .pose import Placement, PoseReport
 from .suspects import Suspect
+from .verdict.changes import Changes
+from .verdict.drift import CONDITIONS, Facts, Finding
 from .verdict.promise import Promise
 from .verdict.regions import Region, find_regions, reduced
 
@@ -52,10 +55,15 @@ class Prediction:
         place_score: of the map alone, the mean of its highest patches, in spreads of good images' maps.
         whole_score: of the picture as a whole, in spreads of good images; None where the product has no
             such voice. `pred_score` is the mean of the two, in spreads of that mean over good images.
-        patch_map: scores on the patch grid (h, w), float32, in the unit of `place_score`.
+        patch_map: scores on the part of the patch grid that shows the image, (h, w) float32, in the unit of
+            `place_score`.
         map_threshold: score of the map above which a place is conspicuous, at the same false-alarm rate.
         image_size: (H, W) of the image in pixels.
         routing: None when the product was given.
+        facts: under which conditions the image was taken.
+        findings: in which of them it lies beyond the product's good images; none where nobody knows theirs.
+        placement: how the object lay, where the image was aligned before it was judged: `patch_map` shows it
+            as aligned then, all other maps and the regions as it came.
     """
 
     source: Path | int
@@ -71,18 +79,45 @@ class Prediction:
     map_threshold: float
     image_size: tuple[int, int]
     routing: Routing | None = None
+    facts: Facts | None = None
+    findings: tuple[Finding, ...] = ()
+    placement: Placement | None = None
 
     @property
     def status(self) -> str:
-        """What to do with it in a word: "good", "defective" or "unknown"."""
-        if not self.known:
-            return "unknown"
-        return "defective" if self.pred_label else "good"
+        """What it is in a word: "good", "defective", "unknown" or "drifting".
+
+        "drifting" is what would be defective or unknown, but lies beyond the product's good images in light,
+        contrast, sharpness or clipping as well: what makes it strange may be the camera, and nobody can tell.
+        """
+        if self.known and not self.pred_label:
+            return "good"
+        if self._conditions:
+            return "drifting"
+        return "defective" if self.known else "unknown"
+
+    @property
+    def reason(self) -> str:
+        """Why it has this status, in a sentence."""
+        score = f"its score is {self.pred_score:.2f}, the threshold {self.threshold:.2f}"
+        if self.status == "good":
+            return f"like good images of {self.task}: {score}"
+        if self.status == "drifting":
+            what = "defective" if self.known else "of another product"
+            return f"{self._conditions[0].sentence}; so nobody can tell whether it is {what}"
+        if self.status == "unknown":
+            return f"like none of the taught products, not even the nearest, {self.task}"
+        where = "at a place" if self.place_score > self.map_threshold else "as a whole"
+        return f"stranger than good images of {self.task} {where}: {score}"
+
+    @property
+    def _conditions(self) -> tuple[Finding, ...]:
+        return tuple(finding for finding in self.findings if finding.channel in CONDITIONS)
 
     @property
     def anomaly_map(self) -> np.ndarray:
         """The patch map at image size, (H, W) float32, interpolated anew at every access."""
-        return self._map_of(self.image_size)
+        return self.map_at(self.image_size)
 
     @property
     def pred_mask(self) -> np.ndarray:
@@ -98,9 +133,12 @@ class Prediction:
         million pixels they are found on a map reduced to that many, and scaled.
         """
         size = reduced(self.image_size)
-        return find_regions(self._map_of(size), self.map_threshold, size=self.image_size)
+        return find_regions(self.map_at(size), self.map_threshold, size=self.image_size)
 
-    def _map_of(self, size: tuple[int, int]) -> np.ndarray:
+    def map_at(self, size: tuple[int, int]) -> np.ndarray:
+        """The patch map at `size` (H, W) of the whole image, float32, in the image's own coordinates."""
+        if self.placement is not None:
+            return self.placement.map_back(self.patch_map, size, image_size=self.image_size)
         grid = torch.from_numpy(self.patch_map)[None, None]
         return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
 
@@ -119,6 +157,8 @@ class Prediction:
         return {
             "source": str(self.source),
             "task": self.task,
+            "status": self.status,
+            "reason": self.reason,
             "known": self.known,
             "pred_score": self.pred_score,
             "p_value": self.p_value,
@@ -129,6 +169,8 @@ class Prediction:
             "pred_label": self.pred_label,
             "image_size": list(self.image_size),
             "routing": routing,
+            "facts": None if self.facts is None else self.facts.to_dict(),
+            "placement": None if self.placement is None else self.placement.to_dict(),
         }
 
 
@@ -166,7 +208,7 @@ class TaskInfo:
             "cross-fitted" of products from a line's first format. And on how many independent images.
         threshold: score above which an image is called defective.
         false_alarm_rate: rate the threshold was set for; None when it was set by hand.
-        seconds: by stage: backbone, base, learning, calibration.
+        seconds: by stage: backbone, pose, base, learning, calibration.
         parameters: trained numbers the product owns.
         bytes: all it adds to a saved line, in bytes.
         rerouted: held-out good images of older products whose routing this product changed, by product.
@@ -174,6 +216,8 @@ class TaskInfo:
         lesson: what it was last taught from: light, sharpness, what was left out.
         unreadable: images of the last lesson that were left out because they could not be read, each with
             the reason.
+        changes: what the last update of it changed, until the line is loaded anew; None without one.
+        pose: whether its images are aligned, and why; None for a product that was learned without asking.
     """
 
     name: str
@@ -190,6 +234,8 @@ class TaskInfo:
     promise: Promise
     lesson: Lesson
     unreadable: tuple[str, ...] = ()
+    pose: PoseReport | None = None
+    changes: Changes | None = field(default=None, compare=False)
 
     @property
     def independent(self) -> int:

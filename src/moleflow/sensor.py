@@ -8,13 +8,13 @@ import numpy as np
 from PIL import Image
 
 SENSOR_ALTERATIONS = 6
-_QUALITY = 90
+_QUALITY = 95  # of full colour resolution: half of it at a line's small size would be no codec's doing
 
 
 def sensor_floor(pixels: np.ndarray) -> list[np.ndarray]:
     """The same photograph as it might have come another time, always the same six.
 
-    Saved once more as JPEG of quality 90; shifted by a pixel to the right, and downwards, its border
+    Saved once more as JPEG of quality 95; shifted by a pixel to the right, and downwards, its border
     repeated; one grey level lighter, and darker; and all but darker at once, which none of the others shows.
 
     Args:
@@ -31,7 +31,7 @@ def sensor_floor(pixels: np.ndarray) -> list[np.ndarray]:
 
 def _encoded(pixels: np.ndarray) -> np.ndarray:
     stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, "jpeg", quality=_QUALITY)
+    Image.fromarray(pixels).save(stream, "jpeg", quality=_QUALITY, subsampling=0)
     with Image.open(stream) as image:
         return np.array(image.convert("RGB"))
 

@@ -24,6 +24,7 @@ ORDER = (
     "add",
     "update",
     "predict",
+    "drift",
     "evaluate",
     "list",
     "info",

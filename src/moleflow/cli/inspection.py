@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")]
 
+WATCHED_AT_ONCE = 32  # images between two writes of the watch
+WRITTEN_STAYS = "what was written so far is complete and stays"
 MAP_ENDINGS = {"overlay": "_map.png", "tiff": "_scores.tiff", "npy": "_scores.npy", "mask": "_mask.png"}
 
 
@@ -60,6 +62,7 @@ def _map_kinds(text: str | None) -> str | None:
         "moleflow predict line-3 'belt/*.png' --maps maps",
         "moleflow predict line-3 belt --task bottle --json results.jsonl",
         "moleflow predict line-3 shift.csv",
+        "moleflow predict line-3 belt --monitor",
     )
 )
 def predict(
@@ -96,6 +99,9 @@ def predict(
             show_default=False,
         ),
     ] = None,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Add the images to LINE's watch, see: moleflow drift.")
+    ] = False,
     recursive: Recursive = False,
     strict: Strict = False,
     batch_size: BatchSize = 8,
@@ -103,7 +109,7 @@ def predict(
     device: Device = "auto",
     threads: Threads = None,
 ) -> None:
-    """Inspect images of any product of LINE. Nothing is written but what --json and --maps ask for.
+    """Inspect images of any product of LINE. Nothing is written but what --json, --maps, --monitor ask for.
 
     JSON lines: every line of the file is one JSON object, one per image, in the order of the images. An image
     that cannot be read is a result of its own; the exit code is then 3.
@@ -128,8 +134,9 @@ def predict(
         write_json = stack.enter_context(_json_lines(json_file))
         write_maps = _map_writer(maps, paths, map_format or "overlay", intake=detector.intake, legend=legend)
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
-        said = NOTHING_CHANGED if not (json_file or maps) else "what was written so far is complete and stays"
-        stack.enter_context(interruptible(said))
+        asked = json_file or maps or monitor
+        stack.enter_context(interruptible(WRITTEN_STAYS if asked else NOTHING_CHANGED))
+        watch = stack.enter_context(_watcher(detector)) if monitor else None
         for index, result in enumerate(results):
             if isinstance(result, Failure):
                 failed += 1
@@ -138,6 +145,8 @@ def predict(
                 write_json(result.to_dict() | _regions_json(result, wanted=regions))
                 write_maps(index, result)
             show(result)
+            if watch is not None and not isinstance(result, Failure):
+                watch(result)
     if failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -237,6 +246,28 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@contextmanager
+def _watcher(detector: Detector) -> Iterator[Callable[[Prediction], None]]:
+    """A function that adds one result to the line's watch; what came before an error is kept as well."""
+    for name in detector.tasks:
+        detector.drift(name)  # a damaged watch is an error before anything is inspected
+    waiting: list[Prediction] = []
+
+    def watch(prediction: Prediction) -> None:
+        waiting.append(prediction)
+        if len(waiting) >= WATCHED_AT_ONCE:
+            flush()
+
+    def flush() -> None:
+        detector.observe(waiting)
+        waiting.clear()
+
+    try:
+        yield watch
+    finally:
+        flush()
+
+
 def _refuse_overwriting(json_file: str | None, paths: Sequence[Path]) -> None:
     if json_file not in (None, "-") and Path(str(json_file)).resolve() in {path.resolve() for path in paths}:
         raise ImageError(f"{json_file}: expected a file for the results, this is one of the images")
@@ -331,7 +362,7 @@ def _result_lines(
     screen = new_screen(to_stderr=to_stderr or not sys.stdout.isatty())
     wide = max(6, *(len(printable(path)) for path in paths))
     name = max(7, *(len(task) for task in tasks))
-    counts = {"good": 0, "defective": 0, "unknown": 0, "failed": 0}
+    counts = {"good": 0, "defective": 0, "unknown": 0, "drifting": 0, "failed": 0}
 
     def put(line: str, *, also_to_stderr: bool = False) -> None:
         if to_stderr and not also_to_stderr:
@@ -350,9 +381,8 @@ def _result_lines(
             put(f"{source:<{wide}}  {'-':<{name}}  {'-':>8}  {'-':>8}  error: {reason}", also_to_stderr=True)
 
         def show_prediction(prediction: Prediction) -> None:
-            verdict = "defective" if prediction.pred_label else "good"
+            verdict = prediction.status
             counts[verdict] += 1
-            counts["unknown"] += not prediction.known
             product = prediction.task if prediction.known else "unknown"
             score, p = f"{prediction.pred_score:.3f}", f"{prediction.p_value:.2g}"
             put(f"{printable(prediction.source):<{wide}}  {product:<{name}}  {score:>8}  {p:>8}  {verdict}")
@@ -362,11 +392,16 @@ def _result_lines(
                 show_failure(result)
             else:
                 show_prediction(result)
-            told(counts["good"] + counts["defective"] + counts["failed"], len(paths))
+            told(sum(counts.values()), len(paths))
 
         yield show
-    inspected = counts["good"] + counts["defective"]
-    complain(f"{counts['defective']} of {inspected} defective, {counts['unknown']} of an unknown product")
+    inspected = sum(counts.values()) - counts["failed"]
+    complain(
+        f"{counts['defective']} of {inspected} defective, {counts['unknown']} of an unknown product, "
+        f"{counts['drifting']} drifting"
+    )
+    if counts["drifting"]:
+        complain("drifting: not like good ones, but light or focus are not as taught either; see --json")
     if counts["failed"]:
         complain(f"{counts['failed']} of {len(paths)} images could not be inspected")
 

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .products import light_in_words, read_line, record_of
-from .screen import amount, complain, say
+from .screen import amount, as_text, complain, say
 
 if TYPE_CHECKING:
     from ..detector import Detector
     from ..intake import Intake
     from ..results import TaskInfo
     from ..store import TaskRecord
+    from ..verdict.changes import Flip
 
+NAMED = 8  # images in a note on changes
 SHOWN_COPIES = 5  # groups of near-copies named on the screen; the report has all
 NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
+NOTABLE_SQUEEZE = 2.0  # of one side against the other
 
 
 def say_groups(labels: Sequence[str], rule: str) -> None:
@@ -52,6 +55,8 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
         f"from {learned.calibration_images} {learned.calibration} images"
     )
     say(f"  {light_in_words(intake.intensity)}")
+    if learned.pose is not None:
+        say(f"  pose: {learned.pose}")
     _say_lesson(learned)
     for sentence in learned.promise.sentences():
         say(f"  {sentence}")
@@ -60,6 +65,7 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
     for other, count in learned.rerouted.items():
         complain(f"note: {count} good images of {other} are now taken for another product")
     _say_beyond(intake, images)
+    _say_squeezed(intake, images)
 
 
 def _say_lesson(learned: TaskInfo) -> None:
@@ -86,6 +92,45 @@ def _say_beyond(intake: Intake, images: Sequence[Path]) -> None:
             f"note: {share:.1%} of these images' pixels lie beyond the line's intensity ({intake.intensity}) "
             f"and are black or white to it; a new line can be begun with another --intensity"
         )
+
+
+def _say_squeezed(intake: Intake, images: Sequence[Path]) -> None:
+    from ..data.shapes import squeezed_by
+    from ..intake import sizes_of
+
+    share = squeezed_by(sizes_of([(path, path) for path in images]), intake.size)
+    if intake.fit == "squeeze" and share > NOTABLE_SQUEEZE:
+        complain(
+            f"note: the sides of these images are squeezed by {share:.1f} to each other, to "
+            f"{as_text(intake.size)}; a new line of their own would have another size"
+        )
+
+
+def say_changes(learned: TaskInfo, line: Path, before: str | None) -> None:
+    """Names what the update made good, and how to take it back."""
+    changes = learned.changes
+    if changes is None:
+        return
+    if changes.swallowed:
+        complain(
+            f"note: {len(changes.swallowed)} of the {changes.taught} images were not good to version "
+            f"{before} and are learned as good ones: {_named(changes.swallowed)}"
+        )
+        if len(changes.swallowed) > changes.taught / 2:
+            complain("note: most of them: other light, pose or material, or defects? Look at them")
+    if changes.flipped:
+        complain(
+            f"note: of {changes.checked} remembered images {len(changes.flipped)} have another verdict now: "
+            f"{_named(changes.flipped)}"
+        )
+    if changes.swallowed or any(flip.after == "good" for flip in changes.flipped):
+        complain(f"note: if there are defects among them: moleflow rollback {line} {learned.name} {before}")
+
+
+def _named(flips: Sequence[Flip]) -> str:
+    """The first few images and what was said of them."""
+    shown = [f"{flip.source} ({flip.before}, now {flip.after})" for flip in flips[:NAMED]]
+    return ", ".join(shown) + (f" and {len(flips) - NAMED} more" if len(flips) > NAMED else "")
 
 
 def write_report(report: Path | None, detector: Detector, product: str, *, line: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from ..data.groups import RULES, parse_rule
 from ..errors import ConfigError
 
 
+class Alignment(str, Enum):
+    """Words for `--pose`, as `Detector.add_task` takes them."""
+
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
 def as_image_size(text: str) -> tuple[int, int]:
     """A side, or "HxW", as (h, w)."""
     found = re.fullmatch(r"([1-9][0-9]{0,4})(?:[xX]([1-9][0-9]{0,4}))?", text.strip())
@@ -19,6 +28,16 @@ def as_image_size(text: str) -> tuple[int, int]:
         raise typer.BadParameter(f"expected a side such as 256, or HxW such as 192x256, got {text!r}")
     height, width = found.groups()
     return int(height), int(width or height)
+
+
+def as_tiles(text: str | None) -> tuple[int, int] | None:
+    """ "RxC" as (rows, columns); None where none was given."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]?)[xX]([1-9][0-9]?)", text.strip())
+    if found is None:
+        raise typer.BadParameter(f"expected ROWSxCOLUMNS such as 2x3, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def as_intensity(text: str | None) -> str | None:

@@ -15,6 +15,7 @@ from .options import Line, ProductName, Rate
 from .screen import (
     NOTHING_CHANGED,
     amount,
+    as_text,
     failed,
     interruptible,
     new_screen,
@@ -25,6 +26,7 @@ from .screen import (
 
 if TYPE_CHECKING:
     from ..data.intensity import Intensity
+    from ..intake import Intake
     from ..store import LineRecord, LineStore, TaskRecord
 
 
@@ -107,7 +109,7 @@ def list_products(line: Line) -> None:
             printable(record.name), record.version, str(record.info.get("images")), f"{score:.4f}", shown
         )
     new_screen().print(table)
-    say(light_in_words(intensity_of(read)))
+    say(light_in_words(intake_of(read).intensity))
 
 
 @app.command(epilog=example("moleflow info line-3", "moleflow info line-3 bottle"))
@@ -123,7 +125,7 @@ def info(
     backbone = setting_of(read, "backbone")
     size = backbone["image_size"]
     say(f"{line}: backbone {backbone['name']} ({backbone['tag']}), images {size[0]} x {size[1]}")
-    say(light_in_words(intensity_of(read)))
+    say(f"{_fit_in_words(read)}; {light_in_words(intake_of(read).intensity)}")
     say(f"weights {backbone['weights_hash'][:16]}, base {read.fingerprint[:16]}, {amount(_base_bytes(line))}")
     table = new_table(
         "product", "bytes", "seconds", "of which", "images", "calibration", "versions", numbers=3
@@ -142,10 +144,25 @@ def info(
         )
     new_screen().print(table)
     for record in records:
+        say(f"{record.name}: pose {_pose_in_words(record)}")
         for unreadable in record.info.get("unreadable", ()):
             say(f"{record.name}: left out when it was learned, it could not be read: {unreadable}")
         score, rate = _verdict(read, record)
         _say_promise(record, rate, score)
+
+
+def _pose_in_words(record: TaskRecord) -> str:
+    from ..pose import PoseReport
+
+    found = record.info.get("pose")
+    if found is None:
+        return "not asked for"
+    try:
+        return str(PoseReport(**found["report"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise LineError(
+            f"{record.name}: expected what was found about its pose, but {error!r} is amiss"
+        ) from error
 
 
 def _store(line: Path) -> LineStore:
@@ -180,20 +197,37 @@ def setting_of(read: LineRecord, key: str) -> Any:
     return read.settings[key]
 
 
-def intensity_of(read: LineRecord) -> Intensity:
-    """The range of numbers that this line sees as black to white."""
+def intake_of(read: LineRecord) -> Intake:
+    """How this line takes images in."""
     from ..intake import Intake
 
     try:
-        return Intake.from_settings((1, 1), read.settings.get("intake")).intensity
+        size = setting_of(read, "backbone")["image_size"]
+        return Intake.from_settings((size[0], size[1]), read.settings.get("intake"))
     except (KeyError, TypeError, ConfigError) as error:
-        raise LineError(f"expected the line's intensity among its settings, but {error} is amiss") from error
+        raise LineError(f"expected the line's intake among its settings, but {error} is amiss") from error
+
+
+def tiles_of(read: LineRecord) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Counts of tiles, down and across, and (h, w) of one; one tile of the whole size without tiles."""
+    backbone = setting_of(read, "backbone")
+    counts, size = backbone.get("tiles", (1, 1)), backbone.get("tile_size", backbone["image_size"])
+    return (counts[0], counts[1]), (size[0], size[1])
 
 
 def light_in_words(intensity: Intensity) -> str:
     """One sentence on the range that a line sees."""
     origin = "; chosen from the first images" if intensity.source == "auto" else ""
     return f"intensity: {intensity}{origin}"
+
+
+def _fit_in_words(read: LineRecord) -> str:
+    """What becomes of images on this line, and in how many tiles they are seen."""
+    counts, tile = tiles_of(read)
+    tiled = "" if counts == (1, 1) else f", seen in {as_text(counts)} tiles of {as_text(tile)}"
+    defect = intake_of(read).smallest_defect
+    chosen = "" if defect is None else f", chosen for defects of {defect:g} pixels"
+    return f"fit: {intake_of(read).fit}{tiled}{chosen}"
 
 
 def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]:

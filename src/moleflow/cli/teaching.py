@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,8 +23,9 @@ from ..errors import (
     TrainingError,
 )
 from .app import app, example
-from .learned import refuse_report, say_groups, say_learned, write_report
+from .learned import refuse_report, say_changes, say_groups, say_learned, write_report
 from .options import (
+    Alignment,
     Device,
     DropSuspicious,
     GoodImages,
@@ -37,8 +39,9 @@ from .options import (
     Weights,
     as_image_size,
     as_intensity,
+    as_tiles,
 )
-from .products import intensity_of, read_line, record_of, setting_of
+from .products import intake_of, read_line, record_of, setting_of, tiles_of
 from .screen import (
     NOTHING_CHANGED,
     SOME_FAILED,
@@ -49,9 +52,11 @@ from .screen import (
     stages,
     use_threads,
 )
+from .shapes import settled_in_words
 
 if TYPE_CHECKING:
     from ..detector import Detector
+    from ..pose_learning import Wish
     from ..results import TaskInfo
     from ..store import LineStore
 
@@ -78,9 +83,10 @@ class _Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class _AskedOfAdd(_Asked):
-    """And what of `add` alone; `wishes` are the line's settings or None."""
+    """And what of `add` alone; `wishes` are the line's settings or None, `pose` is as `add_task` takes it."""
 
     wishes: dict[str, Any]
+    pose: Wish
     false_alarm_rate: float | None
 
 
@@ -90,6 +96,12 @@ class _Photographs:
 
     paths: list[Path]
     groups: list[str] | None
+
+
+def _fit(text: str | None) -> str | None:
+    if text not in (None, "auto", "squeeze", "letterbox"):
+        raise typer.BadParameter(f"expected auto, squeeze or letterbox, got {text!r}")
+    return text
 
 
 @app.command(
@@ -120,7 +132,30 @@ def add(
     ] = None,
     weights: Weights = None,
     image_size: Annotated[
-        str | None, typer.Option(metavar="N|HxW", help="Size images are brought to, for a new line.")
+        str | None,
+        typer.Option(
+            metavar="N|HxW", help="Size images, or tiles, are brought to on a new line; by its first images."
+        ),
+    ] = None,
+    smallest_defect: Annotated[
+        float | None,
+        typer.Option(
+            min=1,
+            metavar="PIXELS",
+            help="Smallest defect to find, in the images' pixels: sets a new line's size.",
+        ),
+    ] = None,
+    fit: Annotated[
+        str | None,
+        typer.Option(
+            metavar="auto|squeeze|letterbox",
+            callback=_fit,
+            help="What a new line does with images of another shape; auto by default.",
+        ),
+    ] = None,
+    tiles: Annotated[
+        str | None,
+        typer.Option(metavar="RxC", help="Overlapping tiles a new line sees its images in; 1x1 by default."),
     ] = None,
     intensity: Annotated[
         str | None,
@@ -130,6 +165,12 @@ def add(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
+    pose: Annotated[
+        Alignment,
+        typer.Option(
+            help="Whether images of this product are turned and moved to lie alike; auto: where it helps."
+        ),
+    ] = Alignment.auto,
     false_alarm_rate: Rate = None,
     report: ReportFile = None,
     drop_suspicious: DropSuspicious = False,
@@ -141,12 +182,22 @@ def add(
     With --each, PRODUCT and IMAGES are left out: every folder in FOLDER is learned as a product, from its
     train/good, its good, or the images in it, and saved before the next; those on LINE already are skipped.
 
-    Backbone, image size, intensity and seed belong to the line: for an existing one leave them out, or give
-    the same. The false-alarm rate is the line's where it is new, and this product's alone where it exists.
+    Backbone, image size, smallest defect, fit, tiles, intensity and seed belong to the line: for an existing
+    one leave them out, or give the same. The false-alarm rate is the line's where it is new, and this
+    product's alone where it exists. The pose is the product's own.
     Suspicious images are listed; they teach all the same unless --drop-suspicious is given.
     """
-    size = None if image_size is None else as_image_size(image_size)
-    light = as_intensity(intensity)
+    if image_size is not None and smallest_defect is not None:
+        raise typer.BadParameter("expected --image-size or --smallest-defect, got both")
+    wishes = {
+        "backbone": backbone,
+        "image_size": None if image_size is None else as_image_size(image_size),
+        "smallest_defect": smallest_defect,
+        "fit": fit,
+        "tiles": as_tiles(tiles),
+        "intensity": as_intensity(intensity),
+        "seed": seed,
+    }
     asked = _AskedOfAdd(
         line=line,
         recursive=recursive,
@@ -154,7 +205,8 @@ def add(
         strict=strict,
         report=report,
         drop_suspicious=drop_suspicious,
-        wishes={"backbone": backbone, "image_size": size, "intensity": light, "seed": seed},
+        wishes=wishes,
+        pose=pose.value,
         false_alarm_rate=false_alarm_rate,
         weights=weights,
         device=device,
@@ -192,7 +244,8 @@ def update(
     """Learn more of PRODUCT from new good images, as a new version; the old one is kept for rollback.
 
     Earlier images are not stored in a line; features like theirs, drawn from what was learned, are learned
-    again beside the new ones. The threshold follows from the new images.
+    again beside the new ones. The threshold follows from the new images. Those among them that the
+    version before does not call good are listed.
     """
     asked = _Asked(
         line=line,
@@ -212,9 +265,11 @@ def update(
         from ..detector import Detector
 
         detector = Detector.load(line, weights=weights, device=device)
+        before = detector.info(product).version
         _teach(detector.update_task, product, photographs, asked)
     _save(detector, line)
     _tell(detector, product, photographs, asked)
+    say_changes(detector.info(product), asked.line, before)
 
 
 def _add(
@@ -233,7 +288,10 @@ def _add(
                 _refuse_taken(store, product)
                 _refuse_other_settings(store, asked.wishes)
             detector = _line_to_teach(asked, exists=exists)
-            _teach(detector.add_task, product, photographs, asked)
+            if not exists:
+                for sentence in settled_in_words(detector, detector.settle(photographs.paths)):
+                    say(sentence)
+            _teach(partial(detector.add_task, pose=asked.pose), product, photographs, asked)
             if exists and asked.false_alarm_rate is not None:
                 detector.set_threshold(product, false_alarm_rate=asked.false_alarm_rate)
         _save(detector, asked.line)
@@ -382,21 +440,25 @@ def _refuse_taken(store: LineStore, product: str) -> None:
 def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
     """Refuse wishes that an existing line cannot grant."""
     record = store.read(tensors=False)
-    backbone = setting_of(record, "backbone")
+    backbone, intake = setting_of(record, "backbone"), intake_of(record)
+    counts, tile = tiles_of(record)
     stored = {
         "backbone": backbone["name"],
-        "image_size": tuple(backbone["image_size"]),
-        "intensity": intensity_of(record).wish,
+        "image_size": tile,
+        "smallest_defect": intake.smallest_defect,
+        "fit": intake.fit,
+        "tiles": counts,
+        "intensity": intake.intensity.wish,
         "seed": setting_of(record, "seed"),
     }
-    if wishes["intensity"] == "auto":  # was settled with the first product, whatever that came to
-        wishes = wishes | {"intensity": None}
+    # "auto" was settled with the first product, whatever that came to.
+    wishes = {key: None if wish == "auto" else wish for key, wish in wishes.items()}
     for key, wish in wishes.items():
         if wish is not None and wish != stored[key]:
             option = "--" + key.replace("_", "-")
+            has = f"no {option}" if stored[key] is None else f"{option} {as_text(stored[key])}"
             raise ConfigError(
-                f"{store.path}: this line has {option} {as_text(stored[key])}, got {as_text(wish)}; "
-                f"leave it out, or begin a new line"
+                f"{store.path}: this line has {has}, got {as_text(wish)}; leave it out, or begin a new line"
             )
 
 

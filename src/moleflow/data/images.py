@@ -242,6 +242,26 @@ def has_8_bits(path: str | Path) -> bool:
         return not _is_deep_grey(image) and not deep.is_deep_colour(image, path)
 
 
+def size_of(value: Any, *, where: str = "image") -> tuple[int, int]:
+    """(H, W) of an image, upright, of anything that `as_image` takes; a file is judged by its header alone.
+
+    Raises `ImageError` as `as_image` does, but a file's pixels may still be damaged.
+    """
+    if isinstance(value, (str, os.PathLike)):
+        with _opened(Path(value)) as (image, _):
+            return _upright_size(image)
+    if isinstance(value, Image.Image):
+        return _upright_size(value)
+    array = _as_array(value, where)
+    _check_shape(array, where)
+    return array.shape[0], array.shape[1]
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    width, height = image.size
+    return (width, height) if _orientation(image) >= 5 else (height, width)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[tuple[Image.Image, IO[bytes]]]:
     """The image, of which the header was read and found to be of a known kind and size, and its file."""

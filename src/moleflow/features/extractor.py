@@ -13,6 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from moleflow.errors import BackboneError, ConfigError, ImageError
 from moleflow.features.backbones import BackboneSpec, Weights, build_network, get_backbone
+from moleflow.features.tiles import Tiled, Tiling
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +56,9 @@ class Extractor:
         weights_hash: SHA-256 over the names and bytes of all tensors that the patch features depend on.
         pooled_hash: the same over all tensors in use.
         image_size: (h, w) in pixels of the images it takes.
+        tiling: the tiles that an image is seen in; None where it is seen at once.
+        step: pixels that heights and widths are multiples of.
+        cell: pixels of a cell of the grid.
         grid: (h', w') cells of the feature grid.
         dim: D, channels of a cell.
         pooled_dim: E, numbers that describe a picture as a whole.
@@ -72,24 +76,37 @@ class Extractor:
         *,
         weights: Weights = None,
         image_size: int | tuple[int, int] | None = None,
+        tiles: tuple[int, int] | None = None,
         device: str | torch.device | None = "cpu",
         seed: int = 0,
     ) -> None:
+        """With `tiles` (rows, columns) an image is seen in so many tiles, and `image_size` is one tile's."""
         self.spec = backbone if isinstance(backbone, BackboneSpec) else get_backbone(backbone)
         self.name = self.spec.name
         self.image_size = _as_pair(image_size if image_size is not None else self.spec.image_size)
         self.device = resolve_device(device)
         built = build_network(self.spec, weights, seed=seed)
         network, self.weights_hash, self.pooled_hash = built.module, built.patch_hash, built.pooled_hash
-        _fit_to_size(network, self.spec, self.image_size)
+        self.step = _fit_to_size(network, self.spec, self.image_size)
         if isinstance(network, EfficientNet | ResNet):
             fold_batch_norms(network)
-        self.module = _GridFeatures(network, self.spec, built.pooled).eval().requires_grad_(False)
+        self.pooled = built.pooled
+        self.module: nn.Module = _GridFeatures(network, self.spec, built.pooled).eval().requires_grad_(False)
         self.module.to(self.device).to(memory_format=torch.channels_last)
-        blank = torch.zeros(1, 3, *self.image_size, dtype=torch.uint8)
-        seen = self.see(blank)
+        self._measure()
+        counts = None if tiles == (1, 1) else tiles
+        self.tiling = None if counts is None else Tiling.of(counts, self.image_size, self.step)
+        if self.tiling is not None:
+            self.module = Tiled(self.module, self.tiling, self.grid).eval().to(self.device)
+            self.image_size = self.tiling.size
+            self._measure()
+
+    def _measure(self) -> None:
+        """What a black image of the size at hand becomes."""
+        seen = self.see(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
         _, rows, columns, self.dim = seen.patches.shape
         self.grid, self.pooled_dim = (rows, columns), seen.pooled.shape[1]
+        self.cell = self.image_size[0] // rows
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The patch features alone, float32 (B, h', w', D); otherwise as `see`."""
@@ -126,6 +143,8 @@ class Extractor:
 
     def describe(self) -> dict[str, Any]:
         """All that determines the features, as JSON-able values; what a saved line stores."""
+        tiling = self.tiling
+        tiles = {} if tiling is None else {"tiles": list(tiling.counts), "tile_size": list(tiling.tile)}
         return {
             "name": self.name,
             "tag": self.spec.tag,
@@ -136,8 +155,9 @@ class Extractor:
             "pool": self.spec.pool,
             "norm": self.spec.norm,
             "weights_hash": self.weights_hash,
-            "pooled": list(self.module.pooled),
+            "pooled": list(self.pooled),
             "pooled_hash": self.pooled_hash,
+            **tiles,
         }
 
     def check_same(self, stored: Mapping[str, Any]) -> None:
@@ -248,8 +268,11 @@ def _as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _fit_to_size(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> None:
-    """Refuse a size whose layers would not align; give a transformer the position table of this size."""
+def _fit_to_size(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> int:
+    """Refuse a size whose layers would not align; give a transformer the position table of this size.
+
+    Returns the step that sizes are multiples of.
+    """
     step = max(network.feature_info[layer]["reduction"] for layer in spec.layers)  # type: ignore[index]
     if any(side % step for side in size):
         near = [sorted({max(step, side // step * step), -(-side // step) * step}) for side in size]
@@ -260,3 +283,4 @@ def _fit_to_size(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) 
         )
     if hasattr(network, "set_input_size"):
         network.set_input_size(img_size=size)  # type: ignore[operator]
+    return int(step)

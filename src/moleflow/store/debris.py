@@ -9,6 +9,7 @@ from pathlib import Path
 from .files import DEBRIS, REMOVED, TASKS, UNLISTED, bury, discard, discard_empty, listing_of, sync_folder
 from .index import Index, versions_in
 from .names import folded_name
+from .watch import sweep_watches
 
 
 def sweep(path: Path, index: Index) -> None:
@@ -22,6 +23,7 @@ def sweep(path: Path, index: Index) -> None:
     for product in products:
         if not product.is_symlink():
             _sweep_product(path, product, listed.get(folded_name(product.name)))
+    sweep_watches(path, index)
 
 
 def _sweep_product(path: Path, product: Path, version: str | None) -> None:

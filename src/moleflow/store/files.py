@@ -13,6 +13,7 @@ from pathlib import Path
 from moleflow.errors import LineError
 
 INDEX, BASE, TASKS, LOCK = "line.json", "base.safetensors", "tasks", ".lock"
+WATCH = "watch"
 EXPERT, INFO = "expert.safetensors", "task.json"
 DEBRIS = ".tmp-"
 CREATING = (

@@ -49,6 +49,7 @@ from .names import check_task_name, some_of
 from .records import LineRecord, TaskRecord
 from .tensors import dump_tensors, load_tensors, sha256_of
 from .transaction import Transaction
+from .watch import Change, read_watch, write_watch
 
 _READ_ATTEMPTS = 10
 
@@ -63,6 +64,10 @@ class LineStore:
     def exists(self) -> bool:
         """Tell whether the folder holds a line."""
         return (self.path / INDEX).is_file()
+
+    def names(self) -> tuple[str, ...]:
+        """Products the folder lists; none where it holds no line."""
+        return tuple(self._read_index().entries) if self.exists() else ()
 
     @contextmanager
     def lock(self, timeout: float | None = 600) -> Iterator[None]:
@@ -189,6 +194,37 @@ class LineStore:
         """Change a product's overrides; see `Transaction.override`."""
         with self.transaction() as change:
             change.override(name, values)
+
+    def read_watch(self, name: str) -> dict[str, Any] | None:
+        """What was seen lately of a product, as `change_watch` wrote it; None where nothing was."""
+        name = check_task_name(name)
+        find_entry(self._read_index(), name, self.path)
+        return read_watch(self.path, name)
+
+    def change_watch(self, name: str, change: Change, *, version: str | None = None) -> None:
+        """Replace what was seen lately of a product by what `change` makes of it.
+
+        Under the line's lock, so that of several processes each builds on what the others wrote; a crash
+        leaves it as before or after. Nothing else of the line is touched, and no version of it. With
+        `version`, LineError where the line uses another version of the product by now. `change`
+        gets None where there is nothing yet.
+        """
+        name = check_task_name(name)
+        self._require_line()
+        with self.lock():
+            entry = find_entry(self._read_index(), name, self.path)
+            if version not in (None, entry.version):
+                found = f"the line has {entry.version} by now"
+                raise LineError(f"{self.path}: expected {name!r} in version {version}, {found}")
+            write_watch(self.path, name, change(read_watch(self.path, name)))
+
+    def delete_watch(self, name: str) -> None:
+        """Forget what was seen lately of a product, also where that is damaged."""
+        name = check_task_name(name)
+        self._require_line()
+        with self.lock():
+            find_entry(self._read_index(), name, self.path)
+            write_watch(self.path, name, None)
 
     def adopt(self, source: str | Path, name: str | None = None) -> str:
         """Copy a product's version folder of another line in; see `Transaction.adopt`."""

@@ -47,6 +47,7 @@ from .index import (
 from .names import check_task_name, folded_name
 from .records import TaskRecord
 from .tensors import check_sha256, dump_tensors, sha256_of
+from .watch import write_watch
 
 
 class Transaction:
@@ -180,6 +181,7 @@ class Transaction:
             mark_listed(folder)
         for name in removed:
             bury(self._path, self._path / TASKS / name)
+            write_watch(self._path, name, None)
 
     def _mark_removed(self, names: Iterable[str]) -> None:
         for name in names:

@@ -1,0 +1,244 @@
+"""Whether a product's images are aligned, and to what: left-out good images say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .cells import CellGaussians
+from .config import Cells
+from .pose import NEAR, SIDE, Placement, Pose, PoseReport, find, turned
+
+Wish = Literal["auto", "on", "off"]
+WISHES: tuple[Wish, ...] = ("auto", "on", "off")
+Look = Callable[[Sequence[int]], Tensor]
+See = Callable[[Sequence[int], Sequence[Placement], Tensor], Tensor]
+
+LEAST_IMAGES = 12  # below, two halves say too little to change anything by
+LEAST_HALVED = 4  # below, there are no halves
+SAMPLE = 32  # images looked at most
+ROUNDS = 3  # of aligning and averaging
+LEAST_MATCH = 0.5  # of the typical left-out image: below, the mean shows nothing they share
+BELIEVED = 0.5  # share of the typical match below which an image is left as it is
+STILL_DEGREES, STILL_SHIFT = 3.0, 0.02  # an object that moves less is learned as it lies
+ENOUGH_MATCH = 0.95  # with little freedom to turn: more would add next to nothing
+FREE_GAIN = 0.02  # by how much better pictures must match before a full circle is searched
+MARGIN = 0.1  # by which alignment must lower left-out scores; the blur of turning alone lowers them a little
+SHOWN = 0.9  # share of the images that show a place which is inspected
+TOP = 0.05  # share of the patches whose mean is an image's score here
+
+
+@dataclass(frozen=True, eq=False)
+class _Halves:
+    """Templates of two halves of a sample, each with where every image of the sample lies by it."""
+
+    reach: float
+    parts: tuple[list[int], list[int]]
+    placements: tuple[list[Placement], list[Placement]]
+
+    def left_out(self) -> tuple[list[Placement], list[Placement]]:
+        """Of every image, by the template it had no part in; the two templates lie differently."""
+        (even, odd), (by_even, by_odd) = self.parts, self.placements
+        return [by_even[i] for i in odd], [by_odd[i] for i in even]
+
+    def matches(self) -> list[float]:
+        return [placement.match for half in self.left_out() for placement in half]
+
+    def match(self) -> float:
+        """Of the typical left-out image."""
+        return float(np.median(self.matches()))
+
+
+def settle_pose(wish: Wish, features: Tensor, *, cells: Cells, thumbnails: Look, see: See) -> Pose:
+    """Decides on good images whether aligning them helps, and learns the mean they are aligned to.
+
+    Args:
+        wish: "auto" asks the images, "on" and "off" do not.
+        features: of all images as they are, (N, h, w, D).
+        cells: the density that judges.
+        thumbnails: (n, 3, SIDE, SIDE) of the images of these numbers.
+        see: features (n, h, w, D) of the images of these numbers, aligned by these placements, of what a
+            window (SIDE, SIDE) shows.
+    """
+    if wish == "off":
+        return Pose(PoseReport(False, "switched off"))
+    if wish == "auto" and len(features) < LEAST_IMAGES:
+        return Pose(PoseReport(False, "too few images"))
+    sample = np.linspace(0, len(features) - 1, min(len(features), SAMPLE)).round().astype(int).tolist()
+    looks = thumbnails(sample)
+    if len(sample) < LEAST_HALVED:
+        return _aligning(PoseReport(True, "asked for"), looks, 180.0, None)
+    halves = _halved(looks)
+    report = _varies(halves)
+    if wish == "on":
+        report = replace(report, aligned=True, reason="asked for")
+    elif not report.reason:
+        report = _judged(report, halves, looks, features[sample], see=partial(see, sample), cells=cells)
+    if not report.aligned:
+        return Pose(report)
+    return _aligning(report, looks, halves.reach, halves)
+
+
+def mean_template(thumbnails: Tensor, reach: float) -> Tensor:
+    """The mean (3, SIDE, SIDE) of thumbnails (N, 3, SIDE, SIDE) aligned to it, lying midway between them."""
+    template = thumbnails[_typical(thumbnails)]
+    for _ in range(ROUNDS):
+        placements = _centred(find(template, thumbnails, reach))
+        views, shown = turned(thumbnails, placements)
+        weights = torch.tensor([max(placement.match, 0.01) for placement in placements])[:, None, None, None]
+        template = (views * weights).sum(0) / (shown * weights).sum(0).clamp_min(float(weights.sum()) / 4)
+    return template.half().float()
+
+
+def _aligning(report: PoseReport, thumbnails: Tensor, reach: float, halves: _Halves | None) -> Pose:
+    template = mean_template(thumbnails, reach)
+    placements = find(template, thumbnails, reach)
+    if halves is None:
+        least = 0.0
+        degrees, shift = _spread([placements])
+        report = replace(report, degrees=degrees, shift=shift)
+    else:
+        matches = halves.matches()
+        # A plain defect matches worse than any good image and must be aligned all the same, to be shown
+        # where it is; another product comes to a quarter of the typical match at most.
+        typical = float(np.median(matches))
+        least = max(0.0, min(BELIEVED * typical, 2 * min(matches) - typical))
+    return Pose(report, template.half(), _window(thumbnails, placements), reach, least)
+
+
+def _window(thumbnails: Tensor, placements: Sequence[Placement]) -> Tensor:
+    """What of the aligned picture nearly all images show, (SIDE, SIDE) bool.
+
+    Beside it good images differ by where their own borders came to lie, and that would be all one sees.
+    """
+    _, shown = turned(thumbnails, placements)
+    return shown.mean((0, 1)) >= SHOWN
+
+
+def _halved(thumbnails: Tensor) -> _Halves:
+    """Halves with as little freedom to turn as the images ask for.
+
+    An object that always lies much the same is not turned far: where it looks alike from several sides a
+    full circle would only add mistakes.
+    """
+    near = _halves(thumbnails, NEAR)
+    if near.match() >= ENOUGH_MATCH:
+        return near
+    free = _halves(thumbnails, 180.0)
+    return free if free.match() > near.match() + FREE_GAIN else near
+
+
+def _halves(thumbnails: Tensor, reach: float) -> _Halves:
+    numbers = list(range(len(thumbnails)))
+    parts = numbers[::2], numbers[1::2]
+    even, odd = (find(mean_template(thumbnails[part], reach), thumbnails, reach) for part in parts)
+    return _Halves(reach, parts, (even, odd))
+
+
+def _varies(halves: _Halves) -> PoseReport:
+    """How far the images lie apart; with a reason where that settles the matter already."""
+    degrees, shift = _spread(halves.left_out())
+    reason = ""
+    if halves.match() < LEAST_MATCH:
+        reason = "does not match"
+    elif degrees < STILL_DEGREES and shift < STILL_SHIFT:
+        reason = "lies still"
+    return PoseReport(False, reason, degrees, shift)
+
+
+def _judged(
+    report: PoseReport,
+    halves: _Halves,
+    looks: Tensor,
+    plain: Tensor,
+    *,
+    see: Callable[[Sequence[Placement], Tensor], Tensor],
+    cells: Cells,
+) -> PoseReport:
+    """Asks the left-out images of one half, and of the other if the first says yes."""
+    before, after = [], []
+    for (learn, judge), placements in zip((halves.parts, halves.parts[::-1]), halves.placements, strict=True):
+        density = _fitted(plain[learn], cells)
+        before.append(_score(density, plain[judge]))
+        moved = see(placements, _window(looks, placements))
+        after.append(_score(_fitted(moved[learn], cells), moved[judge]))
+        if after[-1] > (1 - MARGIN) * before[-1]:
+            break
+    helps = after[-1] <= (1 - MARGIN) * before[-1]
+    return replace(
+        report,
+        aligned=helps,
+        reason="helps" if helps else "it would not help",
+        before=float(np.mean(before)),
+        after=float(np.mean(after)),
+    )
+
+
+def _fitted(features: Tensor, config: Cells) -> CellGaussians:
+    density = CellGaussians((features.shape[1], features.shape[2]), features.shape[3], config)
+    density = density.to(features.device)
+    density.fit(features)
+    return density
+
+
+@torch.no_grad()
+def _score(density: CellGaussians, features: Tensor) -> float:
+    """Mean over images of their strangest patches' distance, as a share of what patches that belong elsewhere
+    in these pictures have at the same place.
+
+    Distances of two densities have no common unit, and one that allows for much hides defects as well: a
+    misplaced patch is the defect that is at hand, and that both must tell from what is good.
+    """
+    generator = torch.Generator().manual_seed(0)
+    patches = features.flatten(1, 2)
+    mixed = [image[torch.randperm(len(image), generator=generator)] for image in patches]
+    foreign = _distances(density, torch.stack(mixed).reshape(features.shape)).mean(0)
+    shares = (_distances(density, features) / foreign.clamp_min(1e-6)).flatten(1)
+    return float(shares.topk(max(1, round(TOP * shares.shape[1]))).values.mean())
+
+
+def _distances(density: CellGaussians, features: Tensor) -> Tensor:
+    return torch.cat([density(image) for image in features.split(1)])
+
+
+def _typical(thumbnails: Tensor) -> int:
+    """The image whose spectrum by frequency alone is nearest to the median: no turn or shift changes it."""
+    frequency = torch.fft.fftfreq(SIDE) * SIDE
+    rings = (frequency[:, None].square() + frequency.square()).sqrt().round().long().clamp_max(SIDE // 2)
+    power = torch.fft.fft2(thumbnails).abs().square().sum(1).flatten(1)
+    spectrum = torch.zeros(len(thumbnails), SIDE // 2 + 1).index_add_(1, rings.flatten(), power)
+    spectrum = spectrum.clamp_min(1e-6).log()
+    return int((spectrum - spectrum.median(0).values).square().sum(1).argmin())
+
+
+def _centred(placements: Sequence[Placement]) -> list[Placement]:
+    """The same placements by a template that lies in their middle: the template's own pose is arbitrary."""
+    angles = np.deg2rad([p.angle for p in placements])
+    shifts = np.array([complex(*p.shift) for p in placements])
+    move = -np.mean(shifts * np.exp(-1j * angles))
+    middle = np.mean(np.exp(1j * angles))
+    turn = np.angle(middle) if abs(middle) > 0.5 else 0.0  # all around the circle there is no middle
+    shifts = shifts + move * np.exp(1j * angles)
+    return [
+        Placement(math.degrees(angle - turn), (float(shift.real), float(shift.imag)), p.match)
+        for angle, shift, p in zip(angles, shifts, placements, strict=True)
+    ]
+
+
+def _spread(groups: Sequence[Sequence[Placement]]) -> tuple[float, float]:
+    """Degrees and shift from the middle of an image's group, of the nineteenth of twenty images."""
+    turns, moves = [], []
+    for group in groups:
+        ways = np.exp(1j * np.deg2rad([p.angle for p in group]))
+        shifts = np.array([p.shift for p in group])
+        turns.append(np.abs(np.angle(ways * np.conj(ways.mean()))))
+        moves.append(np.linalg.norm(shifts - np.median(shifts, 0), axis=1))
+    degrees = np.rad2deg(np.quantile(np.concatenate(turns), 0.95))
+    return float(degrees), float(np.quantile(np.concatenate(moves), 0.95))
