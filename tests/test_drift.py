@@ -381,21 +381,29 @@ def test_in_other_light_neither_a_defect_nor_another_product_is_told(loaded, pic
     dark = (pictures("wood", 1)[0] * 0.8).astype(np.uint8)
     (told,) = narrowed.predict([dark], task="wood")
     assert (told.pred_label, told.known) == (True, True)
+    assert told.status == "defective"  # a conspicuous place is one in any light
+    told = replace(told, map_threshold=told.place_score)
     assert told.status == told.to_dict()["status"] == "drifting"
     assert told.reason.startswith("darker than every good image taught: mean grey")
     assert told.reason.endswith("so nobody can tell whether it is defective")
-    assert replace(told, known=False).status == "drifting"
-    assert replace(told, known=False).reason.endswith("so nobody can tell whether it is of another product")
+    (routed,) = narrowed.predict([dark])
+    for far, status in ((1.0, "drifting"), (100.0, "unknown")):
+        routing = replace(routed.routing, distance=far * routed.routing.distance_limit, known=False)
+        strange = replace(told, known=False, routing=routing)
+        assert strange.status == status
+    assert replace(told, known=False).status == "unknown"
     assert replace(told, pred_label=False).status == "good"
     assert narrowed.predict(pictures("wood", 1), task="wood")[0].status == "defective"
 
 
-def test_drifting_images_are_told_and_watched_as_such(saved, pictures, tmp_path):
+def test_drifting_images_are_told_and_watched_as_such(saved, pictures, tmp_path, monkeypatch):
     store = LineStore(saved)
     record = store.read_task("wood")
     taught = {"reference": narrow(pictures).to_dict()}
-    store.put(replace(record, info=record.info | taught, overrides={"threshold": -1e6}))
     Image.fromarray((pictures("wood", 1)[0] * 0.8).astype(np.uint8)).save(tmp_path / "dark.png")
+    store.put(replace(record, info=record.info | taught, overrides={"threshold": -1e6}))
+    # A threshold so low makes every place conspicuous, which would be a defect in any light.
+    monkeypatch.setattr("moleflow.results.Prediction._may_be_the_camera", True)
     told = run("predict", saved, tmp_path, "--task", "wood", "--monitor")
     assert "drifting" in told.stdout
     assert "0 of 1 defective, 0 of an unknown product, 1 drifting" in told.stderr

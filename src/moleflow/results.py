@@ -19,6 +19,8 @@ from .verdict.drift import CONDITIONS, Facts, Finding
 from .verdict.promise import Promise
 from .verdict.regions import Region, find_regions, reduced
 
+NEAR = 5.0  # times the distance of the farthest good images: what another light may make of a product
+
 
 @dataclass(frozen=True)
 class Routing:
@@ -87,12 +89,14 @@ class Prediction:
     def status(self) -> str:
         """What it is in a word: "good", "defective", "unknown" or "drifting".
 
-        "drifting" is what would be defective or unknown, but lies beyond the product's good images in light,
-        contrast, sharpness or clipping as well: what makes it strange may be the camera, and nobody can tell.
+        "drifting" is what would be defective as a whole, or unknown and yet not far from the product, and
+        lies beyond its good images in light, contrast, sharpness or clipping: what makes it strange may be
+        the camera, and nobody can tell. A conspicuous place stays a defect in any light, and what is far from
+        every product stays unknown.
         """
         if self.known and not self.pred_label:
             return "good"
-        if self._conditions:
+        if self._conditions and self._may_be_the_camera:
             return "drifting"
         return "defective" if self.known else "unknown"
 
@@ -109,6 +113,12 @@ class Prediction:
             return f"like none of the taught products, not even the nearest, {self.task}"
         where = "at a place" if self.place_score > self.map_threshold else "as a whole"
         return f"stranger than good images of {self.task} {where}: {score}"
+
+    @property
+    def _may_be_the_camera(self) -> bool:
+        if self.known:
+            return self.place_score <= self.map_threshold
+        return self.routing is not None and self.routing.distance <= NEAR * self.routing.distance_limit
 
     @property
     def _conditions(self) -> tuple[Finding, ...]:
