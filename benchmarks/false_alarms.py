@@ -231,7 +231,7 @@ def summarise(rows: list[Row]) -> None:
     kinds = list(dict.fromkeys(str(row["kind"]) for row in rows))
     for kind in kinds:
         mine = [row for row in rows if row["kind"] == kind]
-        columns = [key for key in mine[0] if isinstance(mine[0][key], float)]
+        columns = list(dict.fromkeys(key for row in mine for key in row if isinstance(row[key], float)))
         print(f"\n{kind}\n| product | " + " | ".join(columns) + " |\n|---|" + "---:|" * len(columns))
         names = list(dict.fromkeys(str(row["product"]) for row in mine))
         for name in (*names, "mean"):
