@@ -23,7 +23,7 @@ See = Callable[[Sequence[int], Sequence[Placement], Tensor], Tensor]
 
 LEAST_IMAGES = 12  # below, two halves say too little to change anything by
 LEAST_HALVED = 4  # below, there are no halves
-SAMPLE = 32  # images looked at most
+SAMPLE = 16  # images looked at most: the check should cost little where the answer is no
 ROUNDS = 3  # of aligning and averaging
 LEAST_MATCH = 0.5  # of the typical left-out image: below, the mean shows nothing they share
 BELIEVED = 0.5  # share of the typical match below which an image is left as it is
