@@ -102,8 +102,8 @@ def _marks(scale: Scale) -> tuple[_Mark, ...]:
 
 
 def _sentence(scale: Scale, entry: Entry, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
-    figures = f"score {_figure(entry.score)}, threshold {_figure(scale.threshold)}"
-    return "".join(_drawable(c, font) for c in f"{entry.product}:  {figures}, {entry.verdict}")
+    figures = f"map {_figure(entry.score)}, its threshold {_figure(scale.threshold)}"
+    return "".join(_drawable(c, font) for c in f"{entry.product}: {entry.verdict};  {figures}")
 
 
 def _drawable(character: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:

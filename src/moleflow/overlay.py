@@ -55,7 +55,7 @@ def draw_prediction(prediction: Prediction, image: Any = None, *, legend: bool =
     entry = Entry(
         product=prediction.task if prediction.known else f"unknown, nearest {prediction.task}",
         score=prediction.place_score,
-        verdict=f"{prediction.status} with {prediction.pred_score:.2f} of {prediction.threshold:.2f}",
+        verdict=f"{prediction.status}, {prediction.pred_score:.2f} of {prediction.threshold:.2f}",
     )
     return with_legend(drawn, Scale(prediction.map_threshold), entry)
 
