@@ -160,7 +160,8 @@ def fit_without_each(
         totals.append(total - kept * reference)
     spectra: list[list[_Spectrum]] = [[] for _ in fits]
     for rows, columns in fits[-1]._cells():
-        parts = [_scatter(features[images][:, rows, columns], reference[rows, columns]) for images in members]
+        here = features[:, rows, columns]  # a view: only the cell's own patches are copied, block by block
+        parts = [_scatter(here[images], reference[rows, columns]) for images in members]
         whole = torch.stack(parts).sum(0)
         start: Tensor | None = None
         for k in reversed(range(len(fits))):  # that of all images first: the others begin with its directions

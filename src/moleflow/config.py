@@ -126,9 +126,9 @@ class TrainingConfig:
 
     steps: int = 500
     base_steps: int = 400
-    patches: int = 2048  # per step
+    patches: int = 1024  # per step
     window: int = 4  # side of the patch windows a step looks at
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     tail_weight: float = 0.7  # lambda: share of the loss given to the hardest patches
     tail_share: float = 0.05  # rho: which share of the patches is the tail
     log_det_weight: float = 1e-4

@@ -36,7 +36,7 @@ Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 MEMORY_LEAST, MEMORY_MOST = 32, 128  # images drawn from a product's past when it is updated
 HALF_SHARE = 0.25  # of the flow's steps for each of the two flows that calibrate; the final one has the rest
 LEAST_RATE = 1e-12  # that a threshold set by hand is taken to mean
-GAP_IMAGES = 24  # of each half, by which a flow's optimism about what it learned from is measured
+GAP_IMAGES = 12  # of each half, by which a flow's optimism about what it learned from is measured
 
 
 @dataclass(frozen=True, eq=False)

@@ -102,13 +102,19 @@ def _spectrum(z: NDArray[np.float64], rank: int) -> tuple[NDArray[np.float64], N
     if rank < 1:
         return np.zeros(0), np.zeros((0, channels))
     if count < channels:
-        values, vectors = np.linalg.eigh(z @ z.T / count)
+        values, vectors = _eigh(z @ z.T / count)
         values, vectors = values[-rank:], vectors[:, -rank:]
         directions = (z.T @ vectors / np.sqrt(count * np.maximum(values, 1e-12))).T
     else:
-        values, found = np.linalg.eigh(z.T @ z / count)
+        values, found = _eigh(z.T @ z / count)
         values, directions = values[-rank:], found[:, -rank:].T
     return np.maximum(values, 0.0), directions
+
+
+def _eigh(symmetric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Eigenvalues, ascending, and -vectors; by torch, which keeps to the number of threads asked for."""
+    values, vectors = torch.linalg.eigh(torch.from_numpy(symmetric))
+    return values.numpy(), vectors.numpy()
 
 
 def _shrinkage(z: NDArray[np.float64], level: float) -> float:

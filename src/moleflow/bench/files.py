@@ -70,7 +70,8 @@ def read_state(path: Path) -> State:
     """The inverse of `write_state`. Raises BenchError, with the path."""
     try:
         with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: in the file a tensor may begin anywhere, and where it begins can change a last bit.
+            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             return State(tensors, json.loads(file.metadata()[_NOTES]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise BenchError(f"{path}: expected the state of a method: {error}") from error
