@@ -51,7 +51,7 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in learned.seconds.items())
     say(f"  {sum(learned.seconds.values()):.1f} s ({stages}), {amount(learned.bytes)}")
     say(
-        f"  threshold {learned.threshold:.4f}{rate}, "
+        f"  threshold {learned.threshold:.5g}{rate}, "
         f"from {learned.calibration_images} {learned.calibration} images"
     )
     say(f"  {light_in_words(intake.intensity)}")

@@ -93,7 +93,7 @@ def threshold(
     record = record_of(read, product)
     score, rate = _verdict(read, record)
     origin = "set by hand" if rate is None else f"for {rate:.3%} false alarms, from {_calibration(record)}"
-    say(f"{record.name}: threshold {score:.4f}, {origin}")
+    say(f"{record.name}: threshold {score:.5g}, {origin}")
     _say_promise(record, rate, score)
 
 
