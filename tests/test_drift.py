@@ -179,6 +179,26 @@ def test_one_odd_image_among_the_good_sets_no_limit(reference):
     assert found.sentence.startswith("darker than nearly all good images taught")
 
 
+def test_a_cast_is_found_and_a_product_taught_before_the_channel_is_silent_in_it(reference):
+    taught = stream(np.random.default_rng(0), TAUGHT)
+    cast = replace(taught[0], place=0.0, warmth=1.3, across=0.9)
+    assert not channels_beyond(cast, reference)
+    colours = 1 + 0.02 * np.random.default_rng(1).normal(size=TAUGHT)
+    told = [replace(fact, warmth=warmth) for fact, warmth in zip(taught, colours, strict=True)]
+    (found,) = channels_beyond(cast, Reference.fit(told))
+    assert found.sentence.startswith("warmer in colour than every good image taught: red to blue 1.30")
+    grey = Reference.fit([replace(fact, warmth=1.0, tint=1.0) for fact in taught])
+    assert not channels_beyond(replace(taught[0], warmth=1.0, tint=1.0), grey)
+
+
+def test_a_watch_from_before_a_channel_is_read():
+    kept = Monitor("0001").adding(seen(stream(np.random.default_rng(2), 20))).to_dict()
+    old = [i for i, name in enumerate(kept["facts"]) if name not in ("warmth", "across")]
+    rows = [row[:3] + [row[3 + i] for i in old] for row in kept["seen"]]
+    again = Monitor.from_dict(kept | {"facts": [kept["facts"][i] for i in old], "seen": rows})
+    assert again.to_dict() == kept
+
+
 def test_few_images_judge_nothing():
     assert not channels_beyond(Facts(0.0, 0.0, 0.0), Reference.fit([Facts(90.0, 0.4, 0.3)] * 3))
 
