@@ -19,7 +19,7 @@ from .verdict.drift import CONDITIONS, Facts, Finding
 from .verdict.promise import Promise
 from .verdict.regions import Region, find_regions, reduced
 
-NEAR = 4.0  # times the distance of the farthest good images: what another light may make of a product
+NEAR = 3.5  # times the distance of the farthest good images: what another light may make of a product
 
 
 @dataclass(frozen=True)
