@@ -71,11 +71,60 @@ def test_blur_is_sharpness_alone(pictures):
     assert after.sharpness < 0.6 * before.sharpness
 
 
+def test_a_cast_is_colour_alone_and_grey_has_none(pictures):
+    image = pictures("wood", 1)[0]
+    red, _, blue = image.astype(float).mean((0, 1))
+    grey = image.mean(-1, keepdims=True)
+    gains = np.array([1.1, 1.0, 0.0])
+    gains[2] = (0.299 * red + 0.114 * blue - 0.299 * 1.1 * red) / (0.114 * blue)  # the grey level stays
+    before, after = facts_of(image), facts_of((image * gains).round().astype(np.uint8))
+    assert after.light == pytest.approx(before.light, abs=1)
+    assert after.sharpness == pytest.approx(before.sharpness, rel=0.1)
+    assert after.warmth > 1.2 * before.warmth
+    assert facts_of((image * 0.7).astype(np.uint8)).warmth == pytest.approx(before.warmth, abs=0.01)
+    plain = facts_of(np.repeat(grey, 3, axis=2).astype(np.uint8))
+    assert (plain.warmth, plain.tint) == (1, 1)
+
+
+def test_pose_is_told_from_where_edges_are():
+    image = np.full((96, 128, 3), 40, np.uint8)
+    image[30:70, 40:90] = 200
+    before = facts_of(image)
+    assert (before.across, before.down) == (
+        pytest.approx(65 / 128, abs=0.01),
+        pytest.approx(50 / 96, abs=0.01),
+    )
+    moved = facts_of(np.roll(image, (8, 16), (0, 1)))
+    assert moved.across - before.across > 0.06
+    assert moved.down - before.down > 0.04
+    turned = [facts_of(np.asarray(Image.fromarray(image).rotate(a, fillcolor=(40,) * 3))) for a in (-9, 9)]
+    assert turned[0].turn > before.turn + 0.02 > turned[1].turn + 0.04
+    stripes = np.zeros((96, 128, 3), np.uint8)
+    stripes[:, ::16] = stripes[:, 1::16] = 200
+    leaning = [facts_of(np.asarray(Image.fromarray(stripes).rotate(a))).lean for a in (-9, 0, 9)]
+    assert leaning[0] > leaning[1] + 0.05 > leaning[2] + 0.1
+    larger = facts_of(np.asarray(Image.fromarray(image[12:-12, 16:-16]).resize((128, 96))))
+    assert larger.extent > before.extent + 0.02
+    dark = facts_of((image * 0.7).astype(np.uint8))
+    for name in ("across", "down", "extent", "turn", "lean"):
+        assert getattr(dark, name) == pytest.approx(getattr(before, name), abs=0.01), name
+
+
 @pytest.mark.parametrize("shape", [(1, 1, 3), (2, 90, 3), (90, 2, 3), (64, 64, 3)])
 @pytest.mark.parametrize("level", [0, 255])
 def test_pictures_that_show_nothing_have_facts(shape, level):
     facts = facts_of(np.full(shape, level, np.uint8), size=(100, 50), clipped=0.25)
-    assert facts == Facts(light=level, contrast=0, sharpness=0, clipped=0.25, aspect=0.5)
+    told = (
+        facts.light,
+        facts.contrast,
+        facts.sharpness,
+        facts.clipped,
+        facts.aspect,
+        facts.warmth,
+        facts.tint,
+    )
+    assert told == (level, 0, 0, 0.25, 0.5, 1, 1)
+    assert facts.across == (pytest.approx(0.5) if min(shape[:2]) > 2 else None)
 
 
 def test_facts_take_little_time():
@@ -128,6 +177,26 @@ def test_one_odd_image_among_the_good_sets_no_limit(reference):
     odd = [*stream(np.random.default_rng(0), TAUGHT - 1), Facts(20.0, 0.4, 0.3, place=0.0)]
     (found,) = channels_beyond(Facts(61.0, 0.4, 0.3, place=0.0), Reference.fit(odd))
     assert found.sentence.startswith("darker than nearly all good images taught")
+
+
+def test_a_cast_is_found_and_a_product_taught_before_the_channel_is_silent_in_it(reference):
+    taught = stream(np.random.default_rng(0), TAUGHT)
+    cast = replace(taught[0], place=0.0, warmth=1.3, across=0.9)
+    assert not channels_beyond(cast, reference)
+    colours = 1 + 0.02 * np.random.default_rng(1).normal(size=TAUGHT)
+    told = [replace(fact, warmth=warmth) for fact, warmth in zip(taught, colours, strict=True)]
+    (found,) = channels_beyond(cast, Reference.fit(told))
+    assert found.sentence.startswith("warmer in colour than every good image taught: red to blue 1.30")
+    grey = Reference.fit([replace(fact, warmth=1.0, tint=1.0) for fact in taught])
+    assert not channels_beyond(replace(taught[0], warmth=1.0, tint=1.0), grey)
+
+
+def test_a_watch_from_before_a_channel_is_read():
+    kept = Monitor("0001").adding(seen(stream(np.random.default_rng(2), 20))).to_dict()
+    old = [i for i, name in enumerate(kept["facts"]) if name not in ("warmth", "across")]
+    rows = [row[:3] + [row[3 + i] for i in old] for row in kept["seen"]]
+    again = Monitor.from_dict(kept | {"facts": [kept["facts"][i] for i in old], "seen": rows})
+    assert again.to_dict() == kept
 
 
 def test_few_images_judge_nothing():
@@ -382,7 +451,9 @@ def test_in_other_light_neither_a_defect_nor_another_product_is_told(loaded, pic
     (told,) = narrowed.predict([dark], task="wood")
     assert (told.pred_label, told.known) == (True, True)
     assert told.status == "defective"  # a conspicuous place is one in any light
-    told = replace(told, map_threshold=told.place_score)
+    above = told.place_score - told.map_threshold
+    assert replace(told, map_rise=0.99 * above).status == "defective"
+    told = replace(told, map_rise=above)  # unless all places are
     assert told.status == told.to_dict()["status"] == "drifting"
     assert told.reason.startswith("darker than every good image taught: mean grey")
     assert told.reason.endswith("so nobody can tell whether it is defective")

@@ -13,9 +13,16 @@ from .errors import ImageError
 from .features.extractor import Features
 from .intake import Picture
 from .line import Line
+from .product import Judgement, Product
 from .results import Prediction, Routing
 from .routing.gaussian import describe
-from .verdict.drift import channels_beyond, facts_of
+from .verdict.calibration import TwoVoices
+from .verdict.drift import FINDING_RATE, Facts, Finding, channels_beyond, facts_of
+
+MOST = 0.9  # of a map: more than a defect covers
+TYPICAL = (
+    1.0  # calibrated score that so much of a good image's map lies below, each place being in its own spread
+)
 
 
 @torch.no_grad()
@@ -88,6 +95,19 @@ def inspect(
         image_size=picture.size,
         routing=routing,
         facts=facts,
-        findings=() if product.reference is None else channels_beyond(facts, product.reference),
+        findings=_findings(facts, product),
+        map_rise=_rise(found, product),
         placement=placement,
     )
+
+
+def _findings(facts: Facts, product: Product) -> tuple[Finding, ...]:
+    return () if product.reference is None else channels_beyond(facts, product.reference, rate=FINDING_RATE)
+
+
+def _rise(found: Judgement, product: Product) -> float:
+    """How far most of a map lies above that of a good image, in the map's unit."""
+    if not isinstance(product.calibration, TwoVoices):
+        return 0.0
+    most = float(found.patch_map.quantile(MOST))
+    return max(0.0, most - product.calibration.place.units(TYPICAL))

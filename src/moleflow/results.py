@@ -19,7 +19,7 @@ from .verdict.drift import CONDITIONS, Facts, Finding
 from .verdict.promise import Promise
 from .verdict.regions import Region, find_regions, reduced
 
-NEAR = 5.0  # times the distance of the farthest good images: what another light may make of a product
+NEAR = 3.5  # times the distance of the farthest good images: what another light may make of a product
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,8 @@ class Prediction:
         routing: None when the product was given.
         facts: under which conditions the image was taken.
         findings: in which of them it lies beyond the product's good images; none where nobody knows theirs.
+        map_rise: how far most of the map lies above that of a good image, in the unit of `place_score`; a
+            drift lifts all of a map, a defect some of it.
         placement: how the object lay, where the image was aligned before it was judged: `patch_map` shows it
             as aligned then, all other maps and the regions as it came.
     """
@@ -83,16 +85,17 @@ class Prediction:
     routing: Routing | None = None
     facts: Facts | None = None
     findings: tuple[Finding, ...] = ()
+    map_rise: float = 0.0
     placement: Placement | None = None
 
     @property
     def status(self) -> str:
         """What it is in a word: "good", "defective", "unknown" or "drifting".
 
-        "drifting" is what would be defective as a whole, or unknown and yet not far from the product, and
-        lies beyond its good images in light, contrast, sharpness or clipping: what makes it strange may be
-        the camera, and nobody can tell. A conspicuous place stays a defect in any light, and what is far from
-        every product stays unknown.
+        "drifting" is what would be defective, or unknown and yet not far from the product, and lies beyond
+        its good images in light, contrast, sharpness, clipping or colour: what makes it strange may be the
+        camera, and nobody can tell. A place that is conspicuous beyond what all of the picture rose by
+        stays a defect in any light, and what is far from every product stays unknown.
         """
         if self.known and not self.pred_label:
             return "good"
@@ -117,7 +120,7 @@ class Prediction:
     @property
     def _may_be_the_camera(self) -> bool:
         if self.known:
-            return self.place_score <= self.map_threshold
+            return self.place_score - self.map_rise <= self.map_threshold
         return self.routing is not None and self.routing.distance <= NEAR * self.routing.distance_limit
 
     @property
@@ -176,6 +179,7 @@ class Prediction:
             "place_score": self.place_score,
             "whole_score": self.whole_score,
             "map_threshold": self.map_threshold,
+            "map_rise": self.map_rise,
             "pred_label": self.pred_label,
             "image_size": list(self.image_size),
             "routing": routing,

@@ -19,6 +19,7 @@ from PIL import Image
 from scipy import stats
 
 IMAGE_RATE = 0.001  # share of good images, taken as those taught, that exceed any limit
+FINDING_RATE = 0.01  # the same where it only matters of images that alarm anyway
 BLOCKS = 8  # into which good images in file order are parted, where nobody says which belong together
 LEAST_BLOCK = 4  # images of such a block
 LEAST_TAUGHT = 4  # good images below which nothing is said
@@ -30,6 +31,10 @@ TAILS = 8.0  # facts of single images are at best as tame as Student's t of so m
 INNER = (0.05, 0.95)  # the quantiles a spread is taken from: a few odd images among the good do not set it
 INNER_WORTH = 0.65  # of a standard deviation's statistical efficiency
 PRIOR_BETWEEN, PRIOR_WORTH = 0.5, 4  # sessions differ by half a spread, believed as if seen in so many blocks
+SMALL = 48  # pixels of the shorter side of the picture that colour and pose are taken from
+LUMA = np.array([0.299, 0.587, 0.114])
+EDGE = 2.0  # mean edges: the most that a single one counts for
+NO_EDGE = 0.005  # of the mean grey: what all of the picture counts for
 DIGITS = 5  # of what is kept
 
 
@@ -43,6 +48,12 @@ class Facts:
         sharpness: strength of fine detail as a share of all there is; more or less light leaves it alone.
         clipped: share of pixels beyond the line's intensity, 0 to 1.
         aspect: width to height of the image as it came.
+        warmth, tint: mean red to mean blue, and mean green to the geometric mean of both: 1 of a grey
+            picture, and more or less light leaves them alone.
+        across, down: centre of what is drawn in the picture, its edges, as shares of width and height.
+        extent: how far edges lie from their centre, in the same shares.
+        turn: how the edges as a whole lie, 1 along the diagonal that falls to the right, -1 along the other.
+        lean: the same of the direction of each edge.
         place: how strange even its ordinary places are, in spreads of good patches; None where not known.
         whole: how strange the picture as a whole is; None where not known.
     """
@@ -52,6 +63,13 @@ class Facts:
     sharpness: float
     clipped: float = 0.0
     aspect: float = 1.0
+    warmth: float | None = None
+    tint: float | None = None
+    across: float | None = None
+    down: float | None = None
+    extent: float | None = None
+    turn: float | None = None
+    lean: float | None = None
     place: float | None = None
     whole: float | None = None
 
@@ -71,7 +89,9 @@ def facts_of(
         size: (H, W) of the image as it came; that of `pixels` by default.
     """
     height, width = size or pixels.shape[:2]
-    grey = np.asarray(Image.fromarray(pixels).convert("L"))
+    picture = Image.fromarray(pixels)
+    grey = np.asarray(picture.convert("L"))
+    small = np.asarray(picture.reduce(max(1, min(pixels.shape[:2]) // SMALL)), np.float64)
     wide = grey.astype(np.float32)
     light, variance = float(wide.mean()), float(wide.var())
     return Facts(
@@ -80,7 +100,44 @@ def facts_of(
         sharpness=math.sqrt(_fine_detail(grey) / (variance + 1.0)),  # + a grey level's worth of noise
         clipped=float(clipped),
         aspect=width / height,
+        **_cast(small),
+        **_pose(small @ LUMA),
     )
+
+
+def _cast(small: NDArray[np.float64]) -> dict[str, float]:
+    """`warmth` and `tint` of a small RGB picture."""
+    red, green, blue = (small.reshape(-1, 3).mean(0) + 1.0).tolist()  # so that black is grey
+    return {"warmth": red / blue, "tint": green / math.sqrt(red * blue)}
+
+
+def _pose(grey: NDArray[np.float64]) -> dict[str, float]:
+    """Moments of where edges are, and their direction as the structure tensor has it (Bigun 1987).
+
+    No edge counts for more than `EDGE` mean ones, and all of the picture for a little: a scratch on a plain
+    part must not look like a part that lies elsewhere.
+    """
+    if min(grey.shape) < 3:
+        return {}
+    down = grey[2:, 1:-1] - grey[:-2, 1:-1]
+    right = grey[1:-1, 2:] - grey[1:-1, :-2]
+    strength = np.hypot(down, right)
+    nothing = NO_EDGE * max(float(grey.mean()), 1.0)
+    weight = np.minimum(strength, EDGE * strength.mean()) + nothing
+    weight /= weight.sum()
+    y, x = ((np.arange(1, side - 1) + 0.5) / side for side in grey.shape)
+    rows, columns = weight.sum(1), weight.sum(0)
+    across, below = float(columns @ x), float(rows @ y)
+    x, y = x - across, y - below
+    spread = float(columns @ x**2 + rows @ y**2)
+    slopes = down * right / (strength**2 + nothing**2)
+    return {
+        "across": across,
+        "down": below,
+        "extent": math.sqrt(spread),
+        "turn": 2 * float(y @ weight @ x) / spread,
+        "lean": 2 * float((weight * slopes).sum()),
+    }
 
 
 def _fine_detail(grey: NDArray[np.uint8]) -> float:
@@ -133,13 +190,20 @@ CHANNELS = {
         Channel("sharpness", 0.03, "sharpness", ".2f", "less sharp", "sharper or noisier", 0.01),
         Channel("clipped", 0.002, "share beyond the line's intensity", ".1%", None, "more out of range"),
         Channel("aspect", 0.01, "width to height", ".2f", "narrower", "wider", 0.01),
+        Channel("warmth", 0.01, "red to blue", ".2f", "colder in colour", "warmer in colour", 0.01),
+        Channel("tint", 0.01, "green to red and blue", ".2f", "more purple", "greener", 0.01),
+        Channel("across", 0.004, "middle of the edges", ".2f", "farther left", "farther right"),
+        Channel("down", 0.004, "middle of the edges", ".2f", "higher up", "lower down"),
+        Channel("extent", 0.004, "reach of the edges", ".2f", "smaller", "larger"),
+        Channel("turn", 0.01, "lie of the whole", ".2f", "lying otherwise", "lying otherwise"),
+        Channel("lean", 0.01, "lean of the edges", ".2f", "leaning otherwise", "leaning otherwise"),
         Channel("place", 0.05, "score of ordinary places", ".1f", None, "stranger in ordinary places"),
         Channel("whole", 0.05, "score of the whole", ".1f", None, "stranger as a whole"),
     )
 }
 """By name, causes before effects."""
 
-CONDITIONS = ("light", "contrast", "sharpness", "clipped")
+CONDITIONS = ("light", "contrast", "sharpness", "clipped", "warmth", "tint")
 """Channels that camera and lamp set: an image beyond the good ones in one of them may look like anything."""
 
 
@@ -175,11 +239,10 @@ class Norm:
         return math.sqrt(self.between**2 * (1 + 1 / self.blocks) + sampling)
 
     def limit(self, rate: float, *, images: int | None = None) -> float:
-        """Spreads that a good image, or the median of so many, exceeds at `rate`, all channels together.
+        """Spreads that a good image, or the median of so many, exceeds at `rate`, on either side.
 
         The spreads are themselves estimates from few images and fewer sessions: Student's t with
-        Satterthwaite's degrees of freedom, the rate divided by channels and sides (Bonferroni). Single
-        images have heavier tails than medians, see `TAILS`.
+        Satterthwaite's degrees of freedom. Single images have heavier tails than medians, see `TAILS`.
         """
         if self.count < LEAST_TAUGHT:
             return math.inf
@@ -189,7 +252,7 @@ class Norm:
             own**2 / (INNER_WORTH * (self.count - 1)) + session**2 / (PRIOR_WORTH + self.blocks - 1)
         )
         freedom = min(freedom, TAILS) if images is None else freedom
-        return float(stats.t.isf(rate / (2 * len(CHANNELS)), freedom))
+        return float(stats.t.isf(rate / 2, freedom))
 
     @classmethod
     def fit(cls, channel: Channel, values: NDArray[np.float64], blocks: NDArray[np.int64]) -> Norm:
@@ -244,6 +307,10 @@ class Reference:
     images: int
     norms: dict[str, Norm]
 
+    def rate(self, together: float) -> float:
+        """Of each channel, so that all of them together have a rate (Bonferroni)."""
+        return together / max(len(self.norms), 1)
+
     @classmethod
     def fit(cls, facts: Sequence[Facts], blocks: Sequence[int] | None = None) -> Reference:
         """From the facts of the good images.
@@ -263,7 +330,7 @@ class Reference:
         return cls(len(facts), norms)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON, less than 1 kB without white space."""
+        """Plain JSON, less than 2 kB without white space."""
         return {
             "images": self.images,
             "norms": {name: list(dataclasses.astuple(norm)) for name, norm in self.norms.items()},
@@ -322,7 +389,7 @@ def channels_beyond(facts: Facts, reference: Reference, *, rate: float = IMAGE_R
         spreads = (channel.scaled(value) - norm.centre) / norm.spread
         words = channel.lower if spreads < 0 else channel.higher
         far = abs(spreads) > BEYOND_TAUGHT * _reach(channel, norm, spreads)
-        if words and far and abs(spreads) > norm.limit(rate):
+        if words and far and abs(spreads) > norm.limit(reference.rate(rate)):
             found.append(finding(channel, norm, value, spreads))
     return tuple(found)
 

@@ -92,7 +92,7 @@ class Monitor:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON; about 20 kB at most."""
+        """Plain JSON; about 35 kB at most."""
         return {
             "version": self.version,
             "began": round(self.began, 1),
@@ -227,7 +227,7 @@ def _channels(seen: Sequence[Seen], recent: Sequence[Seen], reference: Reference
         channel = CHANNELS[name]
         middle = float(np.median(values))
         shift = channel.scaled(middle) - norm.centre
-        limit = norm.limit(LOT_RATE, images=len(values)) * norm.spread_of_median(len(values))
+        limit = norm.limit(reference.rate(LOT_RATE), images=len(values)) * norm.spread_of_median(len(values))
         concern = channel.lower if shift < 0 else channel.higher
         yield ChannelReport(
             channel=name,
