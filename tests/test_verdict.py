@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -405,6 +406,10 @@ def test_a_promise_says_what_so_many_images_support():
     assert "7.69%" in words
     assert "with 12 more" in words
     assert promise(good, None, 3.0).later == ()
+    lower = replace(told, later=((2 * told.images, 0.9 * told.threshold),))
+    alike = replace(told, later=((2 * told.images, 0.99 * told.threshold),))
+    assert "missed today" in lower.sentences()[-1]
+    assert "hardly be lower" in alike.sentences()[-1]
     assert "hardly anything alarms" in " ".join(promise(two_voices([1.0]), 0.01, 50.0).sentences())
 
 
