@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..errors import CalibrationError
 
-PRIOR_SPREAD = 0.33
+PRIOR_SPREAD = 0.3
 """Standard deviation of bent good scores (`_log_shift` of robust units) in products that vary much: 0.20 to
 0.34 on three real ones, taught with 12 to 200 photographs. A borrowed tail should err on the wide side."""
 
