@@ -1,6 +1,7 @@
 """Presets: what they say, what follows from the number of channels, and that they reach line and bench."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -16,6 +17,7 @@ from moleflow.presets import DEFAULT, PRESETS, flow_lora, flow_rate, flow_width,
 from moleflow.storage import total
 
 ORIGINALS = [name for name in PRESETS if name != DEFAULT]
+GRID = Path(__file__).parents[1] / "benchmarks" / "deck_grid.yaml"
 STREAM = Stream("a", (Task(("gear",)),))
 
 
@@ -178,3 +180,17 @@ def test_wrong_combinations_are_refused_with_the_file(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message) as caught:
         read_space(file)
     assert str(file) in str(caught.value)
+
+
+def test_the_originals_grid_holds_its_runs_and_its_presets():
+    points = read_space(GRID)
+    assert points.size == 78
+    balanced = get_preset("balanced").at(768)
+    configs = [override(balanced, point) for point in points.points]
+    assert len({str(config) for config in configs}) == 78
+    for name in ("balanced", "deck-main", "max-image-auroc"):
+        assert get_preset(name).at(768) in configs
+    assert {2e-4, 3e-4} == {config.training.learning_rate for config in configs}
+    assert {32, 64, 128, 256} <= {config.flow.lora.rank for config in configs if config.flow.lora}
+    assert max(config.flow.dia.blocks for config in configs) == 8
+    assert max(config.flow.couplings for config in configs) == 16
