@@ -109,7 +109,7 @@ def losses_of(
 
     def step(generator: torch.Generator) -> Tensor:
         loss = likelihood_loss(base, expert, seen, config.training, generator)
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
         return loss
 
     fit(owned, step, config.training, steps=config.training.steps, seed=0)
