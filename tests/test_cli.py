@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from moleflow.data.layouts import read_dataset
 from moleflow.errors import MoleFlowError
 from moleflow.evaluation import evaluate
 from moleflow.overlay import overlay
+from moleflow.presets import PRESETS, get_preset
 
 DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = typer.main.get_command(app).commands
@@ -652,3 +654,25 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     monkeypatch.setattr("moleflow.demo", fake, raising=False)
     assert "report.html" in run("demo", "--quick", "--out", tmp_path, "--seed", 4).stdout
     assert (seen["out"], seen["quick"], seen["seed"]) == (tmp_path, True, 4)
+
+
+# Presets
+
+
+def test_a_new_line_takes_a_preset_and_an_old_one_refuses_another(data, tmp_path, monkeypatch):
+    quick = replace(get_preset("deck"), name="quick", says=SMALL, follows={})
+    monkeypatch.setitem(PRESETS, "quick", quick)
+    line = tmp_path / "line"
+    begun = ["--image-size", "64", "--preset", "quick"]
+    run("add", line, "gear", good(data), *begun)
+    assert Detector.load(line).config == SMALL
+    assert "preset quick" in run("info", line).stdout
+    said = sentence("add", line, "wood", good(data, "wood"), "--preset", "deck")
+    assert "this line has --preset quick, got deck" in said
+
+
+@pytest.mark.parametrize("command", ["add", "benchmark", "ablate", "sweep"])
+def test_an_unknown_preset_is_wrong_usage(command, data, tmp_path):
+    arguments = [tmp_path / "line", "gear", good(data)] if command == "add" else [data]
+    result = run(command, *arguments, "--preset", "dekc", code=2)
+    assert "unknown preset" in result.output

@@ -436,8 +436,9 @@ def test_info_says_what_was_learned(line):
     assert (info.calibration, info.false_alarm_rate) == ("left-out", 0.01)
     assert set(info.seconds) == {"backbone", "base", "learning", "calibration"}
     assert set(line.info("wood").seconds) == {"backbone", "learning", "calibration"}
-    assert info.parameters > 0
-    assert info.bytes == sum(t.nbytes for t in tensors(line, "gear").values())
+    held = tensors(line, "gear").values()
+    assert info.parameters > sum(t.numel() for t in held)  # and good images' scores, as JSON
+    assert info.bytes > sum(t.nbytes for t in held)
 
 
 # Few images

@@ -19,6 +19,7 @@ from .data.intensity import parse_intensity
 from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
+from .features.backbones import BackboneSpec, stored_backbone
 from .features.extractor import Extractor
 from .inspection import inspect
 from .intake import Intake, check_errors, pictures_in
@@ -26,7 +27,9 @@ from .learning import LessonOptions, Progress, learn, sources_of
 from .line import Line
 from .monitor import observe, read_monitor
 from .pose_learning import WISHES, Wish
+from .presets import DEFAULT, get_preset
 from .results import Failure, Prediction, TaskInfo
+from .storage import total
 from .store import LineStore, check_task_name
 from .verdict.promise import promise
 from .verdict.watch import Report, judge
@@ -39,7 +42,8 @@ class Detector:
     expert. Inspecting may be done from several threads at once; learning, from one at a time.
 
     Args:
-        backbone: a preset of the backbone table, or "timm:<tag>@<layers>".
+        backbone: a row of the backbone table by name, perhaps with other layers, "timm:<tag>@<layers>", or
+            a `BackboneSpec`.
         weights: local file with the backbone's weights; None for embedded ones or timm's hub; "random"
             for seeded random ones.
         image_size: side, or (height, width), images are brought to, with `tiles` each tile of them. None for
@@ -56,7 +60,9 @@ class Detector:
         intensity: which of the camera's numbers is black and which white, for the life of the line: "auto"
             chooses by the first product's images; a number of bits (8, 10, 12, 14, 16), "LOW:HIGH" or
             (LOW, HIGH) says it; "full" maps each image by its type's full range.
-        config: every other option.
+        preset: every other option, by the name of a set of them: see `moleflow.presets`. "default" without
+            it.
+        config: or the options themselves.
 
     Raises:
         ConfigError: an impossible option.
@@ -65,7 +71,7 @@ class Detector:
 
     def __init__(
         self,
-        backbone: str = "efficientnet_lite0",
+        backbone: str | BackboneSpec = "efficientnet_lite0",
         *,
         weights: str | Path | None = None,
         image_size: int | tuple[int, int] | None = None,
@@ -76,16 +82,20 @@ class Detector:
         seed: int = 0,
         false_alarm_rate: float = 0.01,
         intensity: str | int | tuple[float, float] = "auto",
+        preset: str | None = None,
         config: LineConfig | None = None,
     ) -> None:
         if not 0 < false_alarm_rate < 1:
             raise ConfigError(f"a false-alarm rate lies between 0 and 1, got {false_alarm_rate}")
-        self.config = config or LineConfig()
+        if preset is not None and config is not None:
+            raise ConfigError("expected a preset or a config, got both")
+        self.preset = None if config is not None else get_preset(preset or DEFAULT).name
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
         # What extractor and intake are settled by, with the first product.
         self._wishes = Wishes(image_size, smallest_defect, fit, parse_intensity(intensity))
         self._at_size = partial(Extractor, backbone, weights=weights, tiles=tiles, device=device, seed=seed)
         self.extractor = self._at_size(image_size=image_size)
+        self.config = config or get_preset(preset or DEFAULT).at(self.extractor.dim)
         self._settled = False
         self._random_weights = str(weights) == "random"
         self._line = Line(false_alarm_rate, intake_of(self.extractor))
@@ -139,6 +149,7 @@ class Detector:
         line = self._line
         product, name = line.product(name), check_task_name(name)
         rate, threshold = line.verdict(name)
+        parts = product.parts()
         return TaskInfo(
             name=name,
             version=self._archive.version(name, product),
@@ -148,8 +159,9 @@ class Detector:
             threshold=threshold,
             false_alarm_rate=rate,
             seconds=dict(product.seconds),
-            parameters=product.parameters(),
-            bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
+            parameters=total(parts).numbers,
+            bytes=total(parts).bytes,
+            parts=parts,
             rerouted=dict(line.rerouted.get(name, {})),
             unreadable=line.unreadable.get(name, ()),
             promise=promise(product.calibration, rate, threshold),
@@ -399,6 +411,7 @@ class Detector:
             "random_weights": self._random_weights,
             "seed": self.seed,
             "false_alarm_rate": self.false_alarm_rate,
+            "preset": self.preset,
             "config": to_dict(self.config),
             "intake": self.intake.settings(),
         }
@@ -429,7 +442,7 @@ class Detector:
             if weights is None and settings["random_weights"]:
                 weights = "random"
             detector = cls(
-                settings["backbone"]["name"],
+                stored_backbone(settings["backbone"]),
                 weights=weights,
                 image_size=_pair(settings["backbone"].get("tile_size", settings["backbone"]["image_size"])),
                 tiles=_pair(settings["backbone"].get("tiles")),
@@ -438,6 +451,7 @@ class Detector:
                 false_alarm_rate=settings["false_alarm_rate"],
                 config=from_dict(LineConfig, settings["config"]),
             )
+            detector.preset = settings.get("preset")
             detector.extractor.check_same(settings["backbone"])
             detector._line, detector._archive = restore(
                 record,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..config import LineConfig, override
 from .plan import Variant
 
 FULL = "full"
@@ -49,3 +50,35 @@ FLOW_ALONE: Mapping[str, Variant] = {
     if name not in ("flow alone", "cells alone", "covariance per product")
 }
 """The same parts of the flow with nothing beside it: what each is worth where the flow has to do the work."""
+
+
+_STEPS = ("training.base_steps", "training.steps")
+
+
+def rows_for(table: Mapping[str, Variant], whole: LineConfig) -> dict[str, Variant]:
+    """The rows of a table around a whole of other options than the defaults: a preset, or what was set.
+
+    A flow of its own divides the steps that a product has there. Rows that would take away what the whole
+    does not have are left out.
+    """
+    rows = {name: _within_budget(variant, whole) for name, variant in table.items()}
+    full = override(whole, rows[FULL].options)
+
+    def tells(name: str, variant: Variant) -> bool:
+        other = variant.method != rows[FULL].method
+        return name == FULL or other or _differs(override(whole, variant.options), full)
+
+    return {name: variant for name, variant in rows.items() if tells(name, variant)}
+
+
+def _within_budget(variant: Variant, whole: LineConfig) -> Variant:
+    halved = {key: max(1, whole.training.steps // 2) for key in _STEPS if key in variant.options}
+    return Variant(variant.method, {**variant.options, **halved})
+
+
+def _differs(config: LineConfig, full: LineConfig) -> bool:
+    """Whether something comes of the difference: without cells the flow's weight beside them is of no use."""
+    if config.scoring.cells is None and full.scoring.cells is None:
+        same_weight = override(config, {"scoring.flow_weight": full.scoring.flow_weight})
+        return same_weight != full
+    return config != full

@@ -15,8 +15,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError, DatasetError
+from ..presets import DEFAULT
 from .app import app, example
-from .options import as_image_size
+from .options import Preset, as_image_size
 from .screen import complain, interruptible, new_screen, new_table, say
 
 if TYPE_CHECKING:
@@ -94,6 +95,7 @@ def benchmark(
     device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
+    preset: Preset = DEFAULT,
     settings: Settings = None,
 ) -> None:
     """Compare methods on DATA: every product is learned in turn, everything learned so far is tested.
@@ -132,6 +134,7 @@ def benchmark(
             weights=weights,
             image_size=_size(image_size),
             eval_size=_size(eval_size),
+            preset=preset,
             options=_settings(settings or []),
         )
         _run(Work(plan, products, out, cache or out / "features"), jobs, device)
@@ -161,6 +164,7 @@ def ablate(
     device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
+    preset: Preset = DEFAULT,
     settings: Settings = None,
 ) -> None:
     """Leave out each part of the method in turn, and say what that changes on DATA.
@@ -169,14 +173,20 @@ def ablate(
     `benchmark`.
     """
     with interruptible(GOES_ON):
-        from ..bench.ablation import ABLATIONS, FLOW_ALONE, FULL
+        from ..bench.ablation import ABLATIONS, FLOW_ALONE, FULL, rows_for
         from ..bench.plan import Plan, Work
         from ..bench.streams import at_once
+        from ..config import override
         from ..data.layouts import read_dataset
+        from ..features.backbones import channels_of
+        from ..presets import get_preset
 
         dataset = read_dataset(data, layout=layout)
         _, products = _streams(dataset, "plain", None, order, 1)
         table = FLOW_ALONE if flow_alone else ABLATIONS
+        set_options = _settings(settings or [])
+        whole = override(get_preset(preset).at(channels_of(backbone)), set_options)
+        table = rows_for(table, whole)
         rows = table if only is None else (FULL, *_among(only, table, "row"))
         plan = Plan(
             entries={name: table[name] for name in rows},
@@ -186,7 +196,8 @@ def ablate(
             weights=weights,
             image_size=_size(image_size),
             eval_size=_size(eval_size),
-            options=_settings(settings or []),
+            preset=preset,
+            options=set_options,
         )
         _run(Work(plan, products, out, cache or out / "features"), jobs, device)
 
@@ -223,6 +234,7 @@ def sweep(
     device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
+    preset: Preset = DEFAULT,
     settings: Settings = None,
 ) -> None:
     """Search the method's options, chosen without labels: by synthetic defects in held-out good images.
@@ -233,13 +245,13 @@ def sweep(
     with interruptible(GOES_ON):
         from ..bench.files import alone
         from ..bench.report import write_sweep_report
-        from ..bench.sweep import Space, default_space
+        from ..bench.sweep import default_space, read_space
         from ..bench.sweep import sweep as search
         from ..data.layouts import read_dataset
 
         dataset = read_dataset(data, layout=layout)
         _, products = _streams(dataset, "plain", None, order, 1, tested=oracle)
-        tried = default_space(method) if space is None else Space.from_yaml(space)
+        tried = default_space(method) if space is None else read_space(space)
         with alone(out), _bars("sweep") as (told, show):
             found = search(
                 tried,
@@ -253,6 +265,7 @@ def sweep(
                 method=method,
                 oracle=oracle,
                 jobs=jobs or os.cpu_count() or 1,
+                preset=preset,
                 options=_settings(settings or []),
                 backbone=backbone,
                 weights=weights,

@@ -31,6 +31,7 @@ from .options import (
     GoodImages,
     Groups,
     Line,
+    NewPreset,
     ProductName,
     Rate,
     Recursive,
@@ -165,6 +166,7 @@ def add(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
+    preset: NewPreset = None,
     pose: Annotated[
         Alignment,
         typer.Option(
@@ -182,9 +184,9 @@ def add(
     With --each, PRODUCT and IMAGES are left out: every folder in FOLDER is learned as a product, from its
     train/good, its good, or the images in it, and saved before the next; those on LINE already are skipped.
 
-    Backbone, image size, smallest defect, fit, tiles, intensity and seed belong to the line: for an existing
-    one leave them out, or give the same. The false-alarm rate is the line's where it is new, and this
-    product's alone where it exists. The pose is the product's own.
+    Backbone, image size, smallest defect, fit, tiles, intensity, seed and preset belong to the line: for an
+    existing one leave them out, or give the same. The false-alarm rate is the line's where it is new, and
+    this product's alone where it exists. The pose is the product's own.
     Suspicious images are listed; they teach all the same unless --drop-suspicious is given.
     """
     if image_size is not None and smallest_defect is not None:
@@ -197,6 +199,7 @@ def add(
         "tiles": as_tiles(tiles),
         "intensity": as_intensity(intensity),
         "seed": seed,
+        "preset": preset,
     }
     asked = _AskedOfAdd(
         line=line,
@@ -450,6 +453,7 @@ def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
         "tiles": counts,
         "intensity": intake.intensity.wish,
         "seed": setting_of(record, "seed"),
+        "preset": record.settings.get("preset"),  # of older lines nobody knows
     }
     # "auto" was settled with the first product, whatever that came to.
     wishes = {key: None if wish == "auto" else wish for key, wish in wishes.items()}
