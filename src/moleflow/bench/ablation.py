@@ -12,6 +12,17 @@ from collections.abc import Mapping
 from .plan import Variant
 
 FULL = "full"
+WHOLE = 1000  # patches: no grid is larger, so a window is a whole image
+PUBLISHED = {
+    "flow.mixer": {"kernel": "full", "gate_limit": 0.5},
+    "training.window": 8,
+    "training.margin": 3,
+    "training.tail": "image",
+    "training.log_det_of": "flow",
+}
+"""The parts as published: a free 3x3 mixer, a context that sees all its neighbours, the tail of each window,
+the penalty on couplings and DIA alone. Windows of 8 x 8 stand for whole images, of which a step could only
+see two; with the margin mixer and context of their own patches see what they see in the image."""
 
 ABLATIONS: Mapping[str, Variant] = {
     FULL: Variant("moleflow"),
@@ -31,11 +42,26 @@ ABLATIONS: Mapping[str, Variant] = {
     "flow alone": Variant("moleflow", {"scoring.cells": None}),
     "cells alone": Variant("moleflow", {"scoring.flow_weight": 0.0}),
     "covariance per product": Variant("moleflow", {"router.metric": "product"}),
+    "full mixer kernel": Variant("moleflow", {"flow.mixer.kernel": "full"}),
+    "windows with a margin": Variant("moleflow", {"training.margin": 2}),
+    "penalty on the flow": Variant("moleflow", {"training.log_det_of": "flow"}),
+    "whole images": Variant("moleflow", {"training.window": WHOLE}),
+    "tail per image": Variant("moleflow", {"training.window": WHOLE, "training.tail": "image"}),
+    "on the sphere": Variant("moleflow", {"flow.normalisation": "sphere"}),
+    "on the sphere without noise": Variant(
+        "moleflow", {"flow.normalisation": "sphere", "training.noise": 0.0}
+    ),
+    "published": Variant("moleflow", PUBLISHED),
+    "published without mixer": Variant("moleflow", {**PUBLISHED, "flow.mixer": None}),
+    "published without scale context": Variant("moleflow", {**PUBLISHED, "flow.context": None}),
+    "published without tail loss": Variant("moleflow", {**PUBLISHED, "training.tail_weight": 0.0}),
+    "published without penalty": Variant("moleflow", {**PUBLISHED, "training.log_det_weight": 0.0}),
 }
 """The seven of the original method, position, the two ways to share nothing, and what this project added:
 noise, position calibration, the cells beside the flow, the shared metric of the router. "flow alone" leaves
 the cell Gaussians out, so the other rows with the cells in place are read beside it: where the cells carry
-the detection, a part of the flow cannot move it far."""
+the detection, a part of the flow cannot move it far. Then what this project made weaker than it was
+published, at its published strength: each by itself, all together, and each left out of all together."""
 
 BARE = {"scoring.cells": None, "scoring.position_calibration": False}
 LIKE_FOR_LIKE: Mapping[str, Variant] = {
