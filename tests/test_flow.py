@@ -621,6 +621,8 @@ def test_a_sphere_of_too_few_coordinates_is_an_error():
 def test_a_patch_without_contrast_has_finite_coordinates():
     y = sphere_chart(torch.full((1, 1, 6), 3.0))
     assert torch.isfinite(y).all()
+    rounding = 3.0 + 1e-7 * grids(1, 6)  # which is not blown up to a pattern
+    assert sphere_chart(rounding).abs().max() < 1e-3
     spike = torch.zeros(1, 6)
     spike[0, 4] = -1.0  # the one direction that the chart cannot reach
     assert torch.isfinite(sphere_chart(spike)).all()

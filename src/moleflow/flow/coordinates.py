@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+LEAST_VARIANCE = 1e-5  # as layer normalisation's: below it a patch is rounding, and stays inside the sphere
 LEAST = 1e-3  # distance from the one point that no chart of a whole sphere reaches, in radii
 
 
@@ -27,9 +28,9 @@ def sphere_chart(features: Tensor) -> Tensor:
     """
     channels = features.shape[-1]
     centred = features - features.mean(-1, keepdim=True)
-    size = centred.norm(dim=-1, keepdim=True)
     radius = math.sqrt(channels)
-    on_sphere = radius * centred / size.clamp_min(torch.finfo(features.dtype).tiny)
+    spread = centred.norm(dim=-1, keepdim=True) / radius
+    on_sphere = centred / spread.clamp_min(math.sqrt(LEAST_VARIANCE))
     turned = on_sphere[..., :-1] + on_sphere[..., -1:] / (radius - 1)
     return turned[..., :-1] / (1 + turned[..., -1:] / radius).clamp_min(LEAST)
 
