@@ -17,6 +17,7 @@ from .config import (
     FlowConfig,
     LineConfig,
     Lora,
+    Mixer,
     RouterConfig,
     ScoringConfig,
     TrainingConfig,
@@ -65,7 +66,7 @@ def flow_lora(channels: int) -> dict[str, Any]:
 
 
 def flow_rate(channels: int) -> float:
-    """Learning rate against the flow's width: 1e-3 at D = 152, 4.4e-4 at 768, 3.1e-4 at 1,536.
+    """Learning rate against the flow's width: 2e-3 at D = 152, 8.9e-4 at 768, 6.2e-4 at 1,536.
 
     A step moves what a wide map says in proportion to its inputs, so it shrinks as they grow in number.
     """
@@ -87,7 +88,7 @@ maps of width D / 2; ours have one of two maps, which at width D has as many wei
 
 _THEIR_CHANNELS = 768
 _AN_EPOCH = 15  # steps: 242 images, a product's of MVTec AD on average, sixteen a step
-_WHOLE_IMAGES = 1024  # a window no grid is larger than
+WHOLE_IMAGES = 1024  # side of a window that no grid is larger than
 _PATCHES = 16 * 14 * 14  # of sixteen images
 
 
@@ -106,6 +107,7 @@ def _original(
         flow=FlowConfig(
             couplings=couplings,
             hidden=_THEIR_CHANNELS,
+            mixer=Mixer(kernel="full"),
             context=Context(kernel=5),
             lora=Lora(rank=rank, alpha=1.0),  # the scale of its code, one over the rank
             dia=Dia(blocks=dia, hidden=_THEIR_CHANNELS),
@@ -114,11 +116,13 @@ def _original(
             steps=epochs * _AN_EPOCH,
             base_steps=epochs * _AN_EPOCH,
             patches=_PATCHES,
-            window=_WHOLE_IMAGES,
+            window=WHOLE_IMAGES,
             learning_rate=3e-4,
             tail_weight=tail_weight,
             tail_share=tail_share,
+            tail="image",
             log_det_weight=1e-4,
+            log_det_of="flow",
             noise=0.0,
         ),
         scoring=ScoringConfig(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ...config import TrainingConfig, check
 from ...errors import TaskError
 from ...flow.expert import Base, Expert
-from ...training import START_IMAGES, fit, loss_of, require_finite, sample_windows, seeded
+from ...training import START_IMAGES, Windows, fit, loss_of, require_finite, sample_windows, seeded
 from .base import Inspection, Method, Pictures, Setting, State, judged
 
 MEMORY = "memory"  # features of kept images in a state
@@ -76,7 +76,7 @@ class WholeFlow(nn.Module):
             self.expert = Expert(self.base)
 
     def latent(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, h, w, D) and log-determinant (B, h, w) of prepared windows."""
+        """z (B, h, w, d) and log-determinant (B, h, w) of prepared windows."""
         return self.base.latent(self.expert, x, position=position)
 
     def scores(self, features: Tensor) -> Tensor:
@@ -126,37 +126,30 @@ class Mixture:
         """
         return cls(tuple(sources), (1 / len(sources),) * len(sources))
 
-    def draw(
-        self, position: Tensor, training: TrainingConfig, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, position: Tensor, training: TrainingConfig, generator: torch.Generator) -> Windows:
         """One step's windows and where they were cut, as `sample_windows`, ordered by source."""
         height, width = position.shape[:2]
         patches = min(training.window, height) * min(training.window, width)
         batch = max(1, training.patches // patches)
         origin = torch.multinomial(torch.tensor(self.shares), batch, replacement=True, generator=generator)
-        drawn = [
+        return Windows.joined(
             sample_windows(source, position, replace(training, patches=count * patches), generator)
             for source, count in zip(
                 self.sources, origin.bincount(minlength=len(self.sources)).tolist(), strict=True
             )
             if count
-        ]
-        windows, places = zip(*drawn, strict=True)
-        return torch.cat(windows), torch.cat(places)
+        )
 
 
 class Step(NamedTuple):
     """What a flow made of one step's prepared and noisy windows."""
 
-    x: Tensor  # (B, s, s, D)
-    position: Tensor  # (B, s, s, D)
-    z: Tensor  # (B, s, s, D)
-    log_det: Tensor  # (B, s, s)
-
-    @property
-    def log_prob(self) -> Tensor:
-        """log p (B, s, s), but for a constant."""
-        return self.log_det - 0.5 * self.z.square().sum(-1)
+    x: Tensor  # (B, S, S, d), the margin around the windows included
+    position: Tensor  # (B, S, S, d)
+    z: Tensor  # (B, S, S, d)
+    log_det: Tensor  # (B, S, S)
+    log_prob: Tensor  # (B, s, s) of the patches that count, but for a constant
+    penalised: Tensor  # (B, s, s), the log-determinants of which the loss asks to be small
 
 
 class SingleFlow(Method):
@@ -235,7 +228,7 @@ class SingleFlow(Method):
 
         def loss(generator: torch.Generator) -> Tensor:
             step = taken(flow, mixture, training, generator)
-            return loss_of(step.log_prob, step.log_det, training) + self.penalty(flow, step)
+            return loss_of(step.log_prob, step.penalised, training) + self.penalty(flow, step)
 
         owned = list(flow.requires_grad_(True).parameters())
         if owned:
@@ -254,10 +247,18 @@ class SingleFlow(Method):
 
 def taken(flow: WholeFlow, mixture: Mixture, training: TrainingConfig, generator: torch.Generator) -> Step:
     """One step's windows with noise on them, through the flow."""
-    windows, position = mixture.draw(flow.base.position, training, generator)
-    x = flow.base.prepare(windows)
+    windows = mixture.draw(flow.base.position, training, generator)
+    x = flow.base.prepare(windows.features)
     x = x + training.noise * torch.randn(x.shape, generator=generator)
-    return Step(x, position, *flow.latent(x, position))
+    passage = flow.base.passage(flow.expert, x, position=windows.position)
+    return Step(
+        x,
+        windows.position,
+        passage.z,
+        passage.log_det,
+        log_prob=windows.counted(passage.log_prob),
+        penalised=windows.counted(passage.penalised(training.log_det_of)),
+    )
 
 
 class FineTuning(SingleFlow):
