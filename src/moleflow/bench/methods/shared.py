@@ -130,6 +130,7 @@ def _exchanged(points: Tensor, kept: list[int], waiting: list[int]) -> list[int]
     inside, outside = _Nearest.within(bank), _Nearest.to(pool, bank)
     while True:
         far, close = int(outside.distance.argmax()), int(inside.distance.argmin())
+        close = min(close, int(inside.index[close]))  # the same of the two, whatever rounding says
         if float(outside.distance[far]) <= max(float(inside.distance[close]), least):
             return kept
         kept[close], bank[close] = waiting[far], pool[far]
