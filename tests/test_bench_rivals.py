@@ -15,7 +15,7 @@ from moleflow.bench.methods.line import successor
 from moleflow.bench.methods.prototypes import _spread_points, nearest_around
 from moleflow.config import Dia, override
 from moleflow.errors import ConfigError, TrainingError
-from rows import CONFIG, GRID, PLACE, POOLED, SETTING, faulty, images, taught, tell
+from rows import CONFIG, GRID, PLACE, POOLED, SETTING, SMALL, faulty, images, taught, tell
 
 OWN_ROUTERS = ("gcr", "dinosaur")
 FEATURES_ALONE = [name for name in METHODS if name not in ("dne", "ucad")]
