@@ -152,16 +152,9 @@ def extractor() -> Extractor:
 
 @functools.cache
 def photographs(product: str) -> Pictures:
-    pictures = [make_sample("gear" if product == "a" else "wood", i, size=48).image for i in range(5)]
-    small = [picture[:32, :32] for picture in pictures]
-    features = extractor().features(extractor().stack(small)).half()
-
-    def read(i: int, size: tuple[int, int]):
-        if size == (32, 32):
-            return small[i]
-        return torch.from_numpy(pictures[i]).repeat(2, 2, 1)[: size[0], : size[1]].numpy()
-
-    return Pictures(product, features, read)
+    pictures = [make_sample("gear" if product == "a" else "wood", i, size=64).image for i in range(5)]
+    features = extractor().features(extractor().stack([picture[:32, :32] for picture in pictures])).half()
+    return Pictures(product, features, lambda i, size: pictures[i][: size[0], : size[1]])
 
 
 def outcome(name: str, options: tuple) -> str:
