@@ -117,6 +117,11 @@ RIVALS = {
     "router.least_distance": 9.0,
 }
 """Options of the line that the bench's rivals alone look at."""
+RIVALS_BESIDE = {
+    "scoring.folds": {"scoring.cross_fit_below": 100},
+    "router.least_distance": {"scoring.holdout_least": 5, "router.false_rejection_rate": 0.3},
+}
+"""What else has to be so for it to matter."""
 LINE_START = {"scoring.single_up_to": 4, "scoring.blocks": 4, "training.steps": 6, "training.base_steps": 6}
 RIVAL_START = {"scoring.cross_fit_below": 6, "scoring.holdout_least": 2, "router.least_distance": 0.1}
 
@@ -233,5 +238,5 @@ def rival_with(change: tuple) -> str:
 
 @pytest.mark.parametrize("option", RIVALS)
 def test_every_option_that_rivals_alone_look_at_does_something(option):
-    start = {"scoring.cross_fit_below": 100} if option == "scoring.folds" else {}
+    start = RIVALS_BESIDE.get(option, {})
     assert rival_with(tuple({**start, option: RIVALS[option]}.items())) != rival_with(tuple(start.items()))
