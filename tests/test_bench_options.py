@@ -15,6 +15,7 @@ import torch
 
 from moleflow.bench.methods import METHODS, OPTIONS, make
 from moleflow.bench.methods.base import Method, PerProduct, Pictures, Setting
+from moleflow.bench.methods.with_image import WithImage
 from moleflow.config import LineConfig, override, to_dict
 from moleflow.data.factory import make_sample
 from moleflow.features.extractor import Extractor
@@ -137,8 +138,9 @@ def trace(method: Method, probes: Pictures) -> str:
         for one in method.inspect(probes, task):
             told.update(repr((one.task, one.known, one.score, one.threshold)).encode())
             told.update(b"" if one.patch_map is None else one.patch_map.tobytes())
-    if isinstance(method, PerProduct):
-        told.update(repr([method.decide(probes, i).distances for i in range(len(probes))]).encode())
+    router = method.inner if isinstance(method, WithImage) else method
+    if isinstance(router, PerProduct):
+        told.update(repr([router.decide(probes, i).distances for i in range(len(probes))]).encode())
     return told.hexdigest()
 
 
