@@ -258,6 +258,8 @@ def _rejections(
     """Each product in turn taken out: the share of its test images that is then called unknown."""
     if not work.plan.leave_out or not isinstance(method, PerProduct) or len(known) < 2:
         return None
+    if not method.rejects:
+        return None
     shares = {}
     for name in known:
         other = method

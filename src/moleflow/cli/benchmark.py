@@ -85,7 +85,9 @@ def benchmark(
             metavar="PRODUCT", help="Instead: this product under growing drift of colour, blur, pose."
         ),
     ] = None,
-    methods: Annotated[str, typer.Option(metavar="M,...", help="Methods to compare, or all.")] = "all",
+    methods: Annotated[
+        str, typer.Option(metavar="M,...", help="Methods to compare, or all, with-cells, with-image.")
+    ] = "all",
     seeds: Seeds = "0,1,2",
     out: Out = Path("moleflow-benchmark"),
     cache: Cache = None,
@@ -355,11 +357,13 @@ def _drifts(dataset: Dataset, product: str) -> tuple[Sequence[Stream], dict[str,
 
 def _entries(text: str) -> dict[str, Variant]:
     from ..bench.ablation import LIKE_FOR_LIKE
-    from ..bench.methods import METHODS
+    from ..bench.methods import METHODS, TABLES
     from ..bench.plan import Variant
 
     known = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
-    return known if text == "all" else {name: known[name] for name in _among(text, known, "method")}
+    tables = dict(TABLES) | {"all": (*TABLES["all"], *LIKE_FOR_LIKE)}
+    chosen = [name for word in _words(text) for name in tables.get(word, (word,))]
+    return {name: known[name] for name in _among(",".join(chosen), known, "method")}
 
 
 def _among(text: str, known: Any, what: str) -> tuple[str, ...]:

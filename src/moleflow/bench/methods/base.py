@@ -200,9 +200,13 @@ class PerProduct(Method):
     """A method with one part for every product, behind the line's own router.
 
     Subclasses learn and score one product; names, routing and keeping are done here.
+
+    Attributes:
+        rejects: whether it can call an image unknown.
     """
 
     routes = True
+    rejects: ClassVar[bool] = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -230,11 +234,13 @@ class PerProduct(Method):
         """Learns every product of the task by itself."""
         for pictures in products:
             self.parts[pictures.product] = self.learn_part(pictures)
-            self.statistics[pictures.product] = self.describe_product(pictures)
+            statistics = self.describe_product(pictures)
+            if statistics is not None:
+                self.statistics[pictures.product] = statistics
         self._router = None
 
-    def describe_product(self, pictures: Pictures) -> DescriptorStatistics:
-        """The router's statistics, from the same split as the line's."""
+    def describe_product(self, pictures: Pictures) -> DescriptorStatistics | None:
+        """The router's statistics, from the same split as the line's; None where the method needs none."""
         learn, folds, _ = split(len(pictures), self.setting.config, self.setting.seed)
         held = [i for fold in folds for i in fold]
         return DescriptorStatistics.fit(
@@ -248,20 +254,22 @@ class PerProduct(Method):
             self._router = Router(self.statistics, self.setting.config.router)
         return self._router
 
+    def decide(self, pictures: Pictures, image: int) -> Decision:
+        """Which product one image shows."""
+        return self.router.decide(pictures.descriptors[image : image + 1])[0]
+
     @torch.no_grad()
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
         """Routes where the product is not given, then asks the product's part."""
         for i in range(len(pictures)):
-            decision = None
-            if task is None:
-                decision = self.router.decide(pictures.descriptors[i : i + 1])[0]
+            decision = self.decide(pictures, i) if task is None else None
             chosen = task or decision.task  # type: ignore[union-attr]
             found = self.inspect_part(self.parts[chosen], pictures.seen_of(i))
             known = None if decision is None else self.is_known(decision, found)
             yield Inspection(chosen, known, found.score, found.patch_map, found.threshold)
 
-    def is_known(self, decision: Decision, found: Inspection) -> bool:
-        """Whether the image looks like the product it was sent to."""
+    def is_known(self, decision: Decision, found: Inspection) -> bool | None:
+        """Whether the image looks like the product it was sent to; None where the method cannot say."""
         return decision.distance <= self.router.limits[decision.task]
 
     def recognised(self, pictures: Pictures) -> Iterator[bool]:
@@ -282,7 +290,8 @@ class PerProduct(Method):
         for name, part in self.parts.items():
             own = self.part_state(part)
             tensors |= {f"{name}/{key}": value for key, value in own.tensors.items()}
-            tensors |= {f"{name}/router.{k}": v for k, v in self.statistics[name].tensors().items()}
+            if name in self.statistics:
+                tensors |= {f"{name}/router.{k}": v for k, v in self.statistics[name].tensors().items()}
             notes[name] = own.notes
         return State(tensors, {"products": notes})
 
@@ -293,7 +302,8 @@ class PerProduct(Method):
             own = {k[len(name) + 1 :]: v for k, v in state.tensors.items() if k.startswith(f"{name}/")}
             router = {k.removeprefix("router."): v for k, v in own.items() if k.startswith("router.")}
             self.parts[name] = self.part_from(State(own, notes))
-            self.statistics[name] = DescriptorStatistics.from_tensors(router)
+            if router:
+                self.statistics[name] = DescriptorStatistics.from_tensors(router)
 
     def without(self, product: str) -> PerProduct:
         """The same method as if this product had never been taught; shared parts stay."""
@@ -303,6 +313,31 @@ class PerProduct(Method):
         other.statistics = {k: v for k, v in self.statistics.items() if k != product}
         other._router = None
         return other
+
+
+class OwnRouter(PerProduct):
+    """A method that finds an image's product by a rule of its own, and calls no image unknown."""
+
+    rejects = False
+
+    @abstractmethod
+    def distance(self, part: Any, pictures: Pictures, image: int) -> float:
+        """How far one image lies from a product; the nearest is meant."""
+
+    def describe_product(self, pictures: Pictures) -> None:
+        """The line's router has no part in it."""
+
+    def decide(self, pictures: Pictures, image: int) -> Decision:
+        """The nearest product; of several as near, the one learned first."""
+        distances = {name: self.distance(part, pictures, image) for name, part in self.parts.items()}
+        first, *rest = sorted(distances, key=lambda name: distances[name])
+        least = distances[first]
+        margin = distances[rest[0]] / max(least, 1e-12) if rest else float("inf")
+        return Decision(first, least, margin, distances)
+
+    def is_known(self, decision: Decision, found: Inspection) -> bool | None:
+        """None: its rule says which product is nearest and not whether it is near."""
+        return None
 
 
 def judged(maps: Tensor, setting: Setting) -> tuple[float, np.ndarray]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ...config import Dia, FlowConfig, LineConfig, Lora
+from ...errors import ConfigError
 from ...features.extractor import Features
 from ...flow.expert import Base
 from ...product import FirstBase, Product, learn_first_base, learn_product
@@ -150,6 +152,68 @@ class MoleFlow(TaskSeparated):
         # Not "if shared": a base without couplings and mixer has nothing to keep and is one all the same.
         self.base = self._base_from(shared) if state.notes["products"] else None
         super().restore(state)
+
+
+NO_FLOW = FlowConfig(
+    normalisation="none",
+    statistics=False,
+    position=0.0,
+    whitening=None,
+    mixer=None,
+    couplings=0,
+    lora=None,
+    dia=None,
+)
+"""Nothing in it learns, so nothing is spent on it."""
+
+
+class CellsAlone(TaskSeparated):
+    """The line without its flow: cell Gaussians, the picture as a whole, and all their calibrations.
+
+    What it says is to the bit what the line says with `scoring.flow_weight=0`, at the cost of closed forms.
+    """
+
+    name = "cells"
+    title = "cells alone"
+    source = "the cell Gaussians of this project (after Defard et al. 2021) and its density of whole pictures"
+
+    def __init__(self, setting: Setting) -> None:
+        if setting.config.scoring.cells is None:
+            raise ConfigError("cells: expected scoring.cells, which were left out")
+        scoring = replace(setting.config.scoring, flow_weight=0.0)
+        super().__init__(replace(setting, config=replace(setting.config, flow=NO_FLOW, scoring=scoring)))
+
+
+class DeCoFlow(MoleFlow):
+    """The line in the shape of the original's published successor: its flow, and nothing beside it.
+
+    Six couplings and two adapter blocks, hidden layers as wide as the features, LoRA of rank 64 at scale 1.
+    What is not the paper's: the shared features and training options of the bench, exact log-determinants,
+    our router in place of its prototypes, and the image score from the top patches of our map.
+    """
+
+    name = "decoflow"
+    title = "DeCoFlow's shape"
+    source = "DeCoFlow (arXiv 2606.26687): 6 couplings, 2 adapter blocks, hidden = D, as a row of the line"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(replace(setting, config=successor(setting.config, setting.channels)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the row takes from the paper, and what it does not."""
+        return (
+            "6 couplings, 2 adapter blocks, hidden = D, LoRA 64 at scale 1; neither cells nor calibration",
+            "the bench's features, training options and router instead of the paper's",
+        )
+
+
+def successor(config: LineConfig, channels: int) -> LineConfig:
+    """The options of DeCoFlow for features of so many channels; training stays as given."""
+    dia = Dia(blocks=2, hidden=channels)
+    flow = replace(config.flow, couplings=6, hidden=channels, lora=Lora(64, 64.0), dia=dia)
+    scoring = replace(config.scoring, cells=None, whole=None, position_calibration=False)
+    return replace(config, flow=flow, scoring=scoring)
 
 
 def _tensors(base: Base) -> dict[str, Tensor]:

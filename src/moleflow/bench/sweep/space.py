@@ -218,12 +218,12 @@ _SPACES: Mapping[str, Mapping[str, Any]] = {
     "task-separated": _FLOW,
     "ucad": {"ucad.smoothing": [2.0, 4.0, 8.0]},
     "memory-bank": {"memory-bank.share": [0.01, 0.05], "memory-bank.neighbours": [1, 9]},
-    "memory-bank-calibrated": {
-        "memory-bank-calibrated.share": [0.01, 0.05],
-        "memory-bank-calibrated.neighbours": [1, 9],
-    },
+    "memory-bank-calibrated": {"memory-bank-calibrated.share": [0.01, 0.05]},
     "padim": {"padim.ridge": [0.01, 0.03, 0.1, 0.3]},
-    "shared-coreset": {"shared-coreset.most": [3_000, 10_000]},
+    "gcr": {"gcr.size": [196, 1_000], "gcr.nearest": [1, 16]},
+    "dinosaur": {"dinosaur.share": [0.05, 0.1], "dinosaur.radius": [1, 3]},
+    "projection-bank": {"projection-bank.neighbours": [2, 5], "projection-bank.banks": [3, 5]},
+    "shared-coreset": {"shared-coreset.size": [3_000, 10_000]},
 }
 
 
