@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from ...product import Altered, split
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Decision, Router
 from ...verdict.maps import image_scores, smooth
+
+if TYPE_CHECKING:
+    from ..reuse import Memory
 
 ReadImage = Callable[[int, tuple[int, int]], np.ndarray]
 
@@ -33,6 +36,7 @@ class Pictures:
         altered: a few of them as decoding and the sensor alone might have changed them.
         read: image i at a size (h, w), uint8 (h, w, 3) RGB; for methods that need pixels.
         file_bytes: of the images' files; None where they come from none.
+        key: what names just these images in a run; empty for images chosen on the way.
     """
 
     product: str
@@ -41,6 +45,7 @@ class Pictures:
     file_bytes: tuple[int, ...] | None = field(default=None, repr=False)
     pooled: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False)
     altered: Altered | None = field(default=None, repr=False)
+    key: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.pooled):
@@ -142,6 +147,11 @@ class State:
         """How many numbers that is."""
         return sum(t.numel() for t in self._of(owner))
 
+    def of(self, product: str) -> State:
+        """What of a `PerProduct` method's state belongs to one product."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(f"{product}/")}
+        return State(tensors, {"products": {product: self.notes["products"][product]}})
+
     def _of(self, owner: str | None) -> list[Tensor]:
         return [t for name, t in self.tensors.items() if owner is None or name.startswith(f"{owner}/")]
 
@@ -167,6 +177,7 @@ class Method(ABC):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        self.remembered: Memory | None = None  # of a run, where there is one
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -256,9 +267,20 @@ class PerProduct(Method):
             if task is None:
                 decision = self.router.decide(pictures.descriptors[i : i + 1])[0]
             chosen = task or decision.task  # type: ignore[union-attr]
-            found = self.inspect_part(self.parts[chosen], pictures.seen_of(i))
+            found = self._asked(chosen, pictures, i)
             known = None if decision is None else self.is_known(decision, found)
             yield Inspection(chosen, known, found.score, found.patch_map, found.threshold)
+
+    def _asked(self, product: str, pictures: Pictures, image: int) -> Inspection:
+        """What the product's part says of an image; taken from memory where it was said before."""
+        if self.remembered is not None and pictures.key:
+            return self.remembered.said(self, product, pictures, image)
+        return self.inspect_part(self.parts[product], pictures.seen_of(image))
+
+    def common(self) -> State:
+        """What all parts share and a part's own state leaves out; both decide what is said of an image."""
+        own = self.state()
+        return State({name: t for name, t in own.tensors.items() if name.startswith("shared/")})
 
     def is_known(self, decision: Decision, found: Inspection) -> bool:
         """Whether the image looks like the product it was sent to."""

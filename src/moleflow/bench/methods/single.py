@@ -30,7 +30,7 @@ class Consolidation:
 
     The default strength lies above the Bayesian 1 because a diagonal leaves out how weights act together.
     It is chosen by the likelihood of held-out good images, never by defects:
-    `python benchmarks/rivals.py --method ewc --values 1 3 10`.
+    `python benchmarks/strength.py --method ewc --values 1 3 10`.
     """
 
     strength: float = 3.0  # lambda: nats of the new task that one nat of an old task is worth
@@ -44,7 +44,7 @@ class Consolidation:
 class Distillation:
     """Options of LwF.
 
-    The paper's weight of 1. `python benchmarks/rivals.py --method lwf --values 1 3 10` gave 153 nats
+    The paper's weight of 1. `python benchmarks/strength.py --method lwf --values 1 3 10` gave 153 nats
     against 156 with 3 on good images of three real products, on drawn ones a little more than with 3.
     """
 
@@ -227,6 +227,18 @@ class SingleFlow(Method):
             self.flow.load_state_dict(_owned(state, "flow"))
 
     def _learned(self, known: WholeFlow | None, products: Sequence[Pictures]) -> WholeFlow:
+        """Learned on from a known flow or anew; all methods begin alike, and a run's memory knows it."""
+        if known is not None or self.remembered is None or not all(one.key for one in products):
+            return self._fitted(known, products)
+        kept = self.remembered.learned(
+            ["a first flow", *(pictures.key for pictures in products)],
+            lambda: State(dict(self._fitted(None, products).state_dict())),
+        )
+        flow = WholeFlow(self.setting)
+        flow.load_state_dict(kept.tensors)
+        return flow.requires_grad_(False).eval()
+
+    def _fitted(self, known: WholeFlow | None, products: Sequence[Pictures]) -> WholeFlow:
         for pictures in products:
             require_finite(pictures.features)
         training = self.setting.config.training

@@ -1,6 +1,6 @@
 """How strongly the rivals that share one flow should hold on to earlier products.
 
-    python benchmarks/rivals.py --method lwf --values 1 3 10 [--steps 200 --base-steps 250 --patches 512]
+    python benchmarks/strength.py --method lwf --values 1 3 10 [--steps 200 --base-steps 250 --patches 512]
 
 A sequence of products is learned from good images, with every value of the method's main option (EWC's
 strength, LwF's weight, replay's share of kept images) in turn. What counts at the end is the mean negative
