@@ -169,8 +169,8 @@ def resample(
         examined: what that found.
 
     Returns:
-        "score" and "label" (N,), "aupimo" of defective images with a mask; "again.<figure>" (R,) for every
-        figure there is, "bins.<figure>" by how much its bins were off, ().
+        "score" and "label" (N,), "aupimo" of defective images with a mask; for every figure there is
+        "figure.<name>" (), "again.<name>" (R,), and "bins.<name>" (), by how much its bins were off.
     """
     labels = [item.label for item in product.test]
     scores = np.array([found.score for found in inspections])
@@ -186,6 +186,7 @@ def resample(
     for name, value in figures.items():
         draws, off = again[name][1:], again[name][0] - value
         kept[f"again.{name}"] = np.where(np.isfinite(draws), draws - off, value)
+        kept[f"figure.{name}"] = np.array(value)
         kept[f"bins.{name}"] = np.array(abs(off))
     return kept
 

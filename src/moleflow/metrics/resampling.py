@@ -92,7 +92,8 @@ def edges_of(samples: Sequence[Sample], bins: int = BINS) -> Floats:
     """Edges, rising and distinct, between bins that hold about as many defect pixels each.
 
     Half of them part the pixels of all images, half weigh every image the same, so that small defects, which
-    count in AUPRO as much as large ones, are not all in one bin.
+    count in AUPRO as much as large ones, are not all in one bin. A score that is an edge has a bin of its
+    own, between it and the next number, so where defect pixels are few nothing is rounded.
     """
     there = [sample for sample in samples if len(sample.scores)]
     if not there:
@@ -105,7 +106,8 @@ def edges_of(samples: Sequence[Sample], bins: int = BINS) -> Floats:
         reached = np.cumsum(weights) / weights.sum()
         at = np.searchsorted(reached, np.linspace(0, 1, bins // 2 + 1)[:-1])
         found.append(scores[order][np.minimum(at, len(scores) - 1)])
-    return np.unique(np.concatenate([*found, scores[order][-1:]]))
+    chosen = np.unique(np.concatenate([*found, scores[order][-1:]]))
+    return np.stack([chosen, np.nextafter(chosen, np.inf)], axis=1).ravel()
 
 
 class PixelCounts:
@@ -146,9 +148,15 @@ class PixelCounts:
             for part in (self._negatives, self._positives, self._overlap)
         )
         regions = weights @ np.asarray(self._regions, dtype=np.float64)
-        hits, alarms = positives.cumsum(1), (positives + negatives).cumsum(1)
-        middle = alarms - (positives + negatives) / 2
-        precision = np.divide(hits - positives / 2, middle, out=np.zeros_like(hits), where=middle > 0)
+        hits, every = positives.cumsum(1), positives + negatives
+        # At the middle one of a bin's defect pixels, itself included, as exact precision has it; every other
+        # bin is a single score, whose pixels cross the threshold together.
+        share = np.divide(positives + 1, 2 * positives, out=np.zeros_like(hits), where=positives > 0)
+        share[:, 1::2] = 1.0
+        right = hits - positives + share * positives
+        precision = np.divide(
+            right, every.cumsum(1) - every + share * every, out=np.zeros_like(hits), where=positives > 0
+        )
         rate = _ratio(negatives.cumsum(1), negatives.sum(1, keepdims=True))
         found = {
             "pixel_auroc": _area(positives, negatives),
