@@ -1,4 +1,4 @@
-"""How sure the figures are: intervals around means, and gaps to the first entry corrected for their number."""
+"""How sure the figures are: intervals around means, and gaps corrected for how many there are."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def sure(bench: Findings) -> Html:
             ["method", *(METRICS[name] for name in names)],
             [[bench.title(e), *(_mean(bench, e, name) for name in names)] for e in found["means"]],
             caption=f"Means with {100 * found['level']:g} % intervals: above for these products (other test "
-            "images, other seeds), below for such products (the products drawn as well). Under both the standard "
-            "deviation over seeds and, after the stroke, over orders.",
+            "images, other seeds), below for such products (the products drawn as well). Under both the "
+            "standard deviation over seeds and, after the stroke, over orders.",
         ),
         _gaps(bench, names),
         html.paragraph(
-            f"{found['replicates']} paired draws of images, good and defective apart, of seeds and of products, "
-            "one less than there are of each. With few products an interval over products is as wide as so few "
-            "allow. Pixel figures under a draw are counted in bins: "
+            f"{found['replicates']} paired draws of images, good and defective apart, of seeds and of "
+            "products, one less than there are of each. With few products an interval over products is as "
+            "wide as so few allow. Pixel figures under a draw are counted in bins: "
             + ", ".join(f"{METRICS[n]} off by {found['bins'].get(n, 0):.4f} at most" for n in names)
             + "."
         ),
@@ -48,9 +48,9 @@ def _gaps(bench: Findings, names: list[str]) -> Html:
     return html.table(
         [f"less {bench.title(found['first'])}", *(METRICS[name] for name in names)],
         rows,
-        caption=f"Gaps with intervals that hold for the whole table with a chance of {100 * found['level']:g} %, "
-        "and p corrected for as many comparisons as the table has (Romano and Wolf 2005). An interval that "
-        "holds 0 says nothing.",
+        caption="Gaps with intervals that all hold together, within a scope, with a chance of "
+        f"{100 * found['level']:g} %, and p corrected for as many comparisons (Romano and Wolf 2005). An "
+        "interval that holds 0 says nothing.",
     )
 
 
