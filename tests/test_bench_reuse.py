@@ -1,6 +1,9 @@
 """What a run finds once it does not find again, which changes no bit; intervals of a run; the time left."""
 
+import importlib
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +23,7 @@ from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.metrics.resampling import REPLICATES
 
+BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 SIZE = 64
 QUICK = {
     "flow.hidden": 16,
@@ -134,6 +138,9 @@ def test_a_finished_benchmark_keeps_images_and_drops_what_only_units_need(data, 
     kept = read_state(files[0]).tensors
     assert len(kept["score"]) == len(kept["label"]) == 6
     assert kept["again.pixel_ap"].shape == (REPLICATES,)
+    page = (work.out / "report.html").read_text(encoding="utf-8")
+    assert "How sure the figures are" in page
+    assert "Bars: 95 % intervals over test images and seeds." in page
     before = (work.out / "results.json").read_bytes()
     benchmark(work, command="x")
     assert (work.out / "results.json").read_bytes() == before
@@ -157,6 +164,19 @@ def test_intervals_hold_their_means_and_orders_stand_apart_from_seeds(both):
     assert gap["low"] <= gap["gap"] <= gap["high"]
     assert 0 < gap["p"] <= 1
     assert max(sure["bins"].values()) < 1e-3
+
+
+def test_published_tables_hold_intervals_and_gaps(both, data, monkeypatch):
+    work, _ = both
+    results.write(work, "the command")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    text = importlib.import_module("publish").tables(work.out)
+    assert text.startswith("`the command`")
+    assert "less memory bank, these products" in text
+    assert "less memory bank, such products" in text
+    rows = re.findall(r"^\| PaDiM \|.*$", text, re.MULTILINE)
+    assert len(rows) == 5  # all figures, by product, intervals, gaps of two kinds
+    assert re.search(r"\[\+?-?\d+\.\d, [+-]?\d+\.\d\], p \d\.\d{3}", rows[-1])
 
 
 def test_figures_with_every_image_once_are_the_exact_ones(both):

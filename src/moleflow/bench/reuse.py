@@ -57,7 +57,8 @@ class Memory:
         folder: of the run.
         setting: all that decides what the method makes of the same images: options and seed.
         learning: the part of it that decides what a flow learns.
-        saved: seconds that what was taken had cost, since somebody last asked.
+        saved: seconds that what was taken had cost, less those that taking and keeping cost, since somebody
+            last asked.
     """
 
     folder: Path
@@ -79,20 +80,24 @@ class Memory:
             facts: what it follows from beside the learning options and the seed, plain JSON.
             learn: learns it.
         """
+        started = perf_counter()
         path = self._path("learned", key_of(self.learning, facts))
         if path.exists():
             kept = read_state(path)
-            self.saved += kept.notes["seconds"]
+            self.saved += kept.notes["seconds"] - (perf_counter() - started)
             return State(kept.tensors, kept.notes["notes"])
-        started = perf_counter()
+        began = perf_counter()
         state = learn()
-        seconds = perf_counter() - started
+        seconds = perf_counter() - began
         write_state(path, State(state.tensors, {"notes": state.notes, "seconds": seconds}))
+        self.saved += seconds - (perf_counter() - started)
         return state
 
     def said(self, method: PerProduct, product: str, pictures: Pictures, image: int) -> Inspection:
         """What a method's part says of an image: as it was kept, or as it is said now."""
+        asked = perf_counter()
         kept = self._of(method, product, pictures)
+        self.saved -= perf_counter() - asked
         found = kept.inspections[image]
         if found is not None:
             self.saved += kept.seconds[image]

@@ -72,6 +72,7 @@ def _trade(bench: Findings, metric: str, cost: Callable[[str], float | None], x:
             point = Point(at, value["mean"], value["sd"], bench.title(entry), span)
             series.append(Series(bench.title(entry), (point,), bench.style(entry), joined=False))
     drawn = any(point.interval for one in series for point in one.points)
-    bars = "95 % intervals over test images and seeds" if drawn else "standard deviations over seeds"
+    level = bench.results.get("uncertainty", {}).get("level", 0)
+    bars = f"{100 * level:g} % intervals over test images and seeds" if drawn else "deviations over seeds"
     title = f"{METRICS[metric]} against {x.title}"
     return plot(title, series, x, Axis(METRICS[metric]), caption=f"Bars: {bars}.")
