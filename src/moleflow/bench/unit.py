@@ -200,7 +200,7 @@ def _measure(
         records[name] = record
     pooled, rejected = None, None
     if last:
-        pooled = _pooled_figures(work, memory, [work.products[name] for name in known], given, found)
+        pooled = _pooled_figures(work, memory, given, found)
         rejected = _rejections(work, shelf, method, known, experts)
     images = sum(map(len, found.values()))
     return {
@@ -237,14 +237,15 @@ def _keep_images(
 def _pooled_figures(
     work: Work,
     memory: Memory,
-    products: Sequence[Product],
     given: Mapping[str, list[Inspection] | None],
     found: Mapping[str, list[Inspection]],
 ) -> dict[str, dict[str, float | None]]:
-    """Over all test images together; measured once where routing changed nothing."""
-    oracle = [results for results in given.values() if results is not None]
-    figures = {"routed": _examined(work, memory, products, list(found.values())).figures.to_dict()}
-    if len(oracle) < len(found):
+    """Over all test images together; measured once where routing or the order of products changed nothing."""
+    names = sorted(found)
+    products = [work.products[name] for name in names]
+    oracle = [given[name] or [] for name in names]
+    figures = {"routed": _examined(work, memory, products, [found[n] for n in names]).figures.to_dict()}
+    if any(results is None for results in given.values()):
         return figures | {"oracle": Figures().to_dict()}
     return figures | {"oracle": _examined(work, memory, products, oracle).figures.to_dict()}
 
