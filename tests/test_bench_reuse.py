@@ -55,7 +55,7 @@ def job(data, out, *entries, streams=ORDERS, seeds=(0,)):
         seeds,
         image_size=(SIZE, SIZE),
         eval_size=(32, 32),
-        options=QUICK,
+        options=QUICK | ({"ewc.windows": 4} if "ewc" in entries else {}),
     )
     return Work(plan, used(read_dataset(data / "data"), streams), out, data / "features")
 
