@@ -332,13 +332,13 @@ def test_options_reach_the_line_and_the_method():
 
 def test_figures_of_a_step_are_measured_once_for_the_same_maps(work, monkeypatch):
     measured = []
-    genuine = unit.measure
+    genuine = unit.examine
 
     def counted(products, inspections, size, **options):
         measured.append(tuple(product.name for product in products))
         return genuine(products, inspections, size, **options)
 
-    monkeypatch.setattr(unit, "measure", counted)
+    monkeypatch.setattr(unit, "examine", counted)
     job = work("padim", leave_out=False)
     assert run(job) == {}
     chain = results.read_chains(job)[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ from .files import alone
 from .pictures import Told
 from .plan import Unit, Work
 from .report import Gallery, write_report
+from .reuse import FOLDER
 from .runner import Done, run
 from .showcase import cards
 from .streams import Stream
@@ -51,6 +53,8 @@ def benchmark(
         failed = run(work, jobs=jobs, device=device, told=told, done=done)
         found, times = results.write(work, command, jobs=jobs, failed=failed)
         write_report(work.out / REPORT, found, times, galleries=galleries(work))
+        if not failed:
+            shutil.rmtree(work.out / FOLDER, ignore_errors=True)  # nothing is left to do that could use it
     if failed:
         listed = "; ".join(f"{_named(work, unit)}: {error}" for unit, error in failed.items())
         raise BenchError(f"{len(failed)} units failed, what the others found is in {work.out}: {listed}")

@@ -113,6 +113,7 @@ class Shelf:
             file_bytes,
             seen.pooled,
             altered,
+            f"{product.name} {part}",
         )
 
     def _altered(self, items: Sequence[Item]) -> Altered:

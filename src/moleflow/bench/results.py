@@ -25,6 +25,7 @@ from .figures import NAMES
 from .files import read_json, write_json, write_text
 from .methods import METHODS
 from .plan import Plan, Unit, Work
+from .uncertainty import Runs, uncertainty
 from .unit import unit_folder
 
 VIEWS = ("oracle", "routed")  # the product given, and found by the method
@@ -151,6 +152,18 @@ def collect(work: Work) -> dict[str, Any]:
         "notes": {chain.entry: chain.steps[-1]["notes"] for chain in chains},
         "runs": [chain.to_dict() for chain in chains],
         "summary": {entry: summarise(chains, entry) for entry in work.plan.entries},
+        "uncertainty": uncertainty(work.out, {e: _told(chains, e) for e in work.plan.entries}),
+    }
+
+
+def _told(chains: Sequence[Chain], entry: str) -> Runs:
+    """What an entry's complete runs said at their end, by digest."""
+    return {
+        (chain.stream, chain.seed): {
+            name: record["routed"]["digest"] for name, record in chain.steps[-1]["products"].items()
+        }
+        for chain in chains
+        if chain.entry == entry and chain.complete
     }
 
 

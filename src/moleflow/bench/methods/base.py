@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, ClassVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,9 @@ from ...product import Altered, split
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Decision, Router
 from ...verdict.maps import image_scores, smooth
+
+if TYPE_CHECKING:
+    from ..reuse import Memory
 
 ReadImage = Callable[[int, tuple[int, int]], np.ndarray]
 
@@ -33,6 +36,7 @@ class Pictures:
         altered: a few of them as decoding and the sensor alone might have changed them.
         read: image i at a size (h, w), uint8 (h, w, 3) RGB; for methods that need pixels.
         file_bytes: of the images' files; None where they come from none.
+        key: what names just these images in a run; empty for images chosen on the way.
     """
 
     product: str
@@ -41,6 +45,7 @@ class Pictures:
     file_bytes: tuple[int, ...] | None = field(default=None, repr=False)
     pooled: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False)
     altered: Altered | None = field(default=None, repr=False)
+    key: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.pooled):
@@ -142,6 +147,11 @@ class State:
         """How many numbers that is."""
         return sum(t.numel() for t in self._of(owner))
 
+    def of(self, product: str) -> State:
+        """What of a `PerProduct` method's state belongs to one product."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(f"{product}/")}
+        return State(tensors, {"products": {product: self.notes["products"][product]}})
+
     def _of(self, owner: str | None) -> list[Tensor]:
         return [t for name, t in self.tensors.items() if owner is None or name.startswith(f"{owner}/")]
 
@@ -167,6 +177,7 @@ class Method(ABC):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        self.remembered: Memory | None = None  # of a run, where there is one
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -176,6 +187,10 @@ class Method(ABC):
     @abstractmethod
     def learn(self, products: Sequence[Pictures]) -> None:
         """Learns one task: good images of one product, or of several."""
+
+    def remember(self, memory: Memory) -> None:
+        """From now on takes from a run's memory what was found before."""
+        self.remembered = memory
 
     def remind(self, pictures: Sequence[Pictures]) -> None:  # noqa: B027  # most have nothing to do
         """Hands back the images of all earlier tasks after a `restore`, to a method that `keeps_images`."""
@@ -231,13 +246,29 @@ class PerProduct(Method):
         """The inverse of `part_state`."""
 
     def learn(self, products: Sequence[Pictures]) -> None:
-        """Learns every product of the task by itself."""
+        """Learns every product of the task by itself, or takes from memory what follows from it alone."""
         for pictures in products:
-            self.parts[pictures.product] = self.learn_part(pictures)
-            statistics = self.describe_product(pictures)
-            if statistics is not None:
-                self.statistics[pictures.product] = statistics
+            if self.remembered is None or not pictures.key or self._tied:
+                self._learn_product(pictures)
+            else:
+                part = self.remembered.part(self, pictures, partial(self._learned_product, pictures))
+                self._restore_products(part)
         self._router = None
+
+    @property
+    def _tied(self) -> bool:
+        """Whether parts may depend on each other: so with a method that learns or keeps more than parts."""
+        return (type(self).learn, type(self).state) != (PerProduct.learn, PerProduct.state)
+
+    def _learn_product(self, pictures: Pictures) -> None:
+        self.parts[pictures.product] = self.learn_part(pictures)
+        statistics = self.describe_product(pictures)
+        if statistics is not None:
+            self.statistics[pictures.product] = statistics
+
+    def _learned_product(self, pictures: Pictures) -> State:
+        self._learn_product(pictures)
+        return self.state().of(pictures.product)
 
     def describe_product(self, pictures: Pictures) -> DescriptorStatistics | None:
         """The router's statistics, from the same split as the line's; None where the method needs none."""
@@ -264,9 +295,20 @@ class PerProduct(Method):
         for i in range(len(pictures)):
             decision = self.decide(pictures, i) if task is None else None
             chosen = task or decision.task  # type: ignore[union-attr]
-            found = self.inspect_part(self.parts[chosen], pictures.seen_of(i))
+            found = self._asked(chosen, pictures, i)
             known = None if decision is None else self.is_known(decision, found)
             yield Inspection(chosen, known, found.score, found.patch_map, found.threshold)
+
+    def _asked(self, product: str, pictures: Pictures, image: int) -> Inspection:
+        """What the product's part says of an image; taken from memory where it was said before."""
+        if self.remembered is not None and pictures.key:
+            return self.remembered.said(self, product, pictures, image)
+        return self.inspect_part(self.parts[product], pictures.seen_of(image))
+
+    def common(self) -> State:
+        """What all parts share and a part's own state leaves out; both decide what is said of an image."""
+        own = self.state()
+        return State({name: t for name, t in own.tensors.items() if name.startswith("shared/")})
 
     def is_known(self, decision: Decision, found: Inspection) -> bool | None:
         """Whether the image looks like the product it was sent to; None where the method cannot say."""
@@ -298,6 +340,9 @@ class PerProduct(Method):
     def restore(self, state: State) -> None:
         """Takes the parts apart again."""
         self.parts, self.statistics, self._router = {}, {}, None
+        self._restore_products(state)
+
+    def _restore_products(self, state: State) -> None:
         for name, notes in state.notes["products"].items():
             own = {k[len(name) + 1 :]: v for k, v in state.tensors.items() if k.startswith(f"{name}/")}
             router = {k.removeprefix("router."): v for k, v in own.items() if k.startswith("router.")}

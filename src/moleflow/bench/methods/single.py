@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...config import TrainingConfig, check
+from ...config import TrainingConfig, check, to_dict
 from ...errors import TaskError
 from ...flow.expert import Base, Expert
 from ...training import START_IMAGES, Windows, fit, loss_of, require_finite, sample_windows, seeded
@@ -30,7 +30,7 @@ class Consolidation:
 
     The default strength lies above the Bayesian 1 because a diagonal leaves out how weights act together.
     It is chosen by the likelihood of held-out good images, never by defects:
-    `python benchmarks/rivals.py --method ewc --values 1 3 10`.
+    `python benchmarks/strength.py --method ewc --values 1 3 10`.
     """
 
     strength: float = 3.0  # lambda: nats of the new task that one nat of an old task is worth
@@ -44,7 +44,7 @@ class Consolidation:
 class Distillation:
     """Options of LwF.
 
-    The paper's weight of 1. `python benchmarks/rivals.py --method lwf --values 1 3 10` gave 153 nats
+    The paper's weight of 1. `python benchmarks/strength.py --method lwf --values 1 3 10` gave 153 nats
     against 156 with 3 on good images of three real products, on drawn ones a little more than with 3.
     """
 
@@ -220,6 +220,23 @@ class SingleFlow(Method):
             self.flow.load_state_dict(_owned(state, "flow"))
 
     def _learned(self, known: WholeFlow | None, products: Sequence[Pictures]) -> WholeFlow:
+        """Learned on from a known flow or anew, or taken from a run's memory.
+
+        All methods begin alike; then a flow follows from the method and all that it has kept.
+        """
+        if self.remembered is None or not all(one.key for one in products):
+            return self._fitted(known, products)
+        own = to_dict(self.options) if hasattr(self, "options") else None
+        begun = ["a first flow"] if known is None else ["a flow", self.name, own, self.state()]
+        kept = self.remembered.learned(
+            [*begun, *(pictures.key for pictures in products)],
+            lambda: State(dict(self._fitted(known, products).state_dict())),
+        )
+        flow = WholeFlow(self.setting)
+        flow.load_state_dict(kept.tensors)
+        return flow.requires_grad_(False).eval()
+
+    def _fitted(self, known: WholeFlow | None, products: Sequence[Pictures]) -> WholeFlow:
         for pictures in products:
             require_finite(pictures.features)
         training = self.setting.config.training

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ from ...whole import WholeGaussian
 from .base import Inspection, PerProduct, Pictures, Setting, State
 from .line import FALSE_ALARM_RATE
 from .single import EWC, Cached, FineTuning, Joint, LwF, Replay, SingleFlow
+
+if TYPE_CHECKING:
+    from ..reuse import Memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,6 +72,11 @@ class WithCells(PerProduct):
                 raise TrainingError(f"expected good images of {pictures.product!r} to learn from, got none")
         self.single.learn(products)
         super().learn(self.single.seen if isinstance(self.single, Joint) else products)
+
+    def remember(self, memory: Memory) -> None:
+        """The flow's own method has it too, so that a flow is learned once for both rows."""
+        super().remember(memory)
+        self.single.remember(memory)
 
     def remind(self, pictures: Sequence[Pictures]) -> None:
         """Hands earlier images on to a flow that learns from them again."""

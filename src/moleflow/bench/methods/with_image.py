@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -14,6 +14,9 @@ from ...whole import WholeGaussian
 from .base import Inspection, Method, PerProduct, Pictures, Setting, State
 from .gaussians import COMMON, fit_whole
 
+if TYPE_CHECKING:
+    from ..reuse import Memory
+
 
 @dataclass(frozen=True, eq=False)
 class _Beside:
@@ -22,6 +25,15 @@ class _Beside:
     whole: WholeGaussian
     patches: Voice
     image: Voice
+
+    def state(self) -> State:
+        notes = {"patches": list(self.patches.scores), "image": list(self.image.scores)}
+        return State(self.whole.tensors(), notes)
+
+    @classmethod
+    def read(cls, state: State) -> _Beside:
+        voices = (Voice(tuple(state.notes[side])) for side in ("patches", "image"))
+        return cls(WholeGaussian.from_tensors(state.tensors), *voices)
 
 
 class WithImage(Method):
@@ -47,9 +59,14 @@ class WithImage(Method):
             "the larger of its score and the image level's, in good images' units",
         )
 
+    def remember(self, memory: Memory) -> None:
+        """The patch method has it too: what it learns and says by itself is not found again."""
+        super().remember(memory)
+        self.inner.remember(memory)
+
     def learn(self, products: Sequence[Pictures]) -> None:
         """Both sides of every product; errors as of the patch method and of `ImageGaussian`."""
-        beside = {pictures.product: self._learn_beside(pictures) for pictures in products}
+        beside = {pictures.product: self._taught_beside(pictures) for pictures in products}
         self.inner.learn(products)
         self.beside |= beside
 
@@ -68,8 +85,9 @@ class WithImage(Method):
         own = self.inner.state()
         tensors, notes = dict(own.tensors), {}
         for name, part in self.beside.items():
-            tensors |= {f"{name}/image.{key}": value for key, value in part.whole.tensors().items()}
-            notes[name] = {"patches": list(part.patches.scores), "image": list(part.image.scores)}
+            beside = part.state()
+            tensors |= {f"{name}/image.{key}": value for key, value in beside.tensors.items()}
+            notes[name] = beside.notes
         return State(tensors, {"inner": own.notes, "products": notes})
 
     def restore(self, state: State) -> None:
@@ -80,8 +98,14 @@ class WithImage(Method):
         for name, notes in state.notes["products"].items():
             prefix = f"{name}/image."
             own = {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
-            voices = (Voice(tuple(notes[side])) for side in ("patches", "image"))
-            self.beside[name] = _Beside(WholeGaussian.from_tensors(own), *voices)
+            self.beside[name] = _Beside.read(State(own, notes))
+
+    def _taught_beside(self, pictures: Pictures) -> _Beside:
+        """As learned, or from a run's memory."""
+        if self.remembered is None or not pictures.key:
+            return self._learn_beside(pictures)
+        kept = self.remembered.part(self, pictures, lambda: self._learn_beside(pictures).state())
+        return _Beside.read(kept)
 
     @torch.no_grad()
     def _learn_beside(self, pictures: Pictures) -> _Beside:

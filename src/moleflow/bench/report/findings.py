@@ -102,6 +102,12 @@ class Findings:
         """ACC (or BWT, FM) of an entry over its runs."""
         return self.summary(entry)["continual"][view][metric][name]
 
+    def interval(self, entry: str, metric: str) -> tuple[float, float] | None:
+        """Where an entry's mean may lie with other test images and seeds; None where nobody drew them."""
+        means = self.results.get("uncertainty", {}).get("means", {})
+        found = means.get(entry, {}).get(metric)
+        return None if found is None else tuple(found["these products"])
+
     def of_product(self, entry: str, streams: Sequence[str], product: str, *key: str) -> float | None:
         """A product's figure, such as ("routed", "pixel_ap"), averaged over streams and seeds."""
         values = []
