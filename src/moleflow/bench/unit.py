@@ -39,7 +39,8 @@ def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
         method.remind([pictures for task in earlier for pictures in task])
     pictures, names = _taught(work, shelf, task, unit.step)
     started = time.perf_counter()
-    method.learn(pictures)
+    for lesson in [pictures] if task.together else [[own] for own in pictures]:
+        method.learn(lesson)
     learned = time.perf_counter()
     experts = {**before.get("experts", {}), **names}
     known = [name for earlier in stream.tasks[: unit.step + 1] for name in earlier.products]
