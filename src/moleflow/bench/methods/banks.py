@@ -166,7 +166,7 @@ class MemoryBank(PerProduct):
 
     def part_state(self, part: _Part) -> State:
         """The bank, float16, and its calibrations where there are some."""
-        tensors = {"bank": part.bank.patches.half()}
+        tensors = {"bank": part.bank.patches.half().cpu()}
         if part.position is None or part.calibration is None:
             return State(tensors)
         tensors["position.level"] = torch.tensor([part.position.level])
@@ -175,7 +175,7 @@ class MemoryBank(PerProduct):
 
     def part_from(self, state: State) -> _Part:
         """The inverse of `part_state`."""
-        bank = Bank(state.tensors["bank"].float())
+        bank = Bank(state.tensors["bank"].to(self.setting.device).float())
         if "calibration" not in state.notes:
             return _Part(bank)
         spread = state.tensors["position.spread"].float().clamp_min(LEAST_SPREAD)
@@ -278,12 +278,12 @@ class SharedCoreset(Method):
 
     def state(self) -> State:
         """The bank, float16."""
-        return State({} if self.bank is None else {"shared/bank": self.bank.patches.half()})
+        return State({} if self.bank is None else {"shared/bank": self.bank.patches.half().cpu()})
 
     def restore(self, state: State) -> None:
         """The bank as it was, or none."""
         stored = state.tensors.get("shared/bank")
-        self.bank = None if stored is None else Bank(stored.float())
+        self.bank = None if stored is None else Bank(stored.to(self.setting.device).float())
 
 
 def candidates(features: Tensor, images: Sequence[int], setting: Setting, count: int) -> Tensor:
@@ -309,7 +309,8 @@ def select(patches: Tensor, size: int, setting: Setting, options: BankOptions) -
     points = points - points.mean(0)  # smaller numbers, smaller errors of their products
     if points.shape[1] > options.projection:
         # Gaussian, so that distances keep their ratios (Johnson and Lindenstrauss 1984).
-        points = points @ torch.randn(points.shape[1], options.projection, generator=generator)
+        drawn = torch.randn(points.shape[1], options.projection, generator=generator)
+        points = points @ drawn.to(points.device)
     first = int(torch.randint(len(points), (1,), generator=generator))
     return Bank(patches[greedy_centres(points, size, first)].float())
 
@@ -355,7 +356,7 @@ def _inspect(bank: Bank, features: Tensor, setting: Setting, options: BankOption
     x, found, distances = _compare(bank, features, setting)
     score = bank.image_score(x, found, options.neighbours)
     maps = smooth(distances[None], setting.config.scoring.smoothing)
-    return Inspection(task=None, known=None, score=score, patch_map=maps[0].numpy())
+    return Inspection(task=None, known=None, score=score, patch_map=maps[0].cpu().numpy())
 
 
 def _compare(bank: Bank, features: Tensor, setting: Setting) -> tuple[Tensor, Found, Tensor]:

@@ -82,8 +82,8 @@ class _Head(nn.Module):
         return logits
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pooled features (B, D) to embeddings of length 1, (B, EMBEDDING) float64."""
-        return F.normalize(self._hidden(x).double(), dim=-1)
+        """Pooled features (B, D) to embeddings of length 1, (B, EMBEDDING) float64 on the processor."""
+        return F.normalize(self._hidden(x.to(self.centre.device)).cpu().double(), dim=-1)
 
     def _hidden(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.body((x - self.centre) / self.spread)
@@ -151,7 +151,8 @@ class DNE(Method):
         good = torch.cat([pictures.descriptors for pictures in products])
         if not torch.isfinite(good).all():
             raise TrainingError(f"expected finite features of {', '.join(sorted(names))}, but some are not")
-        pasted, normal = torch.cat(list(self._pasted(products))), good.float()
+        device = self.setting.device  # of the head; its inputs and embeddings are the processor's
+        pasted, normal = torch.cat(list(self._pasted(products))).to(device), good.float().to(device)
         head = self._next_head(good)
         fit(
             [p for p in head.parameters() if p.requires_grad],
@@ -185,7 +186,9 @@ class DNE(Method):
         """The head, the merged density, and every product's Gaussian."""
         tensors: dict[str, Tensor] = {}
         if self._head is not None and self._density is not None:
-            tensors |= {f"shared/head.{k}": v.detach().clone() for k, v in self._head.state_dict().items()}
+            tensors |= {
+                f"shared/head.{k}": v.detach().clone().cpu() for k, v in self._head.state_dict().items()
+            }
             tensors |= {"shared/mean": self._density.mean, "shared/root": self._density.root}
         for name, gaussian in self._gaussians.items():
             tensors |= {f"{name}/mean": gaussian.mean, f"{name}/root": gaussian.root}
@@ -235,7 +238,9 @@ class DNE(Method):
     def _backbone(self) -> Extractor:
         if self._extractor is None:
             own = self.setting
-            self._extractor = Extractor(own.backbone, weights=own.weights, image_size=own.image_size)
+            self._extractor = Extractor(
+                own.backbone, weights=own.weights, image_size=own.image_size, device=own.device
+            )
         return self._extractor
 
 
@@ -268,7 +273,7 @@ def cut_paste(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _check_backbone(extractor: Extractor, pictures: Pictures) -> None:
     """Pasted images must pass through the network that the good ones went through."""
     found = extractor.features(extractor.stack([pictures.read(0, extractor.image_size)])).cpu()[0]
-    cached = pictures.features[0].float()
+    cached = pictures.features[0].float().cpu()
     if found.shape != cached.shape or (found - cached).abs().max() > SAME_WITHIN * cached.abs().max():
         raise ConfigError(
             f"expected cached features {tuple(found.shape)} of backbone {extractor.name!r} for "
@@ -278,13 +283,14 @@ def _check_backbone(extractor: Extractor, pictures: Pictures) -> None:
 
 def _new_head(setting: Setting) -> _Head:
     with seeded(setting.seed):
-        return _Head(setting.channels)
+        return _Head(setting.channels).to(setting.device)
 
 
 def _contrast(head: _Head, good: Tensor, pasted: Tensor, generator: torch.Generator) -> Tensor:
     """Cross-entropy of a step's images: as many good as pasted, drawn with replacement."""
     kinds = [x[torch.randint(len(x), (BATCH,), generator=generator)] for x in (good, pasted)]
-    return F.cross_entropy(head(torch.cat(kinds)), torch.arange(2).repeat_interleave(BATCH))
+    labels = torch.arange(2, device=good.device).repeat_interleave(BATCH)
+    return F.cross_entropy(head(torch.cat(kinds)), labels)
 
 
 def _fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -104,7 +104,7 @@ class TaskSeparated(PerProduct):
         with torch.random.fork_rng(devices=[]):
             base = Base(self.setting.grid, self.setting.channels, self.setting.config.flow)
         base.load_state_dict(tensors)
-        return base.requires_grad_(False).eval()
+        return base.requires_grad_(False).eval().to(self.setting.device)
 
 
 class MoleFlow(TaskSeparated):
