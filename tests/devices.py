@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 CARD = torch.device("cuda", 0)
 
-_CROSSING = {"to", "cpu", "copy_", "type"}  # between devices, by their nature
+_CROSSING = {"to", "cpu", "copy_", "type", "_has_compatible_shallow_copy_type"}  # devices, by their nature
 _SILENT = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__repr__", "__format__"}
 
 
@@ -37,11 +37,11 @@ class Pretend(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         name = getattr(func, "__name__", "")
-        if func is torch.device:
-            return func(*args, **kwargs)
-        if name == "__get__" and func is Tensor.device.__get__:
+        if func is torch.device or name == "_parse_to":
+            return func(*args, **kwargs)  # they speak of a device, and touch none
+        if name == "__get__" and func == Tensor.device.__get__:
             return CARD if on_card(args[0]) else func(*args)
-        if name == "__set__" and func is Tensor.data.__set__:
+        if name == "__set__" and func == Tensor.data.__set__:
             func(*args)
             return _mark(args[0], on_card(args[1]))
         wanted = _wanted(name, args, kwargs)
