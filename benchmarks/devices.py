@@ -2,8 +2,8 @@
 
     python benchmarks/devices.py /path/to/products --device cuda
 
-Prints a table, and ends with an error where a product's image AUROC or pixel AP differ by more than `TOLERANCE`.
-Features are computed once, on the processor, so that only learning and scoring are compared.
+Prints a table, and ends with an error where a product's image AUROC or pixel AP differ by more than
+`TOLERANCE`. Features are computed once, on the processor, so that only learning and scoring are compared.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    """Of any product's figures, by product and by name; those that are not there (None) must be so in both."""
+    """Of any product's figures, by product and by name; what is not there (None) must be so in both."""
     gaps = [0.0]
     for product, figures in one.items():
         for name in FIGURES:
