@@ -52,7 +52,7 @@ CHANGED = {
     "UcadOptions": {
         "backbone": "timm:vit_tiny_patch16_224.augreg_in21k@11", "weights": None, "image_size": (64, 64),
         "layers": 1, "images": 2, "epochs": 2, "learning_rate": 0.5, "memory_images": 2, "key_size": 4,
-        "knowledge_size": 5, "regions": 4, "temperature": 5.0, "patch": 1, "smoothing": 20.0,
+        "knowledge_size": 5, "regions": 4, "temperature": 5.0, "patch": 3, "smoothing": 20.0,
     },
 }  # fmt: skip
 CHANGED["BankOptions"] = {**CHANGED["CalibratedBankOptions"], "neighbours": 9}

@@ -25,6 +25,7 @@ from .inspection import inspect
 from .intake import Intake, check_errors, pictures_in
 from .learning import LessonOptions, Progress, learn, sources_of
 from .line import Line
+from .mixed import Told, check_names, learn_mixed
 from .monitor import observe, read_monitor
 from .pose_learning import WISHES, Wish
 from .presets import DEFAULT, get_preset
@@ -206,12 +207,66 @@ class Detector:
         Whatever is raised, the line is as it was before.
         """
         name = check_task_name(name)
-        if pose not in WISHES:
-            raise ConfigError(f"expected a pose among {', '.join(WISHES)}, got {pose!r}")
+        _check_pose(pose)
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
             return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious, pose), progress)
+
+    def add_tasks(
+        self,
+        images: Any,
+        names: Sequence[str] | None = None,
+        *,
+        groups: Sequence[str] | None = None,
+        strict: bool = False,
+        drop_suspicious: bool = False,
+        pose: Wish = "auto",
+        found: Told | None = None,
+        progress: Progress | None = None,
+    ) -> list[TaskInfo]:
+        """Finds the products that mixed good images show, and learns each as one of its own: all or none.
+
+        Images are of one product where the router could not tell them apart. On a new line the base learns
+        from the first product found. Fewer than five images are no product, but go to the nearest one.
+
+        Args:
+            images, groups, strict, drop_suspicious, pose: as for `add_task`.
+            names: of the products, ordered by the first image of each; "product-1", "product-2", ... without.
+            found: told which images become which product, as {name: sources}, before any is learned; what it
+                raises ends the lesson.
+            progress: told "finding", and then the stages of `add_task` with the product's name before them.
+
+        Returns:
+            What is known of each product, in the order of the names. Images that could not be read are listed
+            with the first.
+
+        Raises:
+            TaskError: not as many products are found as there are names; a name is unusable or taken; or
+                some of the images show a product that the line knows.
+            ImageError, ConfigError, TrainingError: as for `add_task`.
+
+        Whatever is raised, the line is as it was before.
+        """
+        wanted = None if names is None else check_names(names)
+        _check_pose(pose)
+        options = LessonOptions(groups, strict, drop_suspicious, pose)
+        with self._learning:
+            sources = sources_of(images, options)
+            extractor, line = self._begun(sources)
+            line, added = learn_mixed(
+                line,
+                sources,
+                wanted,
+                extractor=extractor,
+                config=self.config,
+                seed=self.seed,
+                options=options,
+                found=found,
+                progress=progress or _silent,
+            )
+            self.extractor, self._line = extractor, line
+            return [self.info(name) for name in added]
 
     def update_task(
         self,
@@ -471,10 +526,7 @@ class Detector:
 
     def _learn(self, name: str, images: Any, options: LessonOptions, progress: Progress | None) -> TaskInfo:
         sources = sources_of(images, options)
-        extractor, line = self.extractor, self._line
-        if line.base is None and not self._settled:
-            begun = self._begin(sources)
-            extractor, line = begun.extractor, replace(line, intake=begun.intake)
+        extractor, line = self._begun(sources)
         line = learn(
             line,
             name,
@@ -489,6 +541,13 @@ class Detector:
         self.extractor, self._line = extractor, line
         return self.info(name)
 
+    def _begun(self, sources: Sequence[tuple[Source, Any]]) -> tuple[Extractor, Line]:
+        """Backbone and line to learn with; of a new line as these images settle them."""
+        if self._line.base is not None or self._settled:
+            return self.extractor, self._line
+        begun = self._begin(sources)
+        return begun.extractor, replace(self._line, intake=begun.intake)
+
     def _remembered(self, name: str) -> list[Path]:
         """Images of a product that `observe` remembered; none where the product on disk is another."""
         product = self._line.products.get(name)
@@ -497,6 +556,11 @@ class Detector:
         if version is None or store is None or name not in store.names():
             return []
         return [Path(path) for path, _ in read_monitor(store, name, version).remembered]
+
+
+def _check_pose(pose: str) -> None:
+    if pose not in WISHES:
+        raise ConfigError(f"expected a pose among {', '.join(WISHES)}, got {pose!r}")
 
 
 def _pair(values: list[int] | None) -> tuple[int, int] | None:

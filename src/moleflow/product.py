@@ -262,9 +262,13 @@ def learn_first_base(
     progress: Callable[[float], None] = lambda share: None,
     groups: Sequence[Hashable] | None = None,
     copies: Sequence[int] | None = None,
+    blocks: Blocks | None = None,
 ) -> FirstBase:
-    """The base from a line's first product, in as many steps as one takes; arguments as `learn_product`."""
-    blocks = make_blocks(len(patches), config.scoring, groups=groups, copies=copies)
+    """The base from a line's first product, in as many steps as one takes; arguments as `learn_product`.
+
+    `blocks` are given where the patches are of several products that a line begins with together.
+    """
+    blocks = blocks or make_blocks(len(patches), config.scoring, groups=groups, copies=copies)
     learn = partial(learn_base, flow=config.flow, training=config.training)
     if blocks.count < 2:
         return FirstBase(learn(patches, seed=seed, progress=progress), None)

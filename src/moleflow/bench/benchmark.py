@@ -38,7 +38,7 @@ def benchmark(
         work: plan, data and folders.
         command: what was typed, for the report.
         jobs: processes side by side.
-        device: where the backbone computes features.
+        device: where the backbone computes features, and where methods learn and score.
         told: hears of features being computed.
         done: hears of every finished unit.
 
@@ -51,7 +51,7 @@ def benchmark(
     """
     with alone(work.out):
         failed = run(work, jobs=jobs, device=device, told=told, done=done)
-        found, times = results.write(work, command, jobs=jobs, failed=failed)
+        found, times = results.write(work, command, jobs=jobs, device=device, failed=failed)
         write_report(work.out / REPORT, found, times, galleries=galleries(work))
         if not failed:
             shutil.rmtree(work.out / FOLDER, ignore_errors=True)  # nothing is left to do that could use it

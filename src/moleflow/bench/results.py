@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from ..features.extractor import device_name
 from ..metrics import average_accuracy, backward_transfer, forgetting
 from .figures import NAMES
 from .files import read_json, write_json, write_text
@@ -232,7 +233,7 @@ def over_seeds(
     return spread([mean(values) for values in by_seed.values()])
 
 
-def timings(work: Work, command: str, jobs: int = 1) -> dict[str, Any]:
+def timings(work: Work, command: str, jobs: int = 1, device: str = "cpu") -> dict[str, Any]:
     """Seconds to learn a product and to inspect an image, mean and deviation over complete runs, and the
     machine they were taken on."""
     chains = [chain for chain in read_chains(work) if chain.complete]
@@ -253,16 +254,22 @@ def timings(work: Work, command: str, jobs: int = 1) -> dict[str, Any]:
             **{name: metadata.version(name) for name in ("torch", "timm", "numpy")},
             "threads": work.plan.threads,
             "jobs": jobs,
+            "device": device_name(device),
         },
         "entries": by_entry,
     }
 
 
 def write(
-    work: Work, command: str, *, jobs: int = 1, failed: Mapping[Unit, str] | None = None
+    work: Work,
+    command: str,
+    *,
+    jobs: int = 1,
+    device: str = "cpu",
+    failed: Mapping[Unit, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Writes results.json, results.csv and timings.json; returns what the first and the last hold."""
-    found, times = collect(work), timings(work, command, jobs)
+    found, times = collect(work), timings(work, command, jobs, device)
     times["failed"] = {
         f"{unit.entry}, {work.plan.streams[unit.stream].name}, seed {unit.seed}": error
         for unit, error in (failed or {}).items()

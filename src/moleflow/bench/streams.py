@@ -26,10 +26,13 @@ class Task:
     Attributes:
         products: their names, at least one, none twice.
         named: False where the stream does not say which image is of which product.
+        together: False where they are learned one after the other, as in tasks of their own, and only
+            inspected together. What products share is then learned from the first of them.
     """
 
     products: tuple[str, ...]
     named: bool = True
+    together: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.products, tuple) or not all(isinstance(p, str) and p for p in self.products):
@@ -89,7 +92,7 @@ def at_once(name: str, products: Iterable[str]) -> Stream:
     For methods whose products do not touch each other, where inspecting them after every lesson would tell
     nothing new.
     """
-    return Stream(name, (Task(tuple(products)),))
+    return Stream(name, (Task(tuple(products), together=False),))
 
 
 Scenario = Callable[[Sequence[str], Options], list[Stream]]
@@ -197,7 +200,10 @@ def _fifteen(products: Sequence[str], options: Options) -> list[Stream]:
 
 
 def _kinds_first(products: Sequence[str], options: Options) -> list[Stream]:
-    """What a shared base learns from: a texture, an object, or the mixture of the standard first task."""
+    """What a shared base learns from: a texture, an object, or the standard first task, which mixes them.
+
+    The third stream's first task is leather, grid and transistor together; all others are single products.
+    """
     _fixed("D", options)
     wanted, found = {*MVTEC_TEXTURES, *MVTEC_OBJECTS}, set(products)
     if found != wanted:
@@ -210,8 +216,13 @@ def _kinds_first(products: Sequence[str], options: Options) -> list[Stream]:
     return [
         _singles("D-texture-first", [*textures, *objects]),
         _singles("D-object-first", [*objects, *textures]),
-        _singles("D-mixed-first", _standard(products)),
+        _mixed_first("D-mixed-first", _standard(products)),
     ]
+
+
+def _mixed_first(name: str, products: Sequence[str]) -> Stream:
+    first = len(FIRST_TASK)
+    return Stream(name, (Task(tuple(products[:first])), *(Task((product,)) for product in products[first:])))
 
 
 def _increments(name: str, *sizes: int) -> Scenario:

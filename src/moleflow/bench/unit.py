@@ -44,7 +44,8 @@ def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
         method.remind([pictures for task in earlier for pictures in task])
     pictures, names = _taught(work, shelf, task, unit.step)
     started = time.perf_counter()
-    method.learn(pictures)
+    for lesson in [pictures] if task.together else [[own] for own in pictures]:
+        method.learn(lesson)
     learning = time.perf_counter() - started + memory.charged()
     experts = {**before.get("experts", {}), **names}
     known = [name for earlier in stream.tasks[: unit.step + 1] for name in earlier.products]
@@ -101,6 +102,7 @@ def _method(work: Work, shelf: Shelf, unit: Unit) -> Method:
         config=plan.config(unit.entry),
         backbone=plan.backbone,
         weights=plan.weights,
+        device=extractor.device,
     )
     return make(plan.entries[unit.entry].method, setting, plan.own(unit.entry))
 

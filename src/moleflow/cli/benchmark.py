@@ -36,13 +36,19 @@ Cache = Annotated[
 ]
 Order = Annotated[str | None, typer.Option(metavar="P,...", help="Products to learn, in this order.")]
 Seeds = Annotated[str, typer.Option(metavar="N,...", help="Seeds, with commas between them.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side; as many as cores by default.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes side by side; by default as many as cores, or 1 on a card."),
+]
 Backbone = Annotated[str, typer.Option(help="Backbone of the cached features.")]
 BackboneWeights = Annotated[
     str | None, typer.Option("--weights", metavar="PATH", help='Local file with its weights, or "random".')
 ]
 FeatureDevice = Annotated[
-    str, typer.Option("--device", help="Where the backbone computes features: cpu, auto, cuda, mps.")
+    str,
+    typer.Option(
+        "--device", help="Where features are computed, methods learn and score: cpu, auto, cuda, mps."
+    ),
 ]
 ImageSize = Annotated[str | None, typer.Option(metavar="N|HxW", help="Size images are brought to.")]
 EvalSize = Annotated[
@@ -266,7 +272,7 @@ def sweep(
                 criterion=criterion,
                 method=method,
                 oracle=oracle,
-                jobs=jobs or os.cpu_count() or 1,
+                jobs=_processes(jobs, device),
                 preset=preset,
                 options=_settings(settings or []),
                 backbone=backbone,
@@ -313,13 +319,20 @@ def _run(work: Work, jobs: int | None, device: str) -> None:
         found = run(
             work,
             command=_command(),
-            jobs=jobs or os.cpu_count() or 1,
+            jobs=_processes(jobs, device),
             device=device,
             told=told,
             done=lambda unit: show(next(finished), total, _about(work, unit)),
         )
     _print_summary(found)
     say(f"The report: {work.out / REPORT}")
+
+
+def _processes(jobs: int | None, device: str) -> int:
+    """What was asked for; else one for each core, but a single one where they would share a card."""
+    from ..features.extractor import resolve_device
+
+    return jobs or (os.cpu_count() if resolve_device(device).type == "cpu" else 1) or 1
 
 
 def _command() -> str:

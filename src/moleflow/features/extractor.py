@@ -42,6 +42,10 @@ class Features:
         """Several batches as one."""
         return cls(torch.cat([part.patches for part in parts]), torch.cat([part.pooled for part in parts]))
 
+    def to(self, device: torch.device | str) -> "Features":
+        """On another device; the very same where they are there already."""
+        return Features(self.patches.to(device), self.pooled.to(device))
+
     def take(self, images: Sequence[int]) -> "Features":
         """Those at these positions."""
         chosen = list(images)
@@ -179,6 +183,12 @@ class Extractor:
         if differing:
             shown = "; ".join(f"{key}: {stored.get(key)} stored, {own.get(key)} here" for key in differing)
             raise BackboneError(f"this is not the backbone that the line was learned with: {shown}")
+
+
+def device_name(device: str | torch.device | None) -> str:
+    """The device as tables name it: the card's own name where it has one."""
+    found = resolve_device(device)
+    return torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -170,7 +170,7 @@ class _Coreset(PerProduct):
 
     def part_state(self, part: _Part) -> State:
         """The bank, float16, and its calibrations where there are some."""
-        tensors = {"bank": part.bank.patches.half()}
+        tensors = {"bank": part.bank.patches.half().cpu()}
         if part.position is None or part.calibration is None:
             return State(tensors)
         tensors["position.level"] = torch.tensor([part.position.level])
@@ -179,7 +179,7 @@ class _Coreset(PerProduct):
 
     def part_from(self, state: State) -> _Part:
         """The inverse of `part_state`."""
-        bank = Bank(state.tensors["bank"].float())
+        bank = Bank(state.tensors["bank"].to(self.setting.device).float())
         if "calibration" not in state.notes:
             return _Part(bank)
         spread = state.tensors["position.spread"].float().clamp_min(LEAST_SPREAD)
@@ -299,7 +299,8 @@ def projected(patches: Tensor, setting: Setting, options: Selection) -> Tensor:
         return points
     generator = torch.Generator().manual_seed(setting.seed)
     # Gaussian, so that distances keep their ratios (Johnson and Lindenstrauss 1984).
-    return points @ torch.randn(points.shape[1], options.projection, generator=generator)
+    drawn = torch.randn(points.shape[1], options.projection, generator=generator)
+    return points @ drawn.to(points.device)
 
 
 def greedy_centres(
@@ -355,7 +356,7 @@ def inspect_bank(bank: Bank, features: Tensor, setting: Setting, neighbours: int
     x, found, distances = compare(bank, features, setting)
     score = bank.image_score(x, found, neighbours)
     maps = smooth(distances[None], setting.config.scoring.smoothing)
-    return Inspection(task=None, known=None, score=score, patch_map=maps[0].numpy())
+    return Inspection(task=None, known=None, score=score, patch_map=maps[0].cpu().numpy())
 
 
 def compare(bank: Bank, features: Tensor, setting: Setting) -> tuple[Tensor, Found, Tensor]:

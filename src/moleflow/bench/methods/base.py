@@ -31,7 +31,8 @@ class Pictures:
 
     Attributes:
         product: its name; what a method is told when it learns, and may be asked about later.
-        features: (N, h, w, D) float16 of the frozen backbone, memory-mapped: take what is needed at a time.
+        features: (N, h, w, D) float16 of the frozen backbone on the run's device; memory-mapped where that is
+            the processor: take what is needed at a time.
         pooled: (N, E), each picture as a whole; (N, 0) where nobody computed it.
         altered: a few of them as decoding and the sensor alone might have changed them.
         read: image i at a size (h, w), uint8 (h, w, 3) RGB; for methods that need pixels.
@@ -118,6 +119,8 @@ class Setting:
         config: the flow, its training, scoring and routing; rivals take from it what they have in common.
         backbone: name of the backbone, for methods that need one of their own kind.
         weights: local weights of it, "random", or None.
+        device: where pictures lie, and where methods learn and score. States are always on the processor,
+            and so are the router's statistics and what is drawn at random.
     """
 
     grid: tuple[int, int]
@@ -127,6 +130,7 @@ class Setting:
     config: LineConfig = field(default_factory=LineConfig)
     backbone: str = "efficientnet_lite0"
     weights: str | None = None
+    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)

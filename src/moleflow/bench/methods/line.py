@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ...blocks import Blocks, make_blocks
 from ...config import Dia, FlowConfig, LineConfig, Lora
 from ...errors import ConfigError
 from ...features.extractor import Features
@@ -40,12 +41,18 @@ class TaskSeparated(PerProduct):
 
     def learn_part(self, pictures: Pictures) -> _Part:
         """A base and an expert on it."""
-        first = self.learn_base(pictures)
+        first = self.learn_base([pictures])
         return self.learn_expert(first.final, pictures, without=first.without)
 
-    def learn_base(self, pictures: Pictures) -> FirstBase:
-        """The base, frozen."""
-        return learn_first_base(pictures.features, self.setting.config, seed=self.setting.seed)
+    def learn_base(self, products: Sequence[Pictures]) -> FirstBase:
+        """The base from all images of these products, frozen."""
+        scoring = self.setting.config.scoring
+        return learn_first_base(
+            products[0].features if len(products) == 1 else torch.cat([own.features for own in products]),
+            self.setting.config,
+            seed=self.setting.seed,
+            blocks=Blocks.together([make_blocks(len(own), scoring) for own in products]),
+        )
 
     def learn_expert(
         self, base: Base, pictures: Pictures, *, without: tuple[Base, Base] | None = None
@@ -99,13 +106,14 @@ class TaskSeparated(PerProduct):
         with torch.random.fork_rng(devices=[]):
             base = Base(self.setting.grid, self.setting.channels, self.setting.config.flow)
         base.load_state_dict(tensors)
-        return base.requires_grad_(False).eval()
+        return base.requires_grad_(False).eval().to(self.setting.device)
 
 
 class MoleFlow(TaskSeparated):
-    """MoLE-Flow: the base is frozen after the first product, every product has an expert on it.
+    """MoLE-Flow: the base is frozen after the first task, every product has an expert on it.
 
-    The same as the `Detector`, on features that were cached in 16 bits.
+    The same as the `Detector`, on features that were cached in 16 bits. Where the first task has several
+    products the base is learned from the images of all of them, in as many steps as from one.
     """
 
     name = "moleflow"
@@ -115,20 +123,22 @@ class MoleFlow(TaskSeparated):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.base: Base | None = None
+        self._without: tuple[Base, Base] | None = None  # while the first task is learned
 
     def learn(self, products: Sequence[Pictures]) -> None:
-        """The base with the first product of all, then every product's expert."""
-        self._first: FirstBase | None = None
-        if self.base is None:
-            self._first = self.learn_base(products[0])
-            self.base = self._first.final
+        """The base with the first task, then every product's expert."""
+        first = self.learn_base(products) if self.base is None else None
+        if first is not None:
+            self.base = first.final
+        # The bases that have not seen half of the images calibrate every product that the base learned from.
+        self._without = None if first is None else first.without
         super().learn(products)
+        self._without = None
 
     def learn_part(self, pictures: Pictures) -> _Part:
-        """An expert on the frozen base; the product it was learned from comes first."""
+        """An expert on the frozen base."""
         assert self.base is not None
-        first, self._first = self._first, None
-        return self.learn_expert(self.base, pictures, without=first.without if first else None)
+        return self.learn_expert(self.base, pictures, without=self._without)
 
     def part_state(self, part: _Part) -> State:
         """What a saved line keeps of the product."""

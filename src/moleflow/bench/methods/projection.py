@@ -106,15 +106,16 @@ class ProjectionBanks(PerProduct):
         maps = smooth(residual.view(1, *x.shape[1:3]), self.setting.config.scoring.smoothing)
         top = max(1, round(self.options.top_share * maps[0].numel()))
         score = float(maps.flatten().topk(top).values.mean())
-        return Inspection(task=None, known=None, score=score, patch_map=maps[0].numpy())
+        return Inspection(task=None, known=None, score=score, patch_map=maps[0].cpu().numpy())
 
     def part_state(self, part: _Part) -> State:
         """The banks, float16, and their temperatures."""
-        return State({"banks": part.banks.half(), "temperatures": part.temperatures})
+        return State({"banks": part.banks.half().cpu(), "temperatures": part.temperatures.cpu()})
 
     def part_from(self, state: State) -> _Part:
         """The inverse of `part_state`."""
-        return _Part(state.tensors["banks"].float(), state.tensors["temperatures"])
+        banks, temperatures = (state.tensors[k].to(self.setting.device) for k in ("banks", "temperatures"))
+        return _Part(banks.float(), temperatures)
 
     def _near(self, x: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances (n, k) of patches (n, D) from their nearest in a bank, and which these are."""

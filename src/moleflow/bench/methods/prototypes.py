@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -92,19 +93,19 @@ class GCR(OwnRouter):
         squared = torch.cdist(x.flatten(0, 2), part.patches).square()
         count = min(self.options.nearest, len(part.patches))
         near = squared.topk(count, dim=1, largest=False).values
-        energy = -torch.logsumexp(-0.5 * near, dim=1) + torch.tensor(float(len(part.patches))).log()
+        energy = -torch.logsumexp(-0.5 * near, dim=1) + math.log(len(part.patches))
         maps = smooth(energy.view(1, *x.shape[1:3]), self.setting.config.scoring.smoothing)
         top = max(1, round(self.options.share * maps[0].numel()))
         score = float(maps.flatten().topk(top).values.mean())
-        return Inspection(task=None, known=None, score=score, patch_map=maps[0].numpy())
+        return Inspection(task=None, known=None, score=score, patch_map=maps[0].cpu().numpy())
 
     def part_state(self, part: Bank) -> State:
         """The prototypes, float16."""
-        return State({"prototypes": part.patches.half()})
+        return State({"prototypes": part.patches.half().cpu()})
 
     def part_from(self, state: State) -> Bank:
         """The inverse of `part_state`."""
-        return Bank(state.tensors["prototypes"].float())
+        return Bank(state.tensors["prototypes"].to(self.setting.device).float())
 
 
 @dataclass(frozen=True)
@@ -176,7 +177,7 @@ class DINOSaur(OwnRouter):
         for row in range(self.setting.grid[0]):
             points = pictures.features[:, row].float().transpose(0, 1).contiguous()  # (w, N, D)
             first = torch.randint(len(pictures), (len(points),), generator=generator)
-            rows.append(_spread_points(points, size, first))
+            rows.append(_spread_points(points, size, first.to(points.device)))
         return _Places(torch.stack(rows), pictures.descriptors.mean(0).float())
 
     def distance(self, part: _Places, pictures: Pictures, image: int) -> float:
@@ -187,22 +188,22 @@ class DINOSaur(OwnRouter):
         """Smoothed distances, and the largest as the image's score."""
         distances = nearest_around(seen.patches[0], part.banks, self.options.radius)
         maps = smooth(distances[None], self.setting.config.scoring.smoothing)
-        return Inspection(task=None, known=None, score=float(maps.max()), patch_map=maps[0].numpy())
+        return Inspection(task=None, known=None, score=float(maps.max()), patch_map=maps[0].cpu().numpy())
 
     def part_state(self, part: _Places) -> State:
         """The banks, float16, and the descriptor."""
-        return State({"banks": part.banks.half(), "prototype": part.prototype})
+        return State({"banks": part.banks.half().cpu(), "prototype": part.prototype})
 
     def part_from(self, state: State) -> _Places:
         """The inverse of `part_state`."""
-        return _Places(state.tensors["banks"].float(), state.tensors["prototype"])
+        return _Places(state.tensors["banks"].to(self.setting.device).float(), state.tensors["prototype"])
 
 
 def _spread_points(points: Tensor, size: int, first: Tensor) -> Tensor:
     """Of every group of points (G, N, D) those that greedy k-centre takes, (G, size, D), from `first` on."""
-    groups = torch.arange(len(points))
+    groups = torch.arange(len(points), device=points.device)
     chosen, last = [first], first
-    nearest = torch.full(points.shape[:2], torch.inf)
+    nearest = points.new_full(points.shape[:2], torch.inf)
     while len(chosen) < size:
         distance = (points - points[groups, last][:, None]).square().sum(-1)
         nearest = torch.minimum(nearest, distance)
@@ -219,7 +220,7 @@ def nearest_around(patches: Tensor, banks: Tensor, radius: int) -> Tensor:
     place's own reach do not count for it.
     """
     height, width, _ = patches.shape
-    found = torch.empty(height, width)
+    found = patches.new_empty(height, width)
     for top in range(0, height, WINDOW):
         for left in range(0, width, WINDOW):
             rows, columns = _within(top, height, 0), _within(left, width, 0)
@@ -227,10 +228,15 @@ def nearest_around(patches: Tensor, banks: Tensor, radius: int) -> Tensor:
             around = banks[far_rows][:, far_columns]
             squared = _squared(patches[rows][:, columns].flatten(0, 1), around.flatten(0, 2))
             least = squared.view(len(rows), len(columns), *around.shape[:3]).amin(-1)
-            least.masked_fill_((rows[:, None] - far_rows).abs()[:, None, :, None] > radius, torch.inf)
-            least.masked_fill_((columns[:, None] - far_columns).abs()[None, :, None, :] > radius, torch.inf)
+            least.masked_fill_(_beyond(rows, far_rows, radius, least)[:, None, :, None], torch.inf)
+            least.masked_fill_(_beyond(columns, far_columns, radius, least)[None, :, None, :], torch.inf)
             found[top : top + len(rows), left : left + len(columns)] = least.flatten(2).amin(-1).sqrt()
     return found
+
+
+def _beyond(here: Tensor, there: Tensor, radius: int, like: Tensor) -> Tensor:
+    """Which positions are out of each other's reach, on the device of `like`."""
+    return ((here[:, None] - there).abs() > radius).to(like.device)
 
 
 def _within(start: int, length: int, margin: int) -> Tensor:

@@ -91,12 +91,12 @@ class SharedCoreset(Method):
 
     def state(self) -> State:
         """The bank, float16."""
-        return State({} if self.bank is None else {"shared/bank": self.bank.patches.half()})
+        return State({} if self.bank is None else {"shared/bank": self.bank.patches.half().cpu()})
 
     def restore(self, state: State) -> None:
         """The bank as it was, or none."""
         stored = state.tensors.get("shared/bank")
-        self.bank = None if stored is None else Bank(stored.float())
+        self.bank = None if stored is None else Bank(stored.to(self.setting.device).float())
 
 
 def updated(old: Tensor, new: Tensor, setting: Setting, options: SharedBankOptions) -> Tensor:
@@ -162,8 +162,9 @@ class _Nearest:
     @classmethod
     def within(cls, bank: Tensor) -> _Nearest:
         """Of the bank's own points (m, d), each but for itself."""
-        nearest = cls(torch.empty(len(bank)), torch.empty(len(bank), dtype=torch.long), own=True)
-        for rows in torch.arange(len(bank)).split(ROWS):
+        index = torch.empty(len(bank), dtype=torch.long, device=bank.device)
+        nearest = cls(bank.new_empty(len(bank)), index, own=True)
+        for rows in torch.arange(len(bank), device=bank.device).split(ROWS):
             nearest._look_again(bank, bank, rows)
         return nearest
 
@@ -182,7 +183,7 @@ class _Nearest:
     def _look_again(self, points: Tensor, bank: Tensor, rows: Tensor) -> None:
         table = _squared(points[rows], bank)
         if self.own:
-            table[torch.arange(len(rows)), rows] = torch.inf
+            table[torch.arange(len(rows), device=rows.device), rows] = torch.inf
         self.distance[rows], self.index[rows] = table.min(1)
 
 

@@ -74,6 +74,7 @@ class WholeFlow(nn.Module):
         with seeded(setting.seed):
             self.base = Base(setting.grid, setting.channels, flow)
             self.expert = Expert(self.base)
+        self.to(setting.device)
 
     def latent(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
         """z (B, h, w, d) and log-determinant (B, h, w) of prepared windows."""
@@ -189,7 +190,7 @@ class SingleFlow(Method):
 
     def penalty(self, flow: WholeFlow, step: Step) -> Tensor:
         """What is added to a step's loss, in nats per patch; `self.flow` is the flow before this task."""
-        return torch.zeros(())
+        return torch.zeros((), device=step.z.device)
 
     @torch.no_grad()
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
@@ -208,7 +209,8 @@ class SingleFlow(Method):
         """The flow, all of it shared; in 32 bits, because it is learned further."""
         flow = {} if self.flow is None else self.flow.state_dict()
         return State(
-            {f"shared/flow.{k}": v.contiguous() for k, v in flow.items()}, {"products": [*self.products]}
+            {f"shared/flow.{k}": v.cpu().contiguous() for k, v in flow.items()},
+            {"products": [*self.products]},
         )
 
     def restore(self, state: State) -> None:
@@ -230,7 +232,7 @@ class SingleFlow(Method):
         begun = ["a first flow"] if known is None else ["a flow", self.name, own, self.state()]
         kept = self.remembered.learned(
             [*begun, *(pictures.key for pictures in products)],
-            lambda: State(dict(self._fitted(known, products).state_dict())),
+            lambda: State({k: v.cpu() for k, v in self._fitted(known, products).state_dict().items()}),
         )
         flow = WholeFlow(self.setting)
         flow.load_state_dict(kept.tensors)
@@ -266,7 +268,7 @@ def taken(flow: WholeFlow, mixture: Mixture, training: TrainingConfig, generator
     """One step's windows with noise on them, through the flow."""
     windows = mixture.draw(flow.base.position, training, generator)
     x = flow.base.prepare(windows.features)
-    x = x + training.noise * torch.randn(x.shape, generator=generator)
+    x = x + training.noise * torch.randn(x.shape, generator=generator).to(x.device)
     passage = flow.base.passage(flow.expert, x, position=windows.position)
     return Step(
         x,
@@ -334,12 +336,13 @@ class EWC(SingleFlow):
     def state(self) -> State:
         """The flow and the Fisher information; theta* is the flow itself."""
         own = super().state()
-        return State(own.tensors | {f"shared/fisher.{k}": v for k, v in self.fisher.items()}, own.notes)
+        fisher = {f"shared/fisher.{k}": v.cpu() for k, v in self.fisher.items()}
+        return State(own.tensors | fisher, own.notes)
 
     def restore(self, state: State) -> None:
         """The inverse of `state`."""
         super().restore(state)
-        self.fisher = _owned(state, "fisher")
+        self.fisher = {k: v.to(self.setting.device) for k, v in _owned(state, "fisher").items()}
 
 
 def fisher_information(
@@ -453,7 +456,7 @@ class Replay(SingleFlow):
     def state(self) -> State:
         """The flow, the kept images' features, and in the notes what the images cost."""
         own = super().state()
-        kept = {f"shared/{MEMORY}.{i}": features for i, features in enumerate(self.memory)}
+        kept = {f"shared/{MEMORY}.{i}": features.cpu() for i, features in enumerate(self.memory)}
         cost = {"kept_images": sum(map(len, self.memory)), "kept_bytes": self.kept_bytes}
         return Cached(own.tensors | kept, own.notes | cost)
 
@@ -461,7 +464,7 @@ class Replay(SingleFlow):
         """The inverse of `state`."""
         super().restore(state)
         kept = _owned(state, MEMORY)
-        self.memory = [kept[str(i)] for i in range(len(self.products))]
+        self.memory = [kept[str(i)].to(self.setting.device) for i in range(len(self.products))]
         self.kept_bytes = state.notes["kept_bytes"]
 
 

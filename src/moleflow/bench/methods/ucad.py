@@ -60,7 +60,8 @@ class UcadOptions:
         regions: an image is parted into, for the contrast.
         temperature: of the contrast.
         patch: side of the square of patches that are averaged into one, for key, knowledge and inspection;
-            3 as in the authors' class, whose published command line sets 1.
+            1, none, as in the authors' published command line, which their figures come from, and not
+            their class's 3.
         smoothing: sigma of the map's Gaussian in pixels of the transformer's image.
     """
 
@@ -76,7 +77,7 @@ class UcadOptions:
     knowledge_size: int = 196
     regions: int = 8
     temperature: float = 0.5
-    patch: int = 3
+    patch: int = 1
     smoothing: float = 4.0
 
     def __post_init__(self) -> None:
@@ -153,7 +154,7 @@ class UCAD(Method):
             f"{own.layers} blocks",
             "regions from k-means instead of SAM",
             "prompts added and begun at zero instead of random prefixes",
-            f"patches averaged over {own.patch}x{own.patch}",
+            *([f"patches averaged over {own.patch}x{own.patch}"] if own.patch > 1 else []),
             _told(own.schedule) + ", none chosen on test images",
             f"key and knowledge from {own.memory_images} images at most",
         ]
@@ -190,13 +191,13 @@ class UCAD(Method):
             knowledge = Bank(memory.knowledge.float())
             found = knowledge.nearest(patches)
             score = knowledge.image_score(patches, found, NEIGHBOURS)
-            patch_map = smooth(found.distance.view(1, *extractor.grid), sigma)[0].numpy()
+            patch_map = smooth(found.distance.view(1, *extractor.grid), sigma)[0].cpu().numpy()
             yield Inspection(task=chosen, known=None, score=score, patch_map=patch_map)
 
     def state(self) -> State:
         """All products' keys, prompts and knowledge; the transformer is the backbone and not in it."""
         tensors = {
-            f"{name}/{part}": tensor
+            f"{name}/{part}": tensor.cpu()
             for name, memory in self._memories.items()
             for part, tensor in memory.tensors().items()
         }
@@ -206,7 +207,7 @@ class UCAD(Method):
         """Takes up a state."""
         parts = ("key", "prompt", "knowledge")
         self._memories = {
-            name: _Memory(*(state.tensors[f"{name}/{part}"] for part in parts))
+            name: _Memory(*(state.tensors[f"{name}/{part}"].to(self.setting.device) for part in parts))
             for name in state.notes["products"]
         }
 
@@ -227,7 +228,8 @@ class UCAD(Method):
     def _learn_prompt(self, images: Tensor, labels: Tensor) -> Tensor:
         """Prompts (L, D) from uint8 images (N, 3, h, w) and the regions of their patches (N, P)."""
         _, epochs, rate = self.options.schedule
-        prompt = nn.Parameter(torch.zeros(self.options.layers, self._backbone().dim))
+        size = self.options.layers, self._backbone().dim
+        prompt = nn.Parameter(torch.zeros(size, device=self.setting.device))
         waiting: list[int] = []
 
         def step_loss(generator: torch.Generator) -> Tensor:
@@ -254,7 +256,7 @@ class UCAD(Method):
 
     def _images(self, pictures: Pictures, chosen: Sequence[int]) -> Tensor:
         extractor = self._backbone()
-        return extractor.stack([pictures.read(i, extractor.image_size) for i in chosen])
+        return extractor.stack([pictures.read(i, extractor.image_size) for i in chosen]).to(extractor.device)
 
     def _frozen(self, images: Tensor) -> Tensor:
         """Features (B, h', w', D) of uint8 images (B, 3, h, w) without prompts."""
@@ -294,7 +296,9 @@ class UCAD(Method):
         if self._extractor is None:
             own = self.options
             # One random network for all seeds: which weights it has is no part of what is learned.
-            extractor = Extractor(self._spec, weights=own.weights, image_size=own.image_size)
+            extractor = Extractor(
+                self._spec, weights=own.weights, image_size=own.image_size, device=self.setting.device
+            )
             if not isinstance(extractor.module.network, VisionTransformer):
                 raise ConfigError(f"UCAD: expected a vision transformer, got backbone {own.backbone!r}")
             self._extractor = extractor
@@ -326,7 +330,7 @@ def find_regions(features: Tensor, count: int) -> Tensor:
     """
     height, width, _ = features.shape
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    place = torch.stack([rows, columns], dim=-1).flatten(0, 1).float()
+    place = torch.stack([rows, columns], dim=-1).flatten(0, 1).float().to(features.device)
     points = torch.cat(
         [_unit_variance(features.flatten(0, 1)), POSITION_WEIGHT**0.5 * _unit_variance(place)], 1
     )

@@ -107,7 +107,7 @@ class WithCells(PerProduct):
             task=None,
             known=None,
             score=part.calibration.score(float(image_scores(maps, scoring)[0]), whole),
-            patch_map=((maps[0] - voice.level) / voice.spread).numpy(),
+            patch_map=((maps[0] - voice.level) / voice.spread).cpu().numpy(),
             threshold=part.calibration.threshold(FALSE_ALARM_RATE),
         )
 
@@ -115,7 +115,7 @@ class WithCells(PerProduct):
         """What stands beside the flow, in the widths in which the line keeps it."""
         halves = ("mean", "directions")
         state = part.cells.state_dict()
-        tensors = {f"cells.{k}": v.half() if k in halves else v for k, v in state.items()}
+        tensors = {f"cells.{k}": (v.half() if k in halves else v).cpu() for k, v in state.items()}
         if part.whole is not None:
             tensors |= {f"whole.{k}": v for k, v in part.whole.tensors().items()}
         for i, position in enumerate(part.positions):
@@ -129,6 +129,7 @@ class WithCells(PerProduct):
         assert config is not None
         cells = CellGaussians(setting.grid, setting.channels, config)
         cells.load_state_dict({k: v.float() for k, v in _named(state, "cells.").items()})
+        cells.to(setting.device)
         whole = _named(state, "whole.")
         first, second = (
             PositionCalibration(

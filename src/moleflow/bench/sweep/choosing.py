@@ -90,7 +90,7 @@ def sweep(
         preset: what all trials change, by name.
         options: dotted paths into `LineConfig` for all trials; a trial's own come before them.
         backbone, weights, image_size, eval_size, threads: as in `Plan`.
-        device: where the backbone computes features.
+        device: where the backbone computes features, and where methods learn and score.
         told: hears of features being computed.
         done: hears of every run that is finished.
 
