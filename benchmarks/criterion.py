@@ -20,8 +20,9 @@ Each is ranked against image AUROC and pixel AP on the labelled test images: Spe
 correlation over configurations within a product, the mean over products, with 95 % intervals of a
 bootstrap over products, configurations and, for image AUROC, test images.
 
-Calibration is by held-out images rather than by blocks, as in `moleflow add`, since it is the same for
-all. With --kept everything that was measured is kept in a file, and read from there the next time.
+Calibration is by images held out once, where `moleflow add` leaves out every block in turn; it is the
+same for all configurations. With --kept everything that was measured is kept in a file, and read from
+there the next time.
 """
 
 from __future__ import annotations
