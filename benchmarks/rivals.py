@@ -6,7 +6,8 @@
 A run of `moleflow benchmark` for each image size, in OUT/<size>, with its report, results and timings; then
 OUT/<size>.md with the tables (as `publish.py` prints them) and OUT/<size>-charts. A killed run goes on where
 it was when the same command is given again. The time left is estimated from the units that are done, without
-what the backbone takes at the beginning of each size. Methods are all that the bench knows, unless named.
+what the backbone takes at the beginning of each size. Methods are all that the bench knows, in its
+three tables, unless named.
 """
 
 from __future__ import annotations
@@ -22,15 +23,14 @@ from typing import Any
 import yaml
 
 import publish
-from moleflow.bench.ablation import LIKE_FOR_LIKE
+from moleflow.bench.ablation import TABLES, chosen
 from moleflow.bench.benchmark import benchmark, used
 from moleflow.bench.files import number_or_same
-from moleflow.bench.methods import METHODS
-from moleflow.bench.plan import Plan, Unit, Variant, Work
+from moleflow.bench.plan import Plan, Unit, Work
 from moleflow.bench.remaining import Remaining
 from moleflow.bench.streams import streams_for
 from moleflow.data.layouts import read_dataset
-from moleflow.errors import BenchError
+from moleflow.errors import BenchError, ConfigError
 
 # UCAD brings a transformer along whose trained weights no registry holds: a small one with random weights.
 UCAD = {
@@ -73,8 +73,13 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--eval-size", type=int, default=256, help="at which maps meet masks")
     parser.add_argument("--orders", type=int, default=2, help="how many random orders of products")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", help="all by default; the first is what others compare with")
-    parser.add_argument("--without", nargs="+", default=[], help="methods to leave out")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(TABLES),
+        help=f"or tables of them: {', '.join(TABLES)}, all three by default; others compare with the first",
+    )
+    parser.add_argument("--without", nargs="+", default=[], help="methods or tables to leave out")
     parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
     parser.add_argument("--cache", type=Path, help="folder of features; OUT/features by default")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of the benchmark")
@@ -85,17 +90,18 @@ def work_of(options: argparse.Namespace, size: int) -> Work:
     """The benchmark of one image size."""
     dataset = read_dataset(options.data, layout=options.layout)
     streams = tuple(streams_for(dataset, "orders", seeds=range(options.orders)))
-    known = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
-    chosen = [name for name in options.methods or known if name not in options.without]
-    for name in {*chosen, *options.without} - known.keys():
-        sys.exit(f"unknown method {name!r}; known are {', '.join(known)}")
+    try:
+        left_out = chosen(options.without)
+        entries = {name: own for name, own in chosen(options.methods).items() if name not in left_out}
+    except ConfigError as error:
+        sys.exit(str(error))
     plan = Plan(
-        {name: known[name] for name in chosen},
+        entries,
         streams,
         seeds=tuple(options.seeds),
         image_size=(size, size),
         eval_size=(options.eval_size, options.eval_size),
-        options=(UCAD if "ucad" in chosen else {}) | settings(options.set),
+        options=(UCAD if "ucad" in entries else {}) | settings(options.set),
     )
     cache = options.cache or options.out / "features"
     return Work(plan, used(dataset, streams), options.out / str(size), cache)

@@ -7,10 +7,13 @@ one spends on every product what the line spends on its first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ..config import LineConfig, ScoringConfig, override
+from ..errors import ConfigError
 from ..presets import WHOLE_IMAGES
+from .methods import METHODS
+from .methods import TABLES as METHOD_TABLES
 from .plan import Variant
 
 FULL = "full"
@@ -64,11 +67,21 @@ the cell Gaussians out, so the other rows with the cells in place are read besid
 the detection, a part of the flow cannot move it far. Then what this project made weaker than it was
 published, at its published strength: each by itself, all together, and each left out of all together."""
 
-BARE = {"scoring.cells": None, "scoring.position_calibration": False}
+BARE = {"scoring.cells": None, "scoring.whole": None, "scoring.position_calibration": False}
 LIKE_FOR_LIKE: Mapping[str, Variant] = {
     f"{method}-flow-alone": Variant(method, BARE) for method in ("moleflow", "task-separated")
 }
-"""What rivals with a single flow compare with: they have neither cells nor calibration by position."""
+"""What rivals with a single flow compare with: they have neither cells nor whole pictures nor calibration by
+position."""
+
+ENTRIES: Mapping[str, Variant] = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
+"""Everything that `--methods` can name."""
+
+TABLES: Mapping[str, tuple[str, ...]] = {
+    **METHOD_TABLES,
+    "all": (*METHOD_TABLES["all"], *LIKE_FOR_LIKE),
+}
+"""And the names that stand for several of them."""
 
 FLOW_ALONE: Mapping[str, Variant] = {
     name: Variant(variant.method, {**variant.options, "scoring.cells": None})
@@ -112,3 +125,15 @@ def _told(config: LineConfig) -> LineConfig:
     if config.scoring.cells is None:
         return override(config, {"scoring.flow_weight": ScoringConfig().flow_weight})
     return config
+
+
+def chosen(words: Iterable[str]) -> dict[str, Variant]:
+    """The entries that these names stand for, of entries and tables, none twice.
+
+    Raises ConfigError for a name that is neither.
+    """
+    names = [name for word in words for name in TABLES.get(word, (word,))]
+    for name in names:
+        if name not in ENTRIES:
+            raise ConfigError(f"unknown method {name!r}; known are {', '.join((*TABLES, *ENTRIES))}")
+    return {name: ENTRIES[name] for name in names}

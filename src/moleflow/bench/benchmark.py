@@ -11,6 +11,7 @@ from ..errors import BenchError, ConfigError
 from . import results
 from .drift import drift
 from .files import alone
+from .look_alikes import with_twins
 from .pictures import Told
 from .plan import Unit, Work
 from .report import Gallery, write_report
@@ -72,13 +73,13 @@ def galleries(work: Work) -> list[Gallery]:
 
 
 def used(dataset: Dataset, streams: Sequence[Stream], *, tested: bool = True) -> dict[str, Product]:
-    """The products that streams speak of, by name.
+    """The products that streams speak of, by name: those of the data set, and twins of them.
 
     Raises ConfigError for one without training images or, where products are `tested`, without good and
     defective test images.
     """
     names = dict.fromkeys(name for stream in streams for name in stream.products)
-    products = {name: dataset.products[name] for name in names}
+    products = {name: with_twins(dataset.products, name) for name in names}
     for name, product in products.items():
         if not product.train:
             raise ConfigError(f"{dataset.root}: expected training images of {name}, found none")

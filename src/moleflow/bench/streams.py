@@ -14,6 +14,7 @@ import numpy as np
 from ..data.layouts import MVTEC_OBJECTS, MVTEC_TEXTURES, Dataset
 from ..errors import ConfigError
 from .files import read_yaml
+from .look_alikes import TWINS, twin_name
 
 FIRST_TASK = ("leather", "grid", "transistor")
 """What the standard grouping of MVTec AD learns first."""
@@ -225,6 +226,20 @@ def _mixed_first(name: str, products: Sequence[str]) -> Stream:
     return Stream(name, (Task(tuple(products[:first])), *(Task((product,)) for product in products[first:])))
 
 
+def _look_alikes(products: Sequence[str], options: Options) -> list[Stream]:
+    """Every product beside a second one that is the same but for one thing; inspected when all are known."""
+    names = options.order or products
+    return [
+        at_once(f"look-alikes-{kind}", (each for p in names for each in (p, twin_name(p, kind))))
+        for kind in TWINS
+    ]
+
+
+def _many(products: Sequence[str], options: Options) -> list[Stream]:
+    """All products, inspected when all are known: for dozens of them."""
+    return [at_once("many", options.order or products)]
+
+
 def _increments(name: str, *sizes: int) -> Scenario:
     """Tasks of these sizes, in alphabetical order unless an order is given."""
 
@@ -256,6 +271,8 @@ SCENARIOS: dict[str, Scenario] = {
     "B": _fifteen,
     "C": _five_orders,
     "D": _kinds_first,
+    "look-alikes": _look_alikes,
+    "many": _many,
     "visa": _increments("visa", *[1] * 12),
     "mpdd": _increments("mpdd", *[1] * 6),
     "14-1": _increments("14-1", 14, 1),

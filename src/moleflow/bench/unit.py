@@ -11,6 +11,7 @@ import torch
 
 from ..config import to_dict
 from ..data.layouts import Product
+from ..metrics import answer_of, routing_shares
 from ..routing.clusters import find_products
 from . import showcase
 from .figures import Examined, Figures, digest, examine, resample
@@ -262,23 +263,23 @@ def _with_product_given(
 def _decisions(
     found: Sequence[Inspection], labels: Sequence[int], name: str, experts: Mapping[str, str]
 ) -> dict[str, float | None]:
-    """Shares of the good and of the defective images: routed right, called unknown, called defective."""
+    """Shares of the good and of the defective images: routed right, called unknown, called defective.
 
-    def share(label: int, marks: list[bool | None]) -> float | None:
-        chosen = [mark for mark, own in zip(marks, labels, strict=True) if own == label and mark is not None]
-        return sum(chosen) / len(chosen) if chosen else None
+    Routed as `moleflow evaluate` counts it: what is called unknown is sent to no product.
+    """
 
-    right = [None if r.task is None else experts.get(r.task) == name for r in found]
-    unknown = [None if r.known is None else not r.known for r in found]
-    alarms = [r.alarm for r in found]
-    return {
-        "routing_good": share(0, right),
-        "routing_defective": share(1, right),
-        "unknown_good": share(0, unknown),
-        "unknown_defective": share(1, unknown),
-        "false_alarms": share(0, alarms),
-        "detected": share(1, alarms),
-    }
+    def alarms(label: int) -> float | None:
+        chosen = [r.alarm for r, own in zip(found, labels, strict=True) if own == label]
+        given = [alarm for alarm in chosen if alarm is not None]
+        return sum(given) / len(given) if given else None
+
+    answers = [None if r.task is None else answer_of(experts.get(r.task), r.known) for r in found]
+    sent = routing_shares(name, answers, labels)
+    # A method of one model sends nothing anywhere, and not every one that does can reject.
+    missing = [
+        key for key in sent if all((r.task if key.startswith("routing") else r.known) is None for r in found)
+    ]
+    return sent | dict.fromkeys(missing) | {"false_alarms": alarms(0), "detected": alarms(1)}
 
 
 def _rejections(

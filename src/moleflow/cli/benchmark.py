@@ -369,14 +369,9 @@ def _drifts(dataset: Dataset, product: str) -> tuple[Sequence[Stream], dict[str,
 
 
 def _entries(text: str) -> dict[str, Variant]:
-    from ..bench.ablation import LIKE_FOR_LIKE
-    from ..bench.methods import METHODS, TABLES
-    from ..bench.plan import Variant
+    from ..bench.ablation import chosen
 
-    known = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
-    tables = dict(TABLES) | {"all": (*TABLES["all"], *LIKE_FOR_LIKE)}
-    chosen = [name for word in _words(text) for name in tables.get(word, (word,))]
-    return {name: known[name] for name in _among(",".join(chosen), known, "method")}
+    return chosen(_words(text))
 
 
 def _among(text: str, known: Any, what: str) -> tuple[str, ...]:
