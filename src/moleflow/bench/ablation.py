@@ -135,5 +135,6 @@ def chosen(words: Iterable[str]) -> dict[str, Variant]:
     names = [name for word in words for name in TABLES.get(word, (word,))]
     for name in names:
         if name not in ENTRIES:
-            raise ConfigError(f"unknown method {name!r}; known are {', '.join((*TABLES, *ENTRIES))}")
+            known = f"{', '.join(ENTRIES)}, and the tables {', '.join(TABLES)}"
+            raise ConfigError(f"unknown method {name!r}; known are {known}")
     return {name: ENTRIES[name] for name in names}
