@@ -12,6 +12,7 @@ from moleflow.bench.benchmark import benchmark, used
 from moleflow.bench.files import read_json, read_state
 from moleflow.bench.methods import METHODS
 from moleflow.bench.methods.banks import MemoryBank
+from moleflow.bench.methods.padim import PaDiM
 from moleflow.bench.methods.single import SingleFlow
 from moleflow.bench.plan import Plan, Unit, Variant, Work
 from moleflow.bench.remaining import Remaining
@@ -34,6 +35,7 @@ QUICK = {
     "scoring.cells": {"side": 2, "rank": 4, "mean_side": 4, "ridge": 0.3},
 }
 NAMES = ("gear", "wood")
+BESIDE = ("ewc", "ewc-with-cells", "padim-with-image")  # take from rows that stand before them
 ORDERS = tuple(
     Stream(name, tuple(Task((product,)) for product in order))
     for name, order in (("there", NAMES), ("back", NAMES[::-1]))
@@ -55,7 +57,7 @@ def job(data, out, *entries, streams=ORDERS, seeds=(0,)):
         seeds,
         image_size=(SIZE, SIZE),
         eval_size=(32, 32),
-        options=QUICK | ({"ewc.windows": 4} if "ewc" in entries else {}),
+        options=QUICK | {f"{name}.windows": 4 for name in entries if name.startswith("ewc")},
     )
     return Work(plan, used(read_dataset(data / "data"), streams), out, data / "features")
 
@@ -63,7 +65,7 @@ def job(data, out, *entries, streams=ORDERS, seeds=(0,)):
 @pytest.fixture(scope="module")
 def both(data):
     """Two orders and two seeds of some methods in one folder."""
-    work = job(data, data / "both", "memory-bank", "padim", "moleflow", "ewc", "replay", seeds=(0, 1))
+    work = job(data, data / "both", "memory-bank", "padim", *BESIDE, "moleflow", "replay", seeds=(0, 1))
     assert run(work) == {}
     return work, results.collect(work)
 
@@ -71,10 +73,11 @@ def both(data):
 def test_what_is_reused_is_the_same_to_the_bit(data, both, tmp_path):
     _, found = both
     for stream in ORDERS:
-        alone = job(data, tmp_path / stream.name, "memory-bank", "ewc", streams=(stream,))
-        assert run(alone) == {}
-        for one in results.collect(alone)["runs"]:
-            key = (one["entry"], stream.name, 0)
+        for entry in ("memory-bank", *BESIDE):
+            alone = job(data, tmp_path / stream.name / entry, entry, streams=(stream,))
+            assert run(alone) == {}
+            (one,) = results.collect(alone)["runs"]
+            key = (entry, stream.name, 0)
             (same,) = [r for r in found["runs"] if (r["entry"], r["stream"], r["seed"]) == key]
             assert one == same
 
@@ -127,6 +130,26 @@ def test_all_methods_of_one_flow_begin_alike(data, tmp_path, monkeypatch):
     monkeypatch.setattr(SingleFlow, "_fitted", counted)
     assert run(job(data, tmp_path / "all", *singles, streams=first)) == {}
     assert len(fitted) == 1
+
+
+def test_a_row_with_something_beside_it_takes_what_it_shares(data, tmp_path, monkeypatch):
+    fitted, learned = [], []
+    fit, learn = SingleFlow._fitted, PaDiM.learn_part
+
+    def counted(self, known, products):
+        fitted.append(self.name)
+        return fit(self, known, products)
+
+    def watched(self, pictures):
+        learned.append(len(pictures))
+        return learn(self, pictures)
+
+    monkeypatch.setattr(SingleFlow, "_fitted", counted)
+    monkeypatch.setattr(PaDiM, "learn_part", watched)
+    work = job(data, tmp_path / "out", "padim", *BESIDE)
+    assert run(work) == {}
+    assert fitted == ["ewc"] * 4  # two products in two orders
+    assert learned.count(8) == len(NAMES)  # of all images once; held-out ones are not learned from
 
 
 def test_a_finished_benchmark_keeps_images_and_drops_what_only_units_need(data, tmp_path):
