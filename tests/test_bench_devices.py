@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -30,7 +32,9 @@ OWN = {
         "key_size": 8,
         "knowledge_size": 8,
     },
+    "dne": {"epochs": 2, "images": 3, "redrawn": 1},
     "ewc": {"windows": 2},
+    "ewc-with-cells": {"windows": 2},
 }
 needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; none was found")
 
@@ -48,8 +52,13 @@ def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("devices") / "features"
 
 
+@functools.lru_cache
+def extractor_on(device):
+    return Extractor(image_size=(SIZE, SIZE), device=device)
+
+
 def shelf_on(device, cache):
-    return Shelf(FeatureCache(cache, Extractor(image_size=(SIZE, SIZE), device=device)))
+    return Shelf(FeatureCache(cache, extractor_on(device)))
 
 
 def setting_on(shelf, config):
