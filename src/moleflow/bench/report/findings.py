@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..ablation import FULL
+from ..ablation import FULL, TABLES
 from ..figures import AUPRO_LIMITS
 from ..results import over_seeds, spread
 
@@ -62,8 +62,11 @@ class Findings:
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """The entries that stand in charts."""
-        return self.entries if len(self.entries) <= MOST else self.leaders
+        """The entries that stand in charts; of very many methods those with nothing put beside them."""
+        if len(self.entries) <= MOST:
+            return self.entries
+        alone = tuple(e for e in self.leaders if self.method(e) in TABLES["all"])
+        return alone if alone and len(self.leaders) > MOST else self.leaders
 
     @cached_property
     def groups(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
