@@ -214,7 +214,7 @@ def test_figures_with_every_image_once_are_the_exact_ones(both):
         for name in figures.NAMES:
             if f"figure.{name}" in kept:
                 middle = kept[f"again.{name}"].mean()
-                assert middle == pytest.approx(float(kept[f"figure.{name}"]), abs=0.15)
+                assert middle == pytest.approx(float(kept[f"figure.{name}"]), abs=0.2)  # of six images
     assert found["uncertainty"]["replicates"] == REPLICATES
 
 

@@ -36,9 +36,9 @@ def key_of(*facts: object) -> str:
     for fact in facts:
         if isinstance(fact, State):
             for name in sorted(fact.tensors):
-                tensor = fact.tensors[name].detach().cpu().contiguous()
+                tensor = fact.tensors[name].detach().cpu()
                 told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-                told.update(tensor.view(-1).view(torch.uint8).numpy().tobytes())
+                told.update(tensor.numpy().tobytes())  # in order of the elements, however they lie
             fact = fact.notes
         told.update(json.dumps(fact, sort_keys=True).encode() + b"\n")
     return told.hexdigest()[:32]
