@@ -3,9 +3,12 @@
     python benchmarks/publish.py moleflow-benchmark [--charts docs/figures/rivals]
 
 The folder is what `moleflow benchmark`, `ablate` or `sweep` wrote. The tables go to standard output; figures
-are in per cent, mean over products and orders +- standard deviation over seeds. The last table holds
-differences from the first row, run by run: same order, same seed. Of a sweep there is one table: every trial
-with what it changes, its value by synthetic defects, its figures on the labelled test images, and its
+are in per cent, mean over products and orders +- standard deviation over seeds. The table of intervals has
+for every mean the 95 % interval for these products (other test images, other seeds) and for such products
+(drawn as well), and its standard deviations over seeds and over orders, apart. The last tables hold
+differences from the first row on the same orders and seeds, with intervals that hold for all comparisons of a
+table together and p corrected for their number (Romano and Wolf 2005). Of a sweep there is one table: every
+trial with what it changes, its value by synthetic defects, its figures on the labelled test images, and its
 differences from the unchanged options, seed by seed.
 """
 
@@ -21,6 +24,7 @@ from typing import Any
 
 from moleflow.bench.report import write_report
 from moleflow.bench.results import over_seeds, spread
+from moleflow.bench.uncertainty import SCOPES
 
 # A chart takes its colours from the page; on its own it stands on white.
 COLOURS = {"var(--ink)": "#1c2430", "var(--soft)": "#5b6675", "var(--line)": "#d9dfe7"}
@@ -33,7 +37,7 @@ COLUMNS = {
     "routed good": ("shares", "routing_good"),
     "routed defective": ("shares", "routing_defective"),
 }
-DIFFERENCES = ("I-AUROC", "P-AP", "AUPRO 0.3")
+DIFFERENCES = ("I-AUROC", "P-AP", "AUPRO 0.3", "AUPIMO")
 
 
 def main() -> None:
@@ -46,14 +50,28 @@ def main() -> None:
     if (options.bench / "sweep.json").exists():
         print(trials(json.loads((options.bench / "sweep.json").read_text())))
         return
-    results = json.loads((options.bench / "results.json").read_text())
-    times = json.loads((options.bench / "timings.json").read_text())
-    print(f"`{times['command']}`\n")
-    print(whole(results, times))
-    print(products(results))
-    print(differences(results))
+    print(tables(options.bench))
     if options.charts:
-        draw(results, times, options.charts)
+        charts(options.bench, options.charts)
+
+
+def tables(bench: Path) -> str:
+    """All tables of a run, under its command."""
+    results, times = read(bench)
+    parts = [f"`{times['command']}`\n", whole(results, times), products(results), intervals(results)]
+    parts += [differences(results, scope) for scope in SCOPES]
+    return "\n".join(parts)
+
+
+def charts(bench: Path, folder: Path) -> None:
+    """All charts of a run."""
+    draw(*read(bench), folder)
+
+
+def read(bench: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a run found, and how long it took."""
+    results, times = (json.loads((bench / f"{name}.json").read_text()) for name in ("results", "timings"))
+    return results, times
 
 
 def whole(results: dict[str, Any], times: dict[str, Any]) -> str:
@@ -88,29 +106,53 @@ def products(results: dict[str, Any]) -> str:
     return table(["", *(f"{name} {what}" for name in names for what in ("I-AUROC", "P-AP"))], rows)
 
 
-def differences(results: dict[str, Any]) -> str:
-    """Every entry less the first, on the same stream with the same seed."""
-    first, *others = entries(results)
-
-    def found(entry: str) -> list[dict[str, Any]]:
-        return [r for r in results["runs"] if r["entry"] == entry and r["complete"]]
-
-    def less(run: dict[str, Any], path: tuple[str, ...]) -> float | None:
-        a = next(
-            inside(r, path) for r in found(first) if (r["stream"], r["seed"]) == (run["stream"], run["seed"])
-        )
-        b = inside(run, path)
-        return None if a is None or b is None else b - a
-
+def intervals(results: dict[str, Any]) -> str:
+    """Every entry: means with both intervals, and the deviations over seeds and over orders."""
+    found = results["uncertainty"]
     rows = []
-    for entry in others:
-        cells = [
-            percent(over_seeds(found(entry), partial(less, path=COLUMNS[column])), sign=True)
-            for column in DIFFERENCES
-        ]
+    for entry, own in found["means"].items():
+        cells = []
+        for column in DIFFERENCES:
+            one = own.get(COLUMNS[column][2])
+            if one is None:
+                cells += ["–"] * 4
+                continue
+            cells += [f"{100 * one['mean']:.1f}, {between(*one['these products'])}"]
+            cells += [between(*one["such products"])]
+            cells += ["–" if one[what] is None else f"{100 * one[what]:.1f}" for what in ("seeds", "orders")]
         rows.append([results["titles"][entry], *cells])
-    title = f"less {results['titles'][first]}"
+    head = [
+        f"{column}{what}"
+        for column in DIFFERENCES
+        for what in (", these products", ", such products", ": sd of seeds", "of orders")
+    ]
+    level = f"{100 * found['level']:g} % intervals, {found['replicates']} draws"
+    off = max((value for value in found["bins"].values()), default=0.0)
+    return f"{level}; bins of pixel figures off by {100 * off:.2f} at most\n\n" + table(["", *head], rows)
+
+
+def differences(results: dict[str, Any], scope: str) -> str:
+    """Every entry less the first, on the same orders and seeds."""
+    found = results["uncertainty"]
+    rows = []
+    for entry, own in found["gaps"].items():
+        cells = []
+        for column in DIFFERENCES:
+            one = own.get(COLUMNS[column][2], {}).get(scope)
+            cells.append("–" if one is None else gap(one))
+        rows.append([results["titles"][entry], *cells])
+    title = f"less {results['titles'][found['first']]}, {scope}"
     return table([title, *DIFFERENCES], rows)
+
+
+def gap(one: dict[str, float]) -> str:
+    """A difference with its interval and p; bold where the interval does not hold 0."""
+    said = f"{100 * one['gap']:+.1f} {between(one['low'], one['high'], sign='+')}, p {one['p']:.3f}"
+    return f"**{said}**" if one["low"] > 0 or one["high"] < 0 else said
+
+
+def between(low: float, high: float, sign: str = "") -> str:
+    return f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
 
 
 def trials(found: dict[str, Any]) -> str:

@@ -1,137 +1,142 @@
-"""How strongly the rivals that share one flow should hold on to earlier products.
+"""All methods side by side, at every size, in every order, from every seed: one command for the tables.
 
-    python benchmarks/rivals.py --method lwf --values 1 3 10 [--steps 200 --base-steps 250 --patches 512]
+    python benchmarks/rivals.py /path/to/products --out rivals
+    python benchmarks/rivals.py /path/to/products --sizes 384 --methods moleflow padim --seeds 0 --jobs 1
 
-A sequence of products is learned from good images, with every value of the method's main option (EWC's
-strength, LwF's weight, replay's share of kept images) in turn. What counts at the end is the mean negative
-log-likelihood of a patch on held-out good images of all products, in nats: the value with the lowest is the
-default. Defects play no part, so the choice cannot flatter a rival or wrong it. Steps and patches are the
-bench's own unless said otherwise.
-
-Products are drawn ones; where MOLEFLOW_REALDATA is set to a folder of products in MVTec AD's layout, those.
+A run of `moleflow benchmark` for each image size, in OUT/<size>, with its report, results and timings; then
+OUT/<size>.md with the tables (as `publish.py` prints them) and OUT/<size>-charts. A killed run goes on where
+it was when the same command is given again. The time left is estimated from the units that are done, without
+what the backbone takes at the beginning of each size. Methods are all that the bench knows, in its
+three tables, unless named.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+import shlex
+import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-import torch
+import yaml
 
-from moleflow.bench.methods import make
-from moleflow.bench.methods.base import Pictures, Setting
-from moleflow.bench.methods.single import SingleFlow
-from moleflow.config import LineConfig, TrainingConfig
-from moleflow.data.factory import make_sample
-from moleflow.data.images import read_image, resize
+import publish
+from moleflow.bench.ablation import TABLES, chosen
+from moleflow.bench.benchmark import benchmark, used
+from moleflow.bench.files import number_or_same
+from moleflow.bench.plan import Plan, Unit, Work
+from moleflow.bench.remaining import Remaining
+from moleflow.bench.streams import streams_for
 from moleflow.data.layouts import read_dataset
-from moleflow.features.extractor import Extractor
+from moleflow.errors import BenchError, ConfigError
 
-MAIN_OPTION = {"ewc": "strength", "lwf": "weight", "replay": "kept"}
-DRAWN = ("gear", "wood", "bottle_cap")
-REAL = ("mvtec3d_tire", "magnetic_tile", "elpv_mono")
-BATCH = 8
+# UCAD brings a transformer along whose trained weights no registry holds: a small one with random weights.
+UCAD = {
+    "ucad.backbone": "timm:vit_tiny_patch16_224.augreg_in21k@0,1,2,3,4",
+    "ucad.weights": "random",
+}
 
 
 def main() -> None:
     options = arguments()
-    extractor = Extractor(image_size=options.image_size)
-    training = replace(
-        TrainingConfig(), steps=options.steps, base_steps=options.base_steps, patches=options.patches
-    )
-    setting = Setting(
-        grid=extractor.grid,
-        channels=extractor.dim,
-        image_size=extractor.image_size,
-        seed=options.seed,
-        config=LineConfig(training=training),
-    )
-    learned, held = zip(*products(extractor, options), strict=True)
-    for pictures, unseen in zip(learned, held, strict=True):
-        print(f"{pictures.product}: {len(pictures)} images to learn from, {len(unseen)} held out")
-    main_option = MAIN_OPTION[options.method]
-    for value in options.values:
-        started = time.perf_counter()
-        method = make(options.method, setting, {main_option: value})
-        assert isinstance(method, SingleFlow)
-        for pictures in learned:
-            method.learn([pictures])
-        found = [nll(method, unseen) for unseen in held]
-        each = ", ".join(f"{p.product} {one:.1f}" for p, one in zip(learned, found, strict=True))
-        seconds = time.perf_counter() - started
-        print(
-            f"{options.method} {main_option} {value:g}: {np.mean(found):.1f} nats ({each}), {seconds:.0f} s",
-            flush=True,
-        )
+    works = [work_of(options, size) for size in options.sizes]
+    remaining, started = Remaining(works, options.jobs), time.monotonic()
+    failed = []
+    for number, (size, work) in enumerate(zip(options.sizes, works, strict=True)):
+        try:
+            benchmark(
+                work,
+                command=shlex.join(["python", *sys.argv]),
+                jobs=options.jobs,
+                told=lambda what, done, total: say(f"features of {what}: {done} of {total}", done == total),
+                done=partial(told, remaining, number, work, started),
+            )
+        except BenchError as error:  # what the others found is written; the next size may fare better
+            failed.append(f"{size}: {error}")
+        (options.out / f"{size}.md").write_text(publish.tables(work.out), encoding="utf-8")
+        publish.charts(work.out, options.out / f"{size}-charts")
+        print(f"\n{options.out / f'{size}.md'}")
+    if failed:
+        sys.exit("\n".join(failed))
 
 
 def arguments() -> argparse.Namespace:
-    training = TrainingConfig()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--method", choices=MAIN_OPTION, required=True)
-    parser.add_argument("--values", type=float, nargs="+", required=True, help="of the main option")
-    parser.add_argument("--products", nargs="+", help="in the order in which they are learned")
+    parser.add_argument("data", type=Path, help="folder of labelled products")
+    parser.add_argument("--layout", default="auto")
+    parser.add_argument("--out", type=Path, default=Path("rivals"))
+    parser.add_argument("--sizes", type=int, nargs="+", default=[256, 384], help="of the images")
+    parser.add_argument("--eval-size", type=int, default=256, help="at which maps meet masks")
+    parser.add_argument("--orders", type=int, default=2, help="how many random orders of products")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
-        "--images", type=int, default=100, help="of a product at most, held-out ones included"
+        "--methods",
+        nargs="+",
+        default=list(TABLES),
+        help=f"or tables of them: {', '.join(TABLES)}, all three by default; others compare with the first",
     )
-    parser.add_argument("--held-out", type=float, default=0.2, help="share of the images")
-    parser.add_argument("--image-size", type=int, help="default: the backbone's own")
-    parser.add_argument("--steps", type=int, default=training.steps)
-    parser.add_argument("--base-steps", type=int, default=training.base_steps)
-    parser.add_argument("--patches", type=int, default=training.patches)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--without", nargs="+", default=[], help="methods or tables to leave out")
+    parser.add_argument("--jobs", type=int, default=2, help="processes side by side, one thread each")
+    parser.add_argument("--cache", type=Path, help="folder of features; OUT/features by default")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="as of the benchmark")
     return parser.parse_args()
 
 
-def products(extractor: Extractor, options: argparse.Namespace) -> Iterator[tuple[Pictures, torch.Tensor]]:
-    """Every product to learn, and features (n, h, w, D) of its held-out images."""
-    for name, images in sources(options, extractor.image_size):
-        parts = [
-            extractor.features(extractor.stack([image() for image in images[i : i + BATCH]])).half()
-            for i in range(0, len(images), BATCH)
-        ]
-        features = torch.cat(parts)
-        order = np.random.default_rng(options.seed).permutation(len(features))
-        count = max(1, round(options.held_out * len(features)))
-        yield Pictures(name, features[order[count:]], unread), features[order[:count]]
+def work_of(options: argparse.Namespace, size: int) -> Work:
+    """The benchmark of one image size."""
+    dataset = read_dataset(options.data, layout=options.layout)
+    streams = tuple(streams_for(dataset, "orders", seeds=range(options.orders)))
+    try:
+        left_out = chosen(options.without)
+        entries = {name: own for name, own in chosen(options.methods).items() if name not in left_out}
+    except ConfigError as error:
+        sys.exit(str(error))
+    plan = Plan(
+        entries,
+        streams,
+        seeds=tuple(options.seeds),
+        image_size=(size, size),
+        eval_size=(options.eval_size, options.eval_size),
+        options=(UCAD if "ucad" in entries else {}) | settings(options.set),
+    )
+    cache = options.cache or options.out / "features"
+    return Work(plan, used(dataset, streams), options.out / str(size), cache)
 
 
-def sources(
-    options: argparse.Namespace, size: tuple[int, int]
-) -> Iterator[tuple[str, list[Callable[[], np.ndarray]]]]:
-    """Names of products and their good training images, not yet read."""
-    root = os.environ.get("MOLEFLOW_REALDATA")
-    if root is None:
-        for name in options.products or DRAWN:
-            yield name, [lambda i=i, name=name: drawn(name, i, size) for i in range(options.images)]
-        return
-    found = read_dataset(Path(root), layout="mvtec-ad").products
-    for name in options.products or REAL:
-        paths = [item.path for item in found[name].train]
-        some = np.linspace(0, len(paths) - 1, min(options.images, len(paths))).round().astype(int)
-        yield name, [lambda i=i, paths=paths: resize(read_image(paths[i]), size) for i in some]
+def settings(pairs: list[str]) -> dict[str, Any]:
+    """Options of methods and of the line, values in YAML."""
+    parts = [pair.partition("=") for pair in pairs]
+    return {key.strip(): number_or_same(yaml.safe_load(value)) for key, _, value in parts}
 
 
-def drawn(name: str, number: int, size: tuple[int, int]) -> np.ndarray:
-    return resize(make_sample(name, number, size=max(size)).image, size)
+def told(remaining: Remaining, number: int, work: Work, started: float, unit: Unit) -> None:
+    """Says which unit is done and how long the rest may take."""
+    remaining.finished(number, unit)
+    left = remaining.seconds()
+    where = f"{work.out.name}, {work.plan.streams[unit.stream].name}, seed {unit.seed}"
+    say(
+        f"{remaining.done} of {remaining.total}: {unit.entry}, {where}, step {unit.step + 1}; "
+        f"{duration(time.monotonic() - started)} gone, about "
+        f"{'?' if left is None else duration(left)} left",
+        remaining.done == remaining.total,
+    )
 
 
-def unread(i: int, size: tuple[int, int]) -> np.ndarray:
-    raise AssertionError("methods of one flow look at features alone")
+def say(line: str, last: bool = False) -> None:
+    """A line that takes the place of the one before on a screen, and its own in a file."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{line}", end="\n" if last else "", file=sys.stderr, flush=True)
+    else:
+        print(line, file=sys.stderr, flush=True)
 
 
-@torch.no_grad()
-def nll(method: SingleFlow, features: torch.Tensor) -> float:
-    """-log p of a patch in nats, the mean over images (n, h, w, D)."""
-    assert method.flow is not None
-    return float(torch.stack([method.flow.scores(one).mean() for one in features.split(1)]).mean())
+def duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else f"{minutes} min"
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Banks of patches: selection and scores against brute force, states that come back, products left alone."""
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,14 +10,15 @@ from moleflow.bench.methods import banks
 from moleflow.bench.methods.banks import (
     Bank,
     BankOptions,
+    CalibratedBankOptions,
     CalibratedMemoryBank,
     MemoryBank,
-    SharedCoreset,
     candidates,
     greedy_centres,
     select,
 )
 from moleflow.bench.methods.base import Pictures, Setting
+from moleflow.bench.methods.shared import SharedBankOptions, SharedCoreset, _exchanged
 from moleflow.config import LineConfig, ScoringConfig
 from moleflow.errors import ConfigError, TaskError, TrainingError
 from moleflow.features.backbones import get_backbone
@@ -29,6 +30,7 @@ SETTING = Setting(grid=GRID, channels=CHANNELS, image_size=(48, 48))
 SMALL = BankOptions(share=0.1, least=20, most=60, candidates=300, projection=8)
 EXACT = replace(SMALL, candidates=10_000, projection=CHANNELS)
 METHODS = (MemoryBank, CalibratedMemoryBank, SharedCoreset)
+KINDS = dict(zip(METHODS, (BankOptions, CalibratedBankOptions, SharedBankOptions), strict=True))
 every_method = pytest.mark.parametrize("method", METHODS)
 PLACE = (2, 3)  # of the defect
 
@@ -56,8 +58,15 @@ def faulty(product, count=4, seed=7):
     return Pictures(product, values, no_pixels)
 
 
+def suited(method, options=SMALL):
+    """The options that a method has of these; a shared bank is as large as a product's may be."""
+    if method is SharedCoreset:
+        return SharedBankOptions(options.candidates, options.projection, options.most, options.neighbours)
+    return KINDS[method](**{f.name: getattr(options, f.name) for f in fields(KINDS[method])})
+
+
 def taught(method, products=("a",), options=SMALL, setting=SETTING):
-    made = method(setting, options)
+    made = method(setting, suited(method, options))
     for product in products:
         made.learn([images(product)])
     return made
@@ -82,18 +91,18 @@ def reference_centres(points, count, first):
 @pytest.mark.parametrize("seed", range(3))
 def test_greedy_centres_are_those_of_brute_force(seed):
     points = torch.randn(120, 5, generator=torch.Generator().manual_seed(seed))
-    assert greedy_centres(points, 30, 4) == reference_centres(points, 30, 4)
+    assert greedy_centres(points, 30, [4]) == reference_centres(points, 30, 4)
 
 
 def test_greedy_centres_reach_every_cluster_before_any_twice():
     corners = 100 * torch.eye(6).repeat(50, 1)
     points = corners + torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
-    assert len({index % 6 for index in greedy_centres(points, 6, 0)}) == 6
+    assert len({index % 6 for index in greedy_centres(points, 6, [0])}) == 6
 
 
 def test_greedy_centres_end_where_every_point_is_chosen():
     points = torch.randn(7, 4, generator=torch.Generator().manual_seed(0)).repeat(20, 1) + 5
-    chosen = greedy_centres(points, 50, 3)
+    chosen = greedy_centres(points, 50, [3])
     assert sorted(index % 7 for index in chosen) == list(range(7))
 
 
@@ -222,7 +231,7 @@ def test_the_calibrated_bank_is_selected_from_images_that_do_not_calibrate():
     assert kind == "held-out"
     pictures = images("a")
     pictures.features[folds[0]] += 50  # unlike anything to learn from
-    made = CalibratedMemoryBank(setting, EXACT)
+    made = CalibratedMemoryBank(setting, suited(CalibratedMemoryBank, EXACT))
     made.learn([pictures])
     part = made.parts["a"]
     known = {tuple(row) for row in pictures.features[learn].flatten(0, 2).tolist()}
@@ -252,7 +261,7 @@ def test_a_place_where_good_images_differ_is_judged_milder():
     )
     probe.features[0, 3, 1] += 4
     probe.features[0, 3, 5] += 4
-    made = CalibratedMemoryBank(setting, SMALL)
+    made = CalibratedMemoryBank(setting, suited(CalibratedMemoryBank))
     made.learn([pictures])
     found = next(made.inspect(probe, "a"))
     part = made.parts["a"]
@@ -290,12 +299,12 @@ def test_a_held_out_image_is_scored_without_its_own_share_in_the_calibration():
 
 @every_method
 def test_the_report_hears_how_patches_were_chosen(method):
-    notes = "; ".join(method(SETTING, SMALL).notes)
+    notes = "; ".join(method(SETTING, suited(method)).notes)
     assert "candidates: 300 patches at random at most" in notes
     assert "random projection to 8 dimensions" in notes
-    assert "projection" not in "; ".join(method(SETTING, EXACT).notes)
+    assert "projection" not in "; ".join(method(SETTING, suited(method, EXACT)).notes)
     assert ("not PatchCore's" in notes) == (method is CalibratedMemoryBank)
-    assert ("after CADIC, but not its selection" in notes) == (method is SharedCoreset)
+    assert ("CADIC's update" in notes) == (method is SharedCoreset)
     assert ("10 % of the patches kept, 20 to 60" in notes) == (method is not SharedCoreset)
 
 
@@ -305,7 +314,7 @@ def test_the_report_hears_how_patches_were_chosen(method):
 @every_method
 def test_a_state_comes_back_to_the_bit(method):
     made = taught(method, ("a", "b"))
-    again = method(SETTING, SMALL)
+    again = method(SETTING, suited(method))
     again.restore(made.state())
     for task in ("a", None):
         assert tell(again.inspect(faulty("a"), task)) == tell(made.inspect(faulty("a"), task))
@@ -322,7 +331,7 @@ def same_bytes(one, other):
 
 @every_method
 def test_learning_goes_on_from_a_state_as_it_would_have(method):
-    halfway = method(SETTING, SMALL)
+    halfway = method(SETTING, suited(method))
     halfway.restore(taught(method).state())
     halfway.learn([images("b")])
     assert same_bytes(halfway.state(), taught(method, ("a", "b")).state())
@@ -361,16 +370,16 @@ def test_features_that_are_no_numbers_and_no_images_are_refused(method):
     broken = images("a")
     broken.features[3, 0, 0, 0] = torch.nan
     with pytest.raises(TrainingError, match="finite"):
-        method(SETTING, SMALL).learn([broken])
+        method(SETTING, suited(method)).learn([broken])
     with pytest.raises(TrainingError, match="'a'"):
-        method(SETTING, SMALL).learn([images("a", 0)])
+        method(SETTING, suited(method)).learn([images("a", 0)])
 
 
 @every_method
 @pytest.mark.parametrize("count", [1, 2])
 def test_one_image_is_enough_and_equal_patches_do_no_harm(method, count):
     for pictures in (images("a", count), Pictures("a", torch.ones(count, *GRID, CHANNELS).half(), no_pixels)):
-        made = method(SETTING, SMALL)
+        made = method(SETTING, suited(method))
         made.learn([pictures])
         for inspection in made.inspect(faulty("a"), "a"):
             assert np.isfinite(inspection.score)
@@ -381,7 +390,7 @@ def test_one_image_is_enough_and_equal_patches_do_no_harm(method, count):
 
 
 def test_the_shared_bank_never_grows_and_holds_patches_of_every_product():
-    made, seen = SharedCoreset(SETTING, SMALL), set()
+    made, seen = SharedCoreset(SETTING, suited(SharedCoreset)), set()
     for product in "abcd":
         made.learn([images(product)])
         seen |= {tuple(row) for row in images(product).features.flatten(0, 2).tolist()}
@@ -404,6 +413,36 @@ def test_old_patches_are_taken_from_the_bank_not_from_images():
     assert kept <= old
 
 
+def reference_exchange(points, kept, waiting):
+    """CADIC's update with every distance written out."""
+    points, kept, waiting = points.double(), list(kept), list(waiting)
+    while waiting:
+        table = torch.cdist(points[kept], points[kept]) + torch.diag(torch.full((len(kept),), torch.inf))
+        outside = torch.cdist(points[waiting], points[kept]).amin(1)
+        if outside.max() <= table.min():
+            break
+        pair = divmod(int(table.argmin()), len(kept))
+        kept[min(pair)] = waiting.pop(int(outside.argmax()))
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_an_update_exchanges_as_brute_force_does(seed):
+    points = torch.randn(150, 4, generator=torch.Generator().manual_seed(seed))
+    found = _exchanged(points, list(range(30)), list(range(30, 150)))
+    assert sorted(found) == sorted(reference_exchange(points, range(30), range(30, 150)))
+    assert len(set(found) - set(range(30))) > 5
+
+
+def test_the_closest_two_of_a_full_bank_only_move_apart():
+    made, least = SharedCoreset(SETTING, suited(SharedCoreset, EXACT)), []
+    for product in "abc":
+        made.learn([images(product)])
+        table = torch.cdist(made.bank.patches, made.bank.patches)
+        least.append(float(table.fill_diagonal_(torch.inf).min()))
+    assert least == sorted(least)
+
+
 def test_the_shared_coreset_knows_no_products():
     made = taught(SharedCoreset, ("a", "b"))
     assert not SharedCoreset.routes
@@ -420,7 +459,7 @@ def test_the_shared_coreset_says_that_nothing_was_learned():
 
 
 def test_products_of_one_task_have_equal_parts_of_the_candidates():
-    made = SharedCoreset(SETTING, replace(SMALL, candidates=40))
+    made = SharedCoreset(SETTING, suited(SharedCoreset, replace(SMALL, candidates=40)))
     made.learn([images("a"), images("b", 30)])
     first = {tuple(row) for row in images("a").features.flatten(0, 2).tolist()}
     assert len(made.bank.patches) == 40

@@ -322,7 +322,7 @@ def test_windows_come_from_each_source_by_its_share_and_know_their_place(shares)
     sources = tuple(addressed(1 + 9 * i, i).half() for i in range(len(shares)))
     places = addressed(1, 0)[0, ..., 1:]
     training = TrainingConfig(patches=9 * 3000, window=3)
-    windows, position = Mixture(sources, shares).draw(places, training, torch.Generator().manual_seed(0))
+    windows, position, _ = Mixture(sources, shares).draw(places, training, torch.Generator().manual_seed(0))
     assert windows.shape == (3000, 3, 3, 3)
     assert windows.dtype == torch.float16
     assert torch.equal(windows[..., 1:].float(), position)
@@ -351,7 +351,7 @@ def test_fisher_information_is_the_mean_squared_slope_of_a_windows_likelihood():
 
     generator, slopes = torch.Generator().manual_seed(3), {"a": [], "b": []}
     for _ in range(50):
-        windows, _ = mixture.draw(method.flow.base.position, training, generator)
+        windows, *_ = mixture.draw(method.flow.base.position, training, generator)
         torch.randn(windows.shape, generator=generator)  # the noise, drawn though its size is nought
         x = method.flow.base.prepare(windows)[0].flatten(0, 1)
         slopes["a"].append(math.log(2) * (1 - x.square()).sum(0))
@@ -379,7 +379,7 @@ def test_fisher_information_of_all_tasks_adds_up():
 def test_the_ewc_penalty_is_the_weighted_squared_distance():
     method = taught("ewc", [product(0)], options=Consolidation(strength=3.0, windows=4))
     moved = taught("ewc", [product(0), product(1)], options=Consolidation(strength=3.0, windows=4)).flow
-    step = Step(*torch.zeros(4, 1, 1, 1, 1))
+    step = Step(*torch.zeros(6, 1, 1, 1, 1))
     assert float(method.penalty(method.flow, step)) == 0
     expected = 0.0
     new, old = moved.state_dict(), method.flow.state_dict()
@@ -398,17 +398,17 @@ def test_distillation_is_a_divergence_in_nats():
     position = method.flow.base.position.expand(x.shape)
     with torch.no_grad():
         z, log_det = method.flow.latent(x, position)
-    assert float(method.penalty(method.flow, Step(x, position, z, log_det))) == 0
+    assert float(method.penalty(method.flow, Step(x, position, z, log_det, log_det, log_det))) == 0
 
     chance = torch.Generator().manual_seed(1)
     other = z + 0.1 * torch.randn(z.shape, generator=chance)
     expected = kl_divergence(Normal(z, 1.0), Normal(other, 1.0)).sum(-1).mean()
-    found = method.penalty(method.flow, Step(x, position, other, log_det))
+    found = method.penalty(method.flow, Step(x, position, other, log_det, log_det, log_det))
     assert float(found) == pytest.approx(2 * float(expected), rel=1e-4)
 
     swollen = torch.tensor(0.01)  # log-scale of each of the channels
     expected = CHANNELS * kl_divergence(Normal(0.0, 1.0), Normal(0.0, swollen.exp()))
-    found = method.penalty(method.flow, Step(x, position, z, log_det + CHANNELS * swollen))
+    found = method.penalty(method.flow, Step(x, position, z, log_det + CHANNELS * swollen, log_det, log_det))
     assert float(found) == pytest.approx(2 * float(expected), rel=0.02)
 
 

@@ -18,7 +18,9 @@ SHAPES = {
     "A": (15, [[3] * 5]),
     "B": (15, [[1] * 15]),
     "C": (15, [[1] * 15] * 5),
-    "D": (15, [[1] * 15] * 3),
+    "D": (15, [[1] * 15, [1] * 15, [3, *[1] * 12]]),
+    "look-alikes": (15, [[30]] * 2),
+    "many": (15, [[15]]),
     "visa": (12, [[1] * 12]),
     "mpdd": (6, [[1] * 6]),
     "14-1": (15, [[14, 1]]),
@@ -29,7 +31,7 @@ SHAPES = {
     "visa-8-4": (12, [[8, 4]]),
     "visa-8-1x4": (12, [[8, 1, 1, 1, 1]]),
 }
-COUNTED = [name for name in SHAPES if name not in ("plain", "orders", "C")]
+COUNTED = [name for name in SHAPES if name not in ("plain", "orders", "C", "look-alikes", "many")]
 FIXED = ["orders", "A", "B", "C", "D"]
 
 
@@ -52,7 +54,8 @@ def test_every_product_comes_once_in_groups_of_the_promised_size(scenario):
     names = MVTEC if count == 15 else LETTERS[:count]
     streams = streams_for(dataset(names), scenario)
     assert [[len(task.products) for task in stream.tasks] for stream in streams] == sizes
-    assert all(sorted(stream.products) == sorted(names) for stream in streams)
+    own = [[name for name in stream.products if "@" not in name] for stream in streams]  # without twins
+    assert all(sorted(products) == sorted(names) for products in own)
     assert len({stream.name for stream in streams}) == len(streams)
     assert all(task.named for stream in streams for task in stream.tasks)
 
@@ -70,7 +73,9 @@ def test_another_number_of_products_is_refused(scenario):
 @pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s != "D"])
 def test_names_that_are_nobodys_run_too(scenario):
     count, _ = SHAPES[scenario]
-    assert all(len(stream.products) == count for stream in streams_for(dataset(LETTERS[:count]), scenario))
+    factor = 2 if scenario == "look-alikes" else 1
+    streams = streams_for(dataset(LETTERS[:count]), scenario)
+    assert all(len(stream.products) == factor * count for stream in streams)
 
 
 def test_plain_keeps_the_order_of_the_data_set():
@@ -105,7 +110,9 @@ def test_random_orders_come_from_their_seeds_alone():
 def test_kinds_first():
     texture, item, mixed = streams_for(dataset(MVTEC), "D")
     assert set(texture.products[:5]) == set(item.products[-5:]) == set(MVTEC_TEXTURES)
-    assert mixed.products[:3] == FIRST_TASK
+    assert mixed.tasks[0] == Task(FIRST_TASK), "the base learns from textures and an object"
+    assert set(FIRST_TASK) & set(MVTEC_TEXTURES)
+    assert set(FIRST_TASK) & set(MVTEC_OBJECTS)
     assert len({stream.products[0] for stream in (texture, item, mixed)}) == 3
 
 

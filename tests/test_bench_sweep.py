@@ -19,6 +19,7 @@ from moleflow.bench.sweep import (
     Space,
     choosing,
     default_space,
+    read_space,
     search,
     sweep,
     trials,
@@ -286,7 +287,7 @@ def test_a_space_from_yaml(tmp_path):
         "flow.dia: [null, {blocks: 2, hidden: 64}]\n"
         "training.log_det_weight: [1e-5, 0]\n"
     )
-    space = Space.from_yaml(path)
+    space = read_space(path)
     assert space.options["training.learning_rate"] == Range(3e-4, 3e-3, log=True)
     assert space.options["training.steps"] == Range(100, 500)
     assert space.options["flow.dia"] == Choice((None, {"blocks": 2, "hidden": 64}))
@@ -294,7 +295,7 @@ def test_a_space_from_yaml(tmp_path):
     assert space.size is None
     assert Space.from_dict(space.to_dict()) == space
     write_json(path, space.to_dict())
-    assert Space.from_yaml(path) == space
+    assert read_space(path) == space
 
 
 @pytest.mark.parametrize(
@@ -319,7 +320,7 @@ def test_what_is_no_space_is_refused_with_its_file(tmp_path, text, message):
     path = tmp_path / "space.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message) as caught:
-        Space.from_yaml(path)
+        read_space(path)
     assert "space.yaml" in str(caught.value)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import numpy as np
 import pytest
@@ -40,6 +41,7 @@ OPTIONS = {
     "key_size": 24,
     "knowledge_size": 40,
     "regions": 4,
+    "patch": 1,
 }
 
 
@@ -104,7 +106,7 @@ def test_routing_takes_the_least_sum_of_distances_from_a_key(two):
     """Against a plain loop over patches and entries."""
     image = pictures("wood", 1, first=600).read(0, (SIZE, SIZE))
     extractor = two._backbone()
-    patches = extractor.features(extractor.stack([image]))[0].flatten(0, 1)
+    patches = two._local(extractor.features(extractor.stack([image])))[0].flatten(0, 1)
     sums = {}
     for product in ("gear", "wood"):
         key = two.state().tensors[f"{product}/key"].float()
@@ -133,7 +135,7 @@ def test_prompts_learn_the_structure(two):
 
     def loss(prompt: torch.Tensor) -> float:
         with torch.no_grad():
-            return float(structure_loss(two._prompted(images, prompt).flatten(1, 2), labels))
+            return float(structure_loss(two._prompted(images, prompt).flatten(1, 2), labels, 0.5))
 
     none = loss(torch.zeros(OPTIONS["layers"], two._backbone().dim))
     brief = loss(two.state().tensors["wood/prompt"])
@@ -252,7 +254,7 @@ def test_smoothing_is_in_pixels_of_the_transformers_image():
 def test_the_image_score_is_that_of_the_memory_banks(two):
     image = pictures("gear", 1, first=500)
     memory = two._memories["gear"]
-    patches = two._prompted(two._images(image, [0]), memory.prompt)[0].flatten(0, 1).double()
+    patches = two._local(two._prompted(two._images(image, [0]), memory.prompt))[0].flatten(0, 1).double()
     table = torch.cdist(patches, memory.knowledge.double()).numpy()
     worst = table.min(1).argmax()
     entry = table[worst].argmin()
@@ -260,6 +262,14 @@ def test_the_image_score_is_that_of_the_memory_banks(two):
     weight = 1 - np.exp(table[worst, entry]) / np.exp(table[worst, near]).sum()
     found = next(iter(two.inspect(image, task="gear")))
     assert found.score == pytest.approx(weight * table[worst, entry], rel=1e-4)
+
+
+def test_patches_are_means_over_their_square(two):
+    features = random(1, 5, 6, 4)
+    local = UCAD(SETTING, UcadOptions(**OPTIONS | {"patch": 3}))._local(features)
+    torch.testing.assert_close(local[0, 2, 3], features[0, 1:4, 2:5].mean((0, 1)))
+    torch.testing.assert_close(local[0, 0, 5], features[0, :2, 4:].mean((0, 1)))
+    torch.testing.assert_close(two._local(features), features)
 
 
 def test_a_transformer_with_too_few_blocks_is_named():
@@ -304,18 +314,15 @@ def test_structure_loss_against_a_loop_over_pairs():
     features, labels = random(2, 7, 5), torch.tensor([[0, 0, 1, 1, 2, 0, 1], [0, 1, 0, 1, 0, 1, 0]])
     expected = []
     for image, regions in zip(features, labels, strict=True):
-        same_region, different = [], []
         for a in range(7):
             for b in range(7):
-                if a != b:
-                    cosine = float(F.cosine_similarity(image[a], image[b], dim=0))
-                    (same_region if regions[a] == regions[b] else different).append(cosine)
-        expected.append(np.mean(different) - np.mean(same_region))
-    assert float(structure_loss(features, labels)) == pytest.approx(np.mean(expected), abs=1e-6)
+                alike = float(F.cosine_similarity(image[a], image[b], dim=0)) / 0.5
+                expected.append(-alike if regions[a] == regions[b] else math.exp(alike))
+    assert float(structure_loss(features, labels, 0.5)) == pytest.approx(np.mean(expected), abs=1e-5)
 
 
 def test_structure_loss_of_one_region_stays_finite():
-    assert torch.isfinite(structure_loss(random(1, 4, 3), torch.zeros(1, 4, dtype=torch.long)))
+    assert torch.isfinite(structure_loss(random(1, 4, 3), torch.zeros(1, 4, dtype=torch.long), 0.5))
 
 
 @pytest.mark.parametrize(
@@ -332,6 +339,8 @@ def test_structure_loss_of_one_region_stays_finite():
         {"image_size": 96.0},
         {"image_size": [96, 96, 3]},
         {"image_size": "96"},
+        {"patch": 2},
+        {"temperature": 0.0},
     ],
 )
 def test_impossible_options_are_refused(wrong):

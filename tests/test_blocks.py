@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from moleflow.blocks import make_blocks
+from moleflow.blocks import Blocks, make_blocks
 from moleflow.cells import CellGaussians, fit_without_each
 from moleflow.config import Cells, ScoringConfig, Whole
 from moleflow.whole import WholeGaussian
@@ -34,6 +34,16 @@ def test_near_copies_are_never_parted_and_count_once():
         assert (copies[i] == copies[j]) == (blocks.left_out[i] == blocks.left_out[j])
     assert blocks.first == (0, 2, 3, 6)
     assert len(blocks.sessions) == 4
+
+
+def test_together_every_half_leaves_out_that_half_of_every_product():
+    parts = [make_blocks(5, CONFIG), make_blocks(40, CONFIG), make_blocks(4, CONFIG, copies=[0, 0, 1, 2])]
+    blocks = Blocks.together(parts)
+    assert blocks.left_out == tuple(block for part in parts for block in part.left_out)
+    assert blocks.first == (*range(45), 45, 47, 48)
+    assert len(blocks.sessions) == len(blocks.first)
+    assert len(set(blocks.sessions)) == sum(len(set(part.sessions)) for part in parts)
+    assert Blocks.together(parts[:1]) == parts[0]
 
 
 def test_twelve_times_the_same_photograph_is_one():

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from moleflow.data.layouts import read_dataset
 from moleflow.errors import MoleFlowError
 from moleflow.evaluation import evaluate
 from moleflow.overlay import overlay
+from moleflow.presets import PRESETS, get_preset
 
 DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = typer.main.get_command(app).commands
@@ -363,6 +365,30 @@ def test_add_each_learns_a_product_a_folder(quick, shelf, tmp_path):
     assert "holds none" in sentence("add", line, "--each", shelf / "nothing")
 
 
+def test_add_mixed_finds_the_products(quick, data, tmp_path):
+    line, heap = tmp_path / "line", tmp_path / "heap"
+    heap.mkdir()
+    for name in ("gear", "wood"):
+        for image in good(data, name).iterdir():
+            shutil.copy(image, heap / f"{image.stem}-{name}.png")
+    first = sorted(heap.iterdir())[0].name
+    mixed = ("add", line, "--mixed", heap)
+    said = sentence(*mixed, "--image-size", 64, "--names", "cog,")
+    assert "cannot name a product: it is empty" in said
+    said = sentence(*mixed, "--image-size", 64, "--names", "cog")
+    assert "expected 1 products (cog), found 2 in the images" in said
+    assert first in said
+    assert not line.exists()
+    args = (*mixed, "--image-size", 64, "--names", "cog, plank", "--report", tmp_path / "lessons.html")
+    result = run(*args)
+    counts = [len(list(good(data, name).iterdir())) for name in ("gear", "wood")]
+    assert f"cog: {counts[0]} images, {first}" in result.stderr
+    assert f"plank: version 0001 on {line}, learned from {counts[1]} good images" in result.stdout
+    assert {page.name for page in tmp_path.glob("*.html")} == {"lessons-cog.html", "lessons-plank.html"}
+    assert Detector.load(line).tasks == ("cog", "plank")
+    assert "not to be told from cog, which this line knows" in sentence(*mixed)
+
+
 def test_add_each_keeps_what_was_learned_before_it_stops(quick, shelf, tmp_path, monkeypatch):
     learn = Detector.add_task
 
@@ -568,6 +594,9 @@ def test_no_line_is_one_sentence(name, tmp_path):
         ["add", "a", "b"],
         ["add", "a", "b", "--each", "c"],
         ["add", "a", "b", "c", "--each", "d"],
+        ["add", "a", "b", "--mixed", "c"],
+        ["add", "a", "--each", "b", "--mixed", "c"],
+        ["add", "a", "b", "c", "--names", "d,e"],
         ["add", "a", "b", "c", "--group", "day"],
         ["update", "a", "b", "c", "--group", "name:("],
         ["predict", "a", "b", "--batch-size", "0"],
@@ -652,3 +681,25 @@ def test_demo_passes_its_options_on(monkeypatch, tmp_path):
     monkeypatch.setattr("moleflow.demo", fake, raising=False)
     assert "report.html" in run("demo", "--quick", "--out", tmp_path, "--seed", 4).stdout
     assert (seen["out"], seen["quick"], seen["seed"]) == (tmp_path, True, 4)
+
+
+# Presets
+
+
+def test_a_new_line_takes_a_preset_and_an_old_one_refuses_another(data, tmp_path, monkeypatch):
+    quick = replace(get_preset("deck"), name="quick", says=SMALL, follows={})
+    monkeypatch.setitem(PRESETS, "quick", quick)
+    line = tmp_path / "line"
+    begun = ["--image-size", "64", "--preset", "quick"]
+    run("add", line, "gear", good(data), *begun)
+    assert Detector.load(line).config == SMALL
+    assert "preset quick" in run("info", line).stdout
+    said = sentence("add", line, "wood", good(data, "wood"), "--preset", "deck")
+    assert "this line has --preset quick, got deck" in said
+
+
+@pytest.mark.parametrize("command", ["add", "benchmark", "ablate", "sweep"])
+def test_an_unknown_preset_is_wrong_usage(command, data, tmp_path):
+    arguments = [tmp_path / "line", "gear", good(data)] if command == "add" else [data]
+    result = run(command, *arguments, "--preset", "dekc", code=2)
+    assert "unknown preset" in result.output

@@ -43,6 +43,10 @@ LINES = {
         scoring=ScoringConfig(cells=Cells(side=3), position_calibration=False),
         router=RouterConfig(metric="product", rank=2),
     ),
+    "published parts": LineConfig(
+        flow=FlowConfig(normalisation="sphere", mixer=Mixer(kernel="full")),
+        training=TrainingConfig(margin=2, tail="image", log_det_of="flow"),
+    ),
     **{f"without-{part}": LineConfig(flow=FlowConfig(**{part: None})) for part in PARTS},
 }
 every_line = pytest.mark.parametrize("line", LINES.values(), ids=LINES.keys())
@@ -95,6 +99,26 @@ def test_an_unknown_key_is_an_error_at_every_depth(values, owner, key):
     kind = {k.__name__: k for k in (LineConfig, FlowConfig, Dia, Cells, TrainingConfig, RouterConfig)}[owner]
     for field in dataclasses.fields(kind):
         assert field.name in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"flow": {"mixer": {"kernel": "free"}}}, "Mixer.kernel: expected one of symmetric, full"),
+        (
+            {"flow": {"mixer": {"kernel": "full", "gate_limit": 0.6}}},
+            "Mixer.gate_limit: expected at most 0.5",
+        ),
+        ({"flow": {"normalisation": "ball"}}, "expected one of layer, sphere, none"),
+        ({"training": {"tail": "batch"}}, "TrainingConfig.tail: expected one of step, image"),
+        ({"training": {"log_det_of": "dia"}}, "TrainingConfig.log_det_of: expected one of chain, flow"),
+        ({"training": {"margin": -1}}, "TrainingConfig.margin: expected a number of at least 0"),
+        ({"training": {"margin": 1.5}}, "TrainingConfig.margin: expected a whole number"),
+    ],
+)
+def test_an_option_of_the_published_parts_that_cannot_be_is_an_error(values, said):
+    with pytest.raises(ConfigError, match=said):
+        from_dict(LineConfig, values)
 
 
 @pytest.mark.parametrize("values", [None, 3, "flow", [1, 2]])

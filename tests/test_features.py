@@ -20,7 +20,14 @@ from safetensors.torch import save_file
 
 from moleflow.errors import BackboneError, ConfigError, ImageError
 from moleflow.features import backbones
-from moleflow.features.backbones import BACKBONES, BackboneSpec, get_backbone, hash_tensors
+from moleflow.features.backbones import (
+    BACKBONES,
+    BackboneSpec,
+    channels_of,
+    get_backbone,
+    hash_tensors,
+    stored_backbone,
+)
 from moleflow.features.extractor import Extractor, resolve_device
 
 DOCS = Path(__file__).parents[1] / "docs" / "backbones.md"
@@ -30,8 +37,8 @@ RESNET = "timm:resnet18.a1_in1k@1,2,3"
 PRESETS = [
     ("efficientnet_lite0", (64, 96), (8, 12), 152),
     ("efficientnet_lite0@1,2,3", (64, 96), (16, 24), 176),
-    ("vit_base_patch16", (32, 48), (2, 3), 3072),
-    ("wide_resnet50", (64, 32), (8, 4), 1536),
+    ("vit_base_patch16", (32, 48), (2, 3), 768),
+    ("wide_resnet50", (64, 32), (8, 4), 768),
     ("dinov2_vit_s14", (224, 518), (16, 37), 768),
     pytest.param("dinov2_vit_b14", (28, 42), (2, 3), 1536, marks=pytest.mark.slow),
     pytest.param("dinov2_vit_l14", (28, 42), (2, 3), 2048, marks=pytest.mark.slow),
@@ -141,6 +148,11 @@ def test_timm_models_take_their_own_normalisation() -> None:
         ("efficientnet_lite0@3,2", "rise"),
         ("efficientnet_lite0@-1", "rise"),
         ("efficientnet_lite0@2,9", "it has 0 to 4"),
+        ("efficientnet_lite0@2,3:median", "expected concatenate or mean"),
+        ("efficientnet_lite0@2,3:mean-", "expected concatenate or mean"),
+        ("efficientnet_lite0@2,3:mean-x", "expected concatenate or mean"),
+        ("efficientnet_lite0@2,3:mean-0", "a width of at least 1"),
+        ("efficientnet_lite0@2,3:mean", "40, 112 channels.*write efficientnet_lite0@2,3:mean-112"),
     ],
 )
 def test_impossible_names_are_refused(name: str, message: str) -> None:
@@ -206,6 +218,84 @@ def test_stack(lite: Extractor) -> None:
         lite.stack([arrays[0], arrays[1][:32]])
     with pytest.raises(ImageError, match="float32"):
         lite.stack([arrays[0].astype(np.float32)])
+
+
+# Layers to one vector
+
+
+@pytest.mark.parametrize("name", [*BACKBONES, RESNET, f"{RESNET}:mean-100", f"{RESNET}:concatenate-64"])
+def test_channels_are_known_without_weights(name: str) -> None:
+    expected = {"vit_base_patch16": 768, "wide_resnet50": 768, f"{RESNET}:mean-100": 100}
+    rows = {case.values[0] if hasattr(case, "values") else case[0]: case for case in PRESETS}
+    dims = {key: (case.values if hasattr(case, "values") else case)[3] for key, case in rows.items()}
+    assert channels_of(name) == (dims | expected | {f"{RESNET}:concatenate-64": 192})[name]
+
+
+def test_the_mean_of_a_transformers_blocks_is_that_of_its_concatenation() -> None:
+    name = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@1,3,5"
+    images = random_images(2, (32, 48))
+    side_by_side, mean = (
+        Extractor(f"{name}{how}", weights="random", image_size=(32, 48)).see(images) for how in ("", ":mean")
+    )
+    assert mean.patches.shape == (2, 2, 3, 192)
+    assert_close(mean.patches, side_by_side.patches.unflatten(-1, (3, 192)).mean(-2))
+    assert torch.equal(mean.pooled, side_by_side.pooled)
+
+
+def test_a_width_averages_the_neighbourhood_of_a_place_as_patchcore_does() -> None:
+    name, size, width = "timm:resnet18.a1_in1k@1,3", (64, 64), 50
+    extractor = Extractor(f"{name}:mean-{width}", weights="random", image_size=size)
+    images = random_images(1, size)
+    with torch.no_grad():
+        maps = extractor.module.network.forward_intermediates(
+            normalised(images, extractor.spec.mean, extractor.spec.std),
+            indices=[1, 3],
+            intermediates_only=True,
+        )
+    fine, coarse = (F.pad(m, (1, 1, 1, 1)) for m in maps)
+    found = extractor.features(images)
+    assert found.shape == (1, 16, 16, width)
+
+    def written_out(padded: torch.Tensor, row: int, column: int) -> torch.Tensor:
+        """Nine neighbours of every channel in a row, cut into `width` overlapping parts of equal length."""
+        values = padded[0, :, row : row + 3, column : column + 3].flatten()  # 9C
+        cuts = [(len(values) * i // width, -(-len(values) * (i + 1) // width)) for i in range(width)]
+        return torch.stack([values[a:b].mean() for a, b in cuts])
+
+    small = torch.stack([torch.stack([written_out(coarse, i, j) for j in range(4)]) for i in range(4)])
+    large = F.interpolate(small.permute(2, 0, 1)[None], size=(16, 16), mode="bilinear")[0]
+    for row, column in ((0, 0), (7, 3), (15, 9)):
+        expected = (written_out(fine, row, column) + large[:, row, column]) / 2
+        assert_close(found[0, row, column], expected)
+
+
+def test_layers_of_equal_width_lie_side_by_side() -> None:
+    name = "timm:resnet18.a1_in1k@2,3"
+    images = random_images(1, (32, 32))
+    seen = {
+        how: Extractor(f"{name}:{how}", weights="random", image_size=32).features(images)
+        for how in ("concatenate-48", "mean-48")
+    }
+    assert seen["concatenate-48"].shape == (1, 4, 4, 96)
+    assert_close(seen["concatenate-48"].unflatten(-1, (2, 48)).mean(-2), seen["mean-48"])
+
+
+def test_aggregation_is_told_only_where_it_is_another_than_of_old() -> None:
+    told = {
+        how: Extractor(f"{RESNET}{how}", weights="random", image_size=32).describe()
+        for how in ("", ":concatenate", ":mean-64")
+    }
+    assert "aggregation" not in told[""]
+    assert {**told[":concatenate"], "name": RESNET} == told[""]
+    assert (told[":mean-64"]["aggregation"], told[":mean-64"]["width"]) == ("mean", 64)
+
+
+def test_a_stored_description_gives_its_own_row_whatever_the_table_says_today() -> None:
+    old = stored_backbone({"name": "wide_resnet50"})
+    assert (old.name, old.aggregation, old.width) == ("wide_resnet50", "concatenate", None)
+    today = get_backbone("wide_resnet50")
+    assert (today.aggregation, today.width) == ("mean", 768)
+    assert stored_backbone({"name": "wide_resnet50", "aggregation": "mean", "width": 768}) == today
 
 
 # The same numbers as timm's own model

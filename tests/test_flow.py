@@ -18,11 +18,14 @@ from torch import Tensor, nn
 
 import moleflow.flow
 from moleflow.config import Context, Dia, FlowConfig, Lora, Mixer, Whitening
+from moleflow.errors import ConfigError
 from moleflow.flow.bijections import Affine, Bijection, halves, interleave, joined, soft_clamp
+from moleflow.flow.coordinates import sphere_chart, sphere_log_det, sphere_points
 from moleflow.flow.coupling import AffineCoupling, CouplingAdapter, MoleCoupling
 from moleflow.flow.expert import Base, Expert
 from moleflow.flow.lora import LowRank, SharedLinear
-from moleflow.flow.mixer import ContextMixer
+from moleflow.flow.mixer import ContextMixer, FullMixer
+from moleflow.flow.stencil import stencil_log_det, stencil_solve
 from moleflow.flow.whitening import BoundedAffine, layer_norm, sinusoidal_position
 
 GRID = (3, 4)
@@ -77,6 +80,7 @@ TABLE = {
     "affine": Row(Affine, lambda d: (Affine(d), None)),
     "whitening": Row(BoundedAffine, lambda d: (BoundedAffine(d, Whitening()), None)),
     "mixer": Row(ContextMixer, lambda d: (ContextMixer(d, Mixer()), None), local=False),
+    "mixer-full": Row(FullMixer, lambda d: (FullMixer(d, Mixer(kernel="full")), None), local=False),
     "mole-0": mole(0, context=Context(kernel=3, gate=0.5)),
     "mole-1": mole(1, context=Context(kernel=5, gate=0.5)),
     "mole-bare-0": mole(0, context=Context(kernel=3, gate=0.5), adapted=False),
@@ -385,6 +389,93 @@ def test_mixer_keeps_a_constant_image():
     torch.testing.assert_close(mixer(x)[0], x)
 
 
+# -- the full mixer ----------------------------------------------------------------------------------
+
+
+def dense_stencil(taps: list[list[float]], grid: tuple[int, int]) -> Tensor:
+    """(hw, hw) matrix of one channel's 3x3 kernel, neighbour by neighbour; the border repeats itself."""
+    height, width = grid
+    matrix = torch.zeros(height * width, height * width, dtype=torch.float64)
+    for row, column, i, j in itertools.product(range(height), range(width), range(3), range(3)):
+        from_row, from_column = min(max(row + i - 1, 0), height - 1), min(max(column + j - 1, 0), width - 1)
+        matrix[row * width + column, from_row * width + from_column] += taps[i][j]
+    return matrix
+
+
+@pytest.mark.parametrize("grid", [*MIXER_GRIDS, (6, 3)])
+def test_full_mixer_is_its_dense_matrix_in_value_log_det_and_inverse(grid):
+    mixer = randomised(FullMixer(3, Mixer(kernel="full")), spread=2.0)
+    x = grids(2, 3, grid=grid)
+    y, log_det = mixer(x)
+    back, _ = mixer.inverse(x)
+    total = 0.0
+    for channel in range(3):
+        gate = 0.5 / (1 + math.exp(-mixer.gate.item()))
+        change = mixer.change.detach()[:, :, channel]
+        taps = gate * change * min(1, 1.9 / float(change.abs().sum()))
+        taps[1, 1] += 1
+        matrix = dense_stencil(taps.tolist(), grid)
+        flat = x[..., channel].flatten(1).T
+        torch.testing.assert_close(y[..., channel].flatten(1).T, matrix @ flat)
+        torch.testing.assert_close(back[..., channel].flatten(1).T, torch.linalg.solve(matrix, flat))
+        sign, own = torch.linalg.slogdet(matrix)
+        assert sign == 1
+        total += own
+    torch.testing.assert_close(log_det.sum((1, 2)), total.expand(2), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("signs", list(itertools.product((-1.0, 1.0), repeat=3)), ids=str)
+def test_full_mixer_is_invertible_at_its_bound(signs):
+    """Gate open, every kernel as far from the identity as it may be: the bound says 1/20 is left."""
+    mixer = FullMixer(3, Mixer(kernel="full")).double()
+    mixer.gate.data.fill_(800.0)
+    with torch.no_grad():
+        mixer.change[..., 0].fill_(signs[0])
+        mixer.change[1, 1] = -100.0  # the centre taken away, or all of it
+        mixer.change[0, :, 1], mixer.change[2, 2, 2] = 50 * signs[1], 100 * signs[2]
+    matrices = [dense_stencil(kernel.tolist(), (5, 4)) for kernel in mixer._kernel().permute(2, 0, 1)]
+    for matrix in matrices:
+        diagonal = matrix.diagonal()
+        rest = matrix.abs().sum(1) - diagonal.abs()
+        assert (diagonal - rest).min() >= 0.05 - 1e-12
+    x = grids(1, 3, grid=(5, 4))
+    torch.testing.assert_close(mixer.inverse(mixer(x)[0])[0], x)
+
+
+def test_full_mixer_reaches_a_mean_and_a_shift_which_the_symmetric_one_does_not():
+    mixer = FullMixer(2, Mixer(kernel="full")).double()
+    mixer.gate.data.fill_(800.0)
+    with torch.no_grad():
+        mixer.change[..., 0] = 1 / 9
+        mixer.change[1, 0, 1] = 0.95
+        mixer.change[1, 1] -= torch.tensor([1.0, 0.95])
+    x = grids(1, 2, grid=(5, 6))
+    y = mixer(x)[0]
+    mean = F.avg_pool2d(x[..., 0], 3, stride=1)
+    torch.testing.assert_close(y[:, 1:-1, 1:-1, 0], (x[:, 1:-1, 1:-1, 0] + mean) / 2)
+    torch.testing.assert_close(y[:, :, 1:, 1], 0.525 * x[:, :, 1:, 1] + 0.475 * x[:, :, :-1, 1])
+
+
+def test_full_mixer_frozen_says_what_it_says_while_it_learns():
+    mixer = randomised(FullMixer(3, Mixer(kernel="full")), spread=2.0)
+    x = grids(1, 3)
+    learning = mixer(x)[1]
+    assert learning.requires_grad
+    frozen = mixer.requires_grad_(False)
+    torch.testing.assert_close(frozen(x)[1], learning.detach(), rtol=1e-12, atol=1e-12)
+    frozen.change.data.neg_()  # and what it said before is not remembered of other weights
+    assert (frozen(x)[1] - learning.detach()).abs().min() > 1e-3
+
+
+def test_log_det_of_the_full_mixer_teaches_every_weight_as_the_dense_determinant_does():
+    kernel = (0.1 * grids(1, 2, grid=(3, 3)))[0]
+    kernel[1, 1] += 1
+    kernel.requires_grad_(True)
+    assert torch.autograd.gradcheck(lambda k: stencil_log_det(k, 4, 3), kernel)
+    y = grids(2, 2, grid=(4, 3)).requires_grad_(True)
+    assert torch.autograd.gradcheck(stencil_solve, (kernel, y))
+
+
 # -- whitening, statistics, position -----------------------------------------------------------------
 
 
@@ -443,6 +534,98 @@ def test_layer_norm_removes_gain_and_offset_of_a_patch():
     y = layer_norm(x)
     torch.testing.assert_close(y.mean(-1), torch.zeros(2, *GRID).double(), rtol=0, atol=1e-12)
     torch.testing.assert_close(layer_norm(50 * x + 3), layer_norm(100 * x), rtol=1e-4, atol=1e-4)
+
+
+# -- coordinates of the sphere -----------------------------------------------------------------------
+
+
+def sphere(count: int, channels: int) -> Tensor:
+    """Points of the sphere that layer normalisation takes patches to."""
+    return layer_norm_exactly(grids(count, channels, grid=(1, 1))[:, 0, 0])
+
+
+def layer_norm_exactly(x: Tensor) -> Tensor:
+    centred = x - x.mean(-1, keepdim=True)
+    return math.sqrt(x.shape[-1]) * centred / centred.norm(dim=-1, keepdim=True)
+
+
+def test_layer_normalised_patches_fill_two_directions_less_than_there_are_channels():
+    """Why a density over all channels is degenerate: it may be as high as it likes on the sphere."""
+    x = layer_norm(grids(500, 6, grid=(1, 1)))[:, 0, 0]
+    assert torch.linalg.eigvalsh(x.T.cov())[0].abs() < 1e-12  # the sum is nought: a plane
+    torch.testing.assert_close(x.square().sum(-1), torch.full((500,), 6.0).double(), rtol=1e-3, atol=0)
+    y = sphere_chart(x)
+    assert y.shape == (500, 4)
+    spectrum = torch.linalg.eigvalsh(y.T.cov())
+    assert spectrum[0] > 0.1 * spectrum[-1]
+
+
+@odd_and_even
+def test_sphere_chart_and_points_undo_each_other(channels):
+    x = sphere(50, channels)
+    torch.testing.assert_close(sphere_points(sphere_chart(x)), x)
+    y = 3 * grids(50, channels - 2, grid=(1, 1))
+    torch.testing.assert_close(sphere_chart(sphere_points(y)), y)
+    points = sphere_points(y)
+    torch.testing.assert_close(layer_norm_exactly(points), points)
+
+
+def test_sphere_chart_does_not_see_gain_and_offset():
+    x = grids(2, 6)
+    torch.testing.assert_close(sphere_chart(50 * x + 3), sphere_chart(x))
+
+
+@odd_and_even
+def test_sphere_log_det_is_that_of_the_chart_along_the_surface(channels):
+    for x in sphere(8, channels):
+        normals = torch.stack([torch.ones_like(x), x])
+        tangent = torch.linalg.svd(normals)[2][2:]  # what is at right angles to both
+        jacobian = torch.autograd.functional.jacobian(sphere_chart, x) @ tangent.T
+        expected = torch.linalg.slogdet(jacobian).logabsdet
+        torch.testing.assert_close(sphere_log_det(sphere_chart(x)), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_density_on_the_sphere_integrates_to_one_over_its_surface():
+    config = replace(SMALL, normalisation="sphere", position=0.0, dia=Dia(blocks=2, hidden=4))
+    base, expert = random_flow(config, 4, grid=(1, 1))
+    polar = (torch.arange(400, dtype=torch.float64) + 0.5) * math.pi / 400
+    round_it = (torch.arange(200, dtype=torch.float64) + 0.5) * 2 * math.pi / 200
+    theta, phi = torch.meshgrid(polar, round_it, indexing="ij")
+    ball = torch.stack([theta.sin() * phi.cos(), theta.sin() * phi.sin(), theta.cos()], dim=-1)
+    plane = torch.linalg.svd(torch.ones(1, 4, dtype=torch.float64))[2][1:]  # of sum zero
+    points = (2 * ball @ plane).reshape(-1, 1, 1, 4)
+    with torch.no_grad():
+        # `prepare` computes in 32 bits and reorders the channels, which the surface does not feel
+        density = base.log_prob(expert, base.prepare(points).double()).exp().reshape(theta.shape)
+    mass = (density * theta.sin()).sum() * 4 * (math.pi / 400) * (2 * math.pi / 200)
+    assert abs(float(mass) - 1) < 1e-3
+
+
+def test_on_the_sphere_the_flow_has_two_coordinates_less_and_its_chain_the_log_det_of_its_jacobian():
+    base, expert = random_flow(replace(SMALL, normalisation="sphere"), 7)
+    assert (base.channels, base.dim, base.position.shape) == (7, 5, (*GRID, 5))
+    x = base.prepare(grids(1, 7)).double()
+    passage = base.passage(expert, x)
+    expected = torch.linalg.slogdet(image_jacobian(lambda v: base.latent(expert, v)[0], x[0]))
+    torch.testing.assert_close(passage.log_det.sum(), expected.logabsdet, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        base.log_prob(expert, x), passage.log_prob - 0.5 * 5 * math.log(2 * math.pi), rtol=1e-9, atol=1e-9
+    )
+
+
+def test_a_sphere_of_too_few_coordinates_is_an_error():
+    with pytest.raises(ConfigError, match="at least two coordinates for the flow, got 1"):
+        Base(GRID, 3, FlowConfig(normalisation="sphere"))
+
+
+def test_a_patch_without_contrast_has_finite_coordinates():
+    y = sphere_chart(torch.full((1, 1, 6), 3.0))
+    assert torch.isfinite(y).all()
+    rounding = 3.0 + 1e-7 * grids(1, 6)  # which is not blown up to a pattern
+    assert sphere_chart(rounding).abs().max() < 1e-3
+    spike = torch.zeros(1, 6)
+    spike[0, 4] = -1.0  # the one direction that the chart cannot reach
+    assert torch.isfinite(sphere_chart(spike)).all()
 
 
 # -- base and expert: the whole chain ----------------------------------------------------------------
@@ -548,6 +731,31 @@ def test_a_window_with_its_own_position_agrees_with_the_whole_grid_where_nothing
     torch.testing.assert_close(window, whole[:, 1:, 2:])
 
 
+def test_passage_parts_the_log_det_of_couplings_and_dia_from_the_rest():
+    base, expert = random_flow(SMALL, 6)
+    x = grids(2, 6)
+    passage = base.passage(expert, x)
+    rest = sum(owned(x)[1] for owned in (expert.statistics, expert.whitening, base.mixer))
+    assert rest.abs().min() > 0.1
+    torch.testing.assert_close(passage.log_det, passage.log_det_flow + rest)
+    assert passage.penalised("chain") is passage.log_det
+    assert passage.penalised("flow") is passage.log_det_flow
+
+
+@pytest.mark.parametrize("kernel", ["symmetric", "full"])
+def test_a_window_with_the_reach_around_it_sees_what_the_whole_image_shows(kernel):
+    config = replace(SMALL, couplings=2, mixer=Mixer(kernel=kernel), context=Context(kernel=5, gate=0.5))
+    base, expert = random_flow(config, 6, grid=(12, 12))
+    assert base.reach == 1 + 2 * 2
+    image = grids(1, 6, grid=(12, 12))
+    whole = base.passage(expert, image)
+    window = base.passage(expert, image[:, :11, :11], position=base.position[None, :11, :11])
+    inner = (slice(None), slice(0, 6), slice(0, 6))  # five patches from where it was cut, or at the border
+    torch.testing.assert_close(window.z[inner], whole.z[inner])
+    torch.testing.assert_close(window.log_det_flow[inner], whole.log_det_flow[inner])
+    assert (window.z[:, 6, 6] - whole.z[:, 6, 6]).abs().max() > 1e-9
+
+
 # -- ablations ---------------------------------------------------------------------------------------
 
 ABLATIONS = {
@@ -561,6 +769,8 @@ ABLATIONS = {
     "couplings-lora": ({"couplings": 0}, "adapters."),
     "position": ({"position": 0.0}, None),
     "normalisation": ({"normalisation": "none"}, None),
+    "sphere": ({"normalisation": "sphere"}, None),
+    "mixer-full": ({"mixer": Mixer(kernel="full")}, "mixer.sides"),
 }
 
 
@@ -609,9 +819,11 @@ def test_halves_are_parted_and_joined_again_and_interleaving_mixes_them():
     assert interleave(torch.arange(5)).tolist() == [0, 2, 4, 1, 3]
 
 
-def test_normalisation_is_layer_or_none():
+def test_normalisation_is_layer_sphere_or_none():
     x = 3 * grids(2, 5).float() + 1
     assert torch.equal(Base(GRID, 5, FlowConfig(normalisation="none")).prepare(x), interleave(x))
     layer = Base(GRID, 5, FlowConfig(normalisation="layer")).prepare(x)
     assert torch.equal(layer, layer_norm(interleave(x)))
+    on_sphere = Base(GRID, 5, FlowConfig(normalisation="sphere")).prepare(x)
+    torch.testing.assert_close(sphere_points(on_sphere), layer, rtol=1e-3, atol=1e-4)  # the same place
     assert Base(GRID, 5, FlowConfig()).prepare(x.half()).dtype == torch.float32

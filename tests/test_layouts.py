@@ -20,10 +20,14 @@ from moleflow.errors import ConfigError, DatasetError
 from trees import (
     SHAPE,
     TREES,
+    bmad_others,
+    bmad_tree,
     folder_tree,
     image,
     loco_tree,
     mask,
+    mega_table,
+    mega_tree,
     mvtec_tree,
     real_iad_table,
     real_iad_tree,
@@ -375,3 +379,59 @@ def test_products_and_items_are_values() -> None:
     product = Product("p", train=(item,), validation=(), test=())
     assert product.items == (item,)
     assert not product.has_masks
+
+
+# BMAD and Continual-MEGA
+
+
+def test_the_sets_of_bmad_lie_in_ways_of_their_own(tmp_path: Path) -> None:
+    dataset = read_dataset(bmad_others(bmad_tree(tmp_path)))
+    assert dataset.layout == "bmad"
+    assert list(dataset.products) == ["Brain_AD", "Chest_AD", "Liver_AD", "Retina_RESC_AD"]
+    for name, product in dataset.products.items():
+        assert (len(product.train), [item.label for item in product.test]) == (1, [0, 1])
+        assert product.has_masks == (name != "Chest_AD")
+        assert [item.label for item in product.validation] == (
+            [0] if name in ("Brain_AD", "Chest_AD") else []
+        )
+        if product.has_masks:
+            assert defect_rows(product.test[1]) == [2, 3]
+    alone = read_dataset(tmp_path / "Brain_AD" / "BraTS2021_slice")
+    assert (alone.layout, list(alone.products)) == ("bmad", ["BraTS2021_slice"])
+
+
+def test_a_mask_of_bmad_that_is_missing(tmp_path: Path) -> None:
+    folder = bmad_tree(tmp_path) / "Brain_AD" / "BraTS2021_slice" / "test" / "Ungood"
+    image(folder / "img" / "late.png")
+    with pytest.raises(DatasetError, match=r"late\.png: no mask"):
+        read_dataset(tmp_path)
+
+
+def test_continual_mega_leaves_defective_training_images_out(tmp_path: Path) -> None:
+    dataset = read_dataset(mega_tree(tmp_path))
+    assert list(dataset.products) == ["Apple", "bottle"]
+    for product in dataset.products.values():
+        assert names(product.train) == ["train0.jpg"]
+        assert names(product.test) == ["test0.jpg", "test1.jpg"]
+
+
+def test_continual_mega_is_read_one_scenario_at_a_time(tmp_path: Path) -> None:
+    mega_table(mega_tree(tmp_path), "scenario1_10classes_tasks", {})
+    with pytest.raises(DatasetError, match=r"expected the tables of one scenario.*10classes_tasks"):
+        read_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected objects train and test"),
+        ({"train": {}, "test": {"a": 1}}, "a list for every class"),
+        ({"train": {"a": [{"anomaly": 2}]}, "test": {}}, r"train, a\[0\]: expected an object with img_path"),
+        ({"train": {"a": [{"anomaly": 0, "img_path": "../x"}]}, "test": {}}, "leads out"),
+        ({"train": {"a": [{"anomaly": 0, "img_path": "x.png"}]}, "test": {}}, "no such file"),
+    ],
+)
+def test_a_table_of_continual_mega_that_cannot_be_read(content: object, message: str, tmp_path: Path) -> None:
+    mega_table(tmp_path, "scenario2_base", content)
+    with pytest.raises(DatasetError, match=message):
+        read_dataset(tmp_path)

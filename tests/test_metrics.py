@@ -462,10 +462,10 @@ def test_routing_accuracy_per_product_and_kind() -> None:
     found = metrics.routing_accuracy(
         ["nut", "nut", "nut", "cap", "cap"], ["nut", "cap", "nut", "cap", None], [0, 0, 1, 1, 1]
     )
-    assert found["nut"] == metrics.RoutingAccuracy(0.5, 1.0, good_images=2, defective_images=1)
+    assert found["nut"] == metrics.RoutingAccuracy(0.5, 1.0, 0.0, 0.0, good_images=2, defective_images=1)
     assert list(found) == ["nut", "cap"]
     assert math.isnan(found["cap"].good)
-    assert found["cap"].defective == 0.5
+    assert found["cap"].defective == found["cap"].unknown_defective == 0.5
     with pytest.raises(ConfigError, match="index 0 is 3"):
         metrics.routing_accuracy(["a"], ["a"], [3])
     with pytest.raises(ConfigError, match="as many"):

@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from moleflow import Detector
+from moleflow.features import backbones
 
 DATA = Path(__file__).parent / "data"
 
@@ -61,3 +63,20 @@ def test_a_product_of_the_first_format_is_updated_to_the_rules_of_today(old, pic
     line = Detector.load(old, device="cpu")
     info = line.update_task("gear", pictures("gear", 6, first=50))
     assert (info.calibration, info.images) == ("left-out", 14)
+
+
+def test_a_line_keeps_its_layers_side_by_side_when_its_backbones_row_changes(
+    monkeypatch, quick, pictures, probe, tmp_path
+):
+    row = replace(backbones.get_backbone("timm:resnet18.a1_in1k@1,2"), name="small")
+    monkeypatch.setitem(backbones.BACKBONES, "small", row)
+    line = Detector("small", weights="random", image_size=64, device="cpu", config=quick)
+    line.add_task("gear", pictures("gear", 4))
+    line.save(tmp_path / "line")
+    said = [p.patch_map for p in line.predict(probe)]
+    monkeypatch.setitem(backbones.BACKBONES, "small", replace(row, aggregation="mean", width=96))
+    assert Detector("small", weights="random", image_size=64, device="cpu").extractor.dim == 96
+    again = Detector.load(tmp_path / "line", device="cpu")
+    assert again.extractor.dim == line.extractor.dim == 192
+    for found, kept in zip(again.predict(probe), said, strict=True):
+        np.testing.assert_array_equal(found.patch_map, kept)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from moleflow import training
-from moleflow.config import Context, Dia, FlowConfig, Lora, TrainingConfig
+from moleflow.config import Context, Dia, FlowConfig, Lora, Mixer, TrainingConfig
 from moleflow.errors import TrainingError
+from moleflow.flow.coupling import NeighbourContext
 from moleflow.flow.expert import Base, Expert
 from moleflow.training import learn_base, learn_expert, loss_of, sample_windows
 
@@ -44,8 +46,8 @@ def held_out_loss(base: Base, expert: Expert, features: Tensor, config: Training
     x = base.prepare(features)
     x = x + config.noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        _, log_det = base.latent(expert, x)
-        return float(loss_of(base.log_prob(expert, x), log_det, config))
+        penalised = base.passage(expert, x).penalised(config.log_det_of)
+        return float(loss_of(base.log_prob(expert, x), penalised, config))
 
 
 @pytest.fixture(scope="module")
@@ -306,6 +308,135 @@ def test_the_tail_is_never_empty():
     assert float(loss_of(-torch.tensor([1.0, 9.0, 2.0]), torch.zeros(3), config)) == 9.0
 
 
+def test_the_tail_of_an_image_is_that_of_each_window_in_turn():
+    config = TrainingConfig(tail_weight=1.0, tail_share=0.5, log_det_weight=0.0)
+    log_prob = -torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[50.0, 60.0], [70.0, 80.0]]])
+    nothing = torch.zeros_like(log_prob)
+    assert float(loss_of(log_prob, nothing, config)) == (50 + 60 + 70 + 80) / 4
+    assert float(loss_of(log_prob, nothing, replace(config, tail="image"))) == (3.5 + 75) / 2
+
+
+OPTIONS = {
+    "tail": ({}, {"tail": "image"}),
+    "log-det": ({}, {"log_det_of": "flow", "log_det_weight": 0.1}),
+    "margin": ({}, {"margin": 2}),
+    "mixer": ({"mixer": Mixer(kernel="full")}, {}),
+    "sphere": ({"normalisation": "sphere"}, {}),
+}
+
+
+@pytest.mark.parametrize(("flow", "how"), OPTIONS.values(), ids=OPTIONS.keys())
+def test_every_published_part_changes_what_is_learned_and_still_learns(flow, how):
+    plain = replace(LONGER, steps=40, base_steps=40, log_det_weight=how.get("log_det_weight", 1e-4))
+    features = product(0, 24)
+
+    def taught(shape: FlowConfig, training: TrainingConfig) -> tuple[Base, Expert]:
+        fresh = learn_base(features, shape, training, seed=3)
+        return fresh, learn_expert(fresh, features, training, seed=3)
+
+    config = replace(plain, **how)
+    fresh, expert = taught(replace(FLOW, **flow), config)
+    untaught = Expert(fresh)
+    untaught.start(fresh, fresh.prepare(features))
+    held = product(0, seed=9)
+    assert held_out_loss(fresh, expert, held, config) < held_out_loss(fresh, untaught, held, config)
+    _, other = taught(FLOW, plain)
+    assert weights(expert) != weights(other)
+
+
+def test_the_full_mixer_learns_more_of_a_neighbourhood_than_the_symmetric_one_may():
+    moved = []
+    for kernel in ("symmetric", "full"):
+        fresh = learn_base(product(0), replace(FLOW, mixer=Mixer(kernel=kernel)), LONGER, seed=3)
+        x = fresh.prepare(product(0, 2))
+        with torch.no_grad():
+            moved.append(float((fresh.mixer(x)[0] - x).square().mean().sqrt()))
+    assert moved[1] > 3 * moved[0] > 0
+
+
+def test_the_penalty_on_the_flow_alone_does_not_feel_the_statistics():
+    """Features a hundred times as large move the statistics' log-determinant and nothing else."""
+    flow = replace(FLOW, normalisation="none", position=0.0)
+    losses = {}
+    for whose in ("chain", "flow"):
+        config = replace(QUICK, log_det_of=whose, tail_weight=0.0, log_det_weight=1.0, noise=0.0)
+        for size in (1.0, 100.0):
+            features = size * product(0)
+            fresh = Base(GRID, CHANNELS, flow)
+            expert = Expert(fresh)
+            expert.start(fresh, fresh.prepare(features))
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                loss = training.likelihood_loss(fresh, expert, features, config, generator)
+            losses[whose, size] = float(loss)
+    moved = CHANNELS * math.log(100)  # of the likelihood itself, in nats
+    assert losses["flow", 100.0] - losses["flow", 1.0] == pytest.approx(moved, rel=1e-3)
+    assert losses["chain", 100.0] - losses["chain", 1.0] > 2 * moved
+
+
+@pytest.mark.parametrize("margin", [1, 2, 9])
+def test_windows_with_a_margin_count_the_very_patches_of_windows_without(margin):
+    features, position = addressed()
+    plain = TrainingConfig(patches=360, window=3)
+    draws = [
+        sample_windows(features, position, config, torch.Generator().manual_seed(0))
+        for config in (plain, replace(plain, margin=margin))
+    ]
+    assert torch.equal(draws[1].counted(draws[1].features), draws[0].features)
+    assert torch.equal(draws[1].counted(draws[1].position), draws[0].position)
+    assert torch.equal(draws[1].features[..., 1:], draws[1].position)
+    assert draws[1].features.shape[1:3] == (min(5, 3 + 2 * margin), min(6, 3 + 2 * margin))
+
+
+def test_a_patch_in_a_window_with_a_margin_sees_what_it_sees_in_the_whole_image():
+    """Its z and its couplings' log-determinant are the image's own, at the image's border as well."""
+    flow = replace(FLOW, couplings=2, context=Context(kernel=5, gate=0.5), mixer=Mixer(kernel="full"))
+    fresh = Base((13, 14), CHANNELS, flow)
+    expert, chance = Expert(fresh), torch.Generator().manual_seed(1)
+    for parameter in (*fresh.parameters(), *expert.parameters()):
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=chance)
+    features = torch.randn(1, 13, 14, CHANNELS, generator=chance)
+    where = torch.arange(13 * 14.0).reshape(13, 14, 1)
+    agreed = {}
+    with torch.no_grad():
+        whole = fresh.passage(expert, fresh.prepare(features))
+        for margin in (0, 2, fresh.reach):
+            config = TrainingConfig(patches=16 * 60, window=4, margin=margin)
+            draw = partial(sample_windows, training=config)
+            windows = draw(features, fresh.position, generator=torch.Generator().manual_seed(0))
+            places = draw(features, where, generator=torch.Generator().manual_seed(0))
+            own = fresh.passage(expert, fresh.prepare(windows.features), position=windows.position)
+            patches = places.counted(places.position)[..., 0].long()
+            z = whole.z[0].flatten(0, 1)[patches]
+            log_det = whole.log_det_flow[0].flatten()[patches]
+            apart = (windows.counted(own.z) - z).abs().max()
+            agreed[margin] = float(apart + (windows.counted(own.log_det_flow) - log_det).abs().max())
+    assert len(patches.unique()) > 150  # borders and corners among them
+    assert agreed[fresh.reach] < 1e-3
+    assert agreed[0] > 100 * agreed[fresh.reach]
+    assert agreed[2] > 10 * agreed[fresh.reach]
+
+
+def test_the_context_of_a_patch_is_the_whole_images_with_a_margin_of_two():
+    context = NeighbourContext(CHANNELS, Context(kernel=5, gate=1.0))
+    context.conv.weight.data = torch.randn(
+        context.conv.weight.shape, generator=torch.Generator().manual_seed(1)
+    )
+    features = torch.randn(1, 9, 9, CHANNELS, generator=torch.Generator().manual_seed(2))
+    where = torch.arange(81.0).reshape(9, 9, 1)
+    apart = []
+    with torch.no_grad():
+        whole = context(features)[0].flatten(0, 1)
+        for margin in (0, 1, 2):
+            config = TrainingConfig(patches=16 * 40, window=4, margin=margin)
+            windows = sample_windows(features, where, config, torch.Generator().manual_seed(0))
+            patches = windows.counted(windows.position)[..., 0].long()
+            own = windows.counted(context(windows.features))
+            apart.append(float((own - whole[patches]).abs().max()))
+    assert apart[2] < 1e-4
+    assert min(apart[:2]) > 0.1
+
+
 def addressed() -> tuple[Tensor, Tensor]:
     """Features that say which image, row and column they are, and a position that says row and column."""
     image, row, column = torch.meshgrid(
@@ -320,7 +451,7 @@ def addressed() -> tuple[Tensor, Tensor]:
 def test_windows_are_whole_pieces_with_the_position_they_were_cut_at(window, shape):
     features, position = addressed()
     config = TrainingConfig(patches=360, window=window)
-    windows, places = sample_windows(features, position, config, torch.Generator().manual_seed(0))
+    windows, places, _ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
     batch = 360 // (shape[0] * shape[1])
     assert windows.shape == (batch, *shape, 3)
     assert places.shape == (batch, *shape, 2)
@@ -334,14 +465,14 @@ def test_windows_are_whole_pieces_with_the_position_they_were_cut_at(window, sha
 def test_windows_reach_every_patch_of_every_image():
     features, position = addressed()
     config = TrainingConfig(patches=9 * 600, window=3)
-    windows, _ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
+    windows, *_ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
     assert len(windows.reshape(-1, 3).unique(dim=0)) == 4 * 5 * 6
 
 
 def test_there_is_a_window_even_when_one_is_larger_than_the_patches_asked_for():
     features, position = addressed()
     config = TrainingConfig(patches=2, window=4)
-    windows, _ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
+    windows, *_ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
     assert windows.shape == (1, 4, 4, 3)
 
 

@@ -122,6 +122,60 @@ def real_iad_table(root: Path, **content: object) -> None:
     table.write_text(json.dumps({"meta": {"prefix": "toy/", "normal_class": "OK"}, **content}))
 
 
+def bmad_tree(root: Path) -> Path:
+    """The ways in which its sets lie: flat or deep, in both orders, in both cases, with and without masks."""
+    brain = root / "Brain_AD" / "BraTS2021_slice"
+    image(brain / "train" / "good" / "00003_60.png")
+    for split, name in (("valid", "00025_99.png"), ("test", "00000_96.png")):
+        image(brain / split / "good" / "img" / name)
+        mask(brain / split / "good" / "label" / name, rows=slice(0, 0))
+        image(brain / split / "Ungood" / "img" / f"1{name}")
+        mask(brain / split / "Ungood" / "label" / f"1{name}", value=1)
+    return root
+
+
+def bmad_others(root: Path) -> Path:
+    image(root / "Chest_AD" / "train" / "good" / "a.png")
+    for split in ("val", "test"):
+        image(root / "Chest_AD" / split / "good" / "a.png")
+        image(root / "Chest_AD" / split / "Ungood" / "a.png")
+    liver, resc = root / "Liver_AD" / "hist_DIY", root / "Retina_RESC_AD" / "RESC"
+    image(liver / "train" / "good" / "a.png")
+    image(liver / "test" / "img" / "good" / "a.png")
+    image(liver / "test" / "img" / "Ungood" / "b.png")
+    mask(liver / "test" / "label" / "Ungood" / "b.png")
+    image(resc / "Train" / "train" / "good" / "a.png")
+    image(resc / "Test" / "test" / "good" / "a.png")
+    image(resc / "Test" / "test" / "ungood" / "b.png")
+    mask(resc / "Test" / "test_label" / "ungood" / "b.png")
+    return root
+
+
+def mega_tree(root: Path) -> Path:
+    places = {"Apple": "continual_ad", "bottle": "mvtec_anomaly_detection"}
+    made: dict[str, dict[str, list[dict[str, object]]]] = {}
+    for product, folder in places.items():
+        place = f"{folder}/{product}"
+        made[product] = {"train": [], "test": []}
+        for split, anomaly in (("train", 0), ("train", 1), ("test", 0), ("test", 1)):
+            path, mark = f"{place}/{split}{anomaly}.jpg", f"{place}/mask_{split}.png" if anomaly else ""
+            image(root / path)
+            if anomaly:
+                mask(root / mark)
+            row = {"img_path": path, "mask_path": mark, "cls_name": product, "anomaly": anomaly}
+            made[product][split].append(row)
+    parts = {p: {s: {p: rows} for s, rows in of_split.items()} for p, of_split in made.items()}
+    mega_table(root, "scenario1_base", parts["Apple"])
+    mega_table(root, "scenario1_5classes_tasks", {"task_1": parts["bottle"]})
+    return root
+
+
+def mega_table(root: Path, name: str, content: object) -> None:
+    table = root / "meta_files" / f"{name}.json"
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(json.dumps(content))
+
+
 def folder_tree(root: Path) -> Path:
     image(root / "lid" / "good" / "000.png")
     image(root / "lid" / "test" / "ok" / "000.png")
@@ -138,5 +192,7 @@ TREES = {
     "mvtec-loco": (loco_tree, "logical_anomalies", [1, 6]),
     "mvtec-ad-2": (mvtec2_tree, "bad", [2, 3]),
     "real-iad": (real_iad_tree, "AK", [3]),
+    "bmad": (bmad_tree, "ungood", [2, 3]),
+    "continual-mega": (mega_tree, "anomaly", [2, 3]),
     "folder": (folder_tree, "dent", [2, 3]),
 }

@@ -39,6 +39,22 @@ class Blocks:
         """How many blocks are left out in turn."""
         return max(self.left_out) + 1
 
+    @classmethod
+    def together(cls, parts: Sequence[Blocks]) -> Blocks:
+        """Of the images of several products, one product after the other.
+
+        Every image keeps the number of its block, so that each half leaves out that half of every product.
+        """
+        left_out: list[int] = []
+        first: list[int] = []
+        sessions: list[int] = []
+        for part in parts:
+            before = max(sessions, default=-1) + 1
+            sessions += [before + session for session in part.sessions]
+            first += [len(left_out) + i for i in part.first]
+            left_out += part.left_out
+        return cls(tuple(left_out), tuple(first), tuple(sessions))
+
 
 def make_blocks(
     count: int,

@@ -31,14 +31,20 @@ class Whitening:
 
 @dataclass(frozen=True)
 class Mixer:
-    """Learned spatial 3x3 mixing of each channel, invertible by construction."""
+    """Learned spatial 3x3 mixing of each channel, invertible by construction.
 
+    The symmetric kernel has three weights a channel, each bounded by a twelfth; the full one has nine, free
+    but for a bound on their sum."""
+
+    kernel: Literal["symmetric", "full"] = "symmetric"  # full: the published one, all nine weights
     gate_limit: float = 0.5  # how much of a patch its neighbourhood may replace at most
 
     def __post_init__(self) -> None:
         check(self, positive=("gate_limit",))
-        if self.gate_limit > 1:  # beyond it the map may lose its inverse
-            raise ConfigError(f"Mixer.gate_limit: expected at most 1, got {self.gate_limit}")
+        _check_choice(self, "kernel", ("symmetric", "full"))
+        most = 0.5 if self.kernel == "full" else 1  # beyond it the map may lose its inverse
+        if self.gate_limit > most:
+            raise ConfigError(f"Mixer.gate_limit: expected at most {most}, got {self.gate_limit}")
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Dia:
 class FlowConfig:
     """Shape of the density: what is shared (couplings, mixer) and what a product owns."""
 
-    normalisation: Literal["layer", "none"] = "layer"
+    normalisation: Literal["layer", "sphere", "none"] = "layer"  # sphere: in what layer leaves free
     statistics: bool = True  # start from the product's own mean and spread per channel
     position: float = 1.0  # amplitude of the 2-D sinusoidal encoding; 0 leaves it out
     whitening: Whitening | None = field(default_factory=Whitening)
@@ -94,7 +100,7 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         check(self, positive=("hidden", "clamp"), least_zero=("position", "couplings"))
-        _check_choice(self, "normalisation", ("layer", "none"))
+        _check_choice(self, "normalisation", ("layer", "sphere", "none"))
 
 
 @dataclass(frozen=True)
@@ -128,10 +134,13 @@ class TrainingConfig:
     base_steps: int = 400
     patches: int = 1024  # per step
     window: int = 4  # side of the patch windows a step looks at
+    margin: int = 0  # patches around a window that its own look at and the loss does not count
     learning_rate: float = 2e-3
     tail_weight: float = 0.7  # lambda: share of the loss given to the hardest patches
     tail_share: float = 0.05  # rho: which share of the patches is the tail
+    tail: Literal["step", "image"] = "step"  # of all patches of a step together, or of each window's own
     log_det_weight: float = 1e-4
+    log_det_of: Literal["chain", "flow"] = "chain"  # flow: of couplings and DIA, nothing else
     noise: float = 0.3  # standard deviation added to normalised features
     clip: float = 5.0  # largest gradient norm of a step
 
@@ -139,9 +148,11 @@ class TrainingConfig:
         check(
             self,
             positive=("steps", "base_steps", "patches", "window", "learning_rate", "clip"),
-            least_zero=("tail_weight", "log_det_weight", "noise"),
+            least_zero=("margin", "tail_weight", "log_det_weight", "noise"),
             share=("tail_share",),
         )
+        _check_choice(self, "tail", ("step", "image"))
+        _check_choice(self, "log_det_of", ("chain", "flow"))
         if self.tail_weight > 1:
             raise ConfigError(f"TrainingConfig.tail_weight: expected at most 1, got {self.tail_weight}")
 

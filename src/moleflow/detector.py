@@ -19,14 +19,18 @@ from .data.intensity import parse_intensity
 from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
+from .features.backbones import BackboneSpec, stored_backbone
 from .features.extractor import Extractor
 from .inspection import inspect
 from .intake import Intake, check_errors, pictures_in
 from .learning import LessonOptions, Progress, learn, sources_of
 from .line import Line
+from .mixed import Told, check_names, learn_mixed
 from .monitor import observe, read_monitor
 from .pose_learning import WISHES, Wish
+from .presets import DEFAULT, get_preset
 from .results import Failure, Prediction, TaskInfo
+from .storage import total
 from .store import LineStore, check_task_name
 from .verdict.promise import promise
 from .verdict.watch import Report, judge
@@ -39,7 +43,8 @@ class Detector:
     expert. Inspecting may be done from several threads at once; learning, from one at a time.
 
     Args:
-        backbone: a preset of the backbone table, or "timm:<tag>@<layers>".
+        backbone: a row of the backbone table by name, perhaps with other layers, "timm:<tag>@<layers>", or
+            a `BackboneSpec`.
         weights: local file with the backbone's weights; None for embedded ones or timm's hub; "random"
             for seeded random ones.
         image_size: side, or (height, width), images are brought to, with `tiles` each tile of them. None for
@@ -56,7 +61,9 @@ class Detector:
         intensity: which of the camera's numbers is black and which white, for the life of the line: "auto"
             chooses by the first product's images; a number of bits (8, 10, 12, 14, 16), "LOW:HIGH" or
             (LOW, HIGH) says it; "full" maps each image by its type's full range.
-        config: every other option.
+        preset: every other option, by the name of a set of them: see `moleflow.presets`. "default" without
+            it.
+        config: or the options themselves.
 
     Raises:
         ConfigError: an impossible option.
@@ -65,7 +72,7 @@ class Detector:
 
     def __init__(
         self,
-        backbone: str = "efficientnet_lite0",
+        backbone: str | BackboneSpec = "efficientnet_lite0",
         *,
         weights: str | Path | None = None,
         image_size: int | tuple[int, int] | None = None,
@@ -76,16 +83,20 @@ class Detector:
         seed: int = 0,
         false_alarm_rate: float = 0.01,
         intensity: str | int | tuple[float, float] = "auto",
+        preset: str | None = None,
         config: LineConfig | None = None,
     ) -> None:
         if not 0 < false_alarm_rate < 1:
             raise ConfigError(f"a false-alarm rate lies between 0 and 1, got {false_alarm_rate}")
-        self.config = config or LineConfig()
+        if preset is not None and config is not None:
+            raise ConfigError("expected a preset or a config, got both")
+        self.preset = None if config is not None else get_preset(preset or DEFAULT).name
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
         # What extractor and intake are settled by, with the first product.
         self._wishes = Wishes(image_size, smallest_defect, fit, parse_intensity(intensity))
         self._at_size = partial(Extractor, backbone, weights=weights, tiles=tiles, device=device, seed=seed)
         self.extractor = self._at_size(image_size=image_size)
+        self.config = config or get_preset(preset or DEFAULT).at(self.extractor.dim)
         self._settled = False
         self._random_weights = str(weights) == "random"
         self._line = Line(false_alarm_rate, intake_of(self.extractor))
@@ -139,6 +150,7 @@ class Detector:
         line = self._line
         product, name = line.product(name), check_task_name(name)
         rate, threshold = line.verdict(name)
+        parts = product.parts()
         return TaskInfo(
             name=name,
             version=self._archive.version(name, product),
@@ -148,8 +160,9 @@ class Detector:
             threshold=threshold,
             false_alarm_rate=rate,
             seconds=dict(product.seconds),
-            parameters=product.parameters(),
-            bytes=sum(t.numel() * t.element_size() for t in product.tensors().values()),
+            parameters=total(parts).numbers,
+            bytes=total(parts).bytes,
+            parts=parts,
             rerouted=dict(line.rerouted.get(name, {})),
             unreadable=line.unreadable.get(name, ()),
             promise=promise(product.calibration, rate, threshold),
@@ -194,12 +207,66 @@ class Detector:
         Whatever is raised, the line is as it was before.
         """
         name = check_task_name(name)
-        if pose not in WISHES:
-            raise ConfigError(f"expected a pose among {', '.join(WISHES)}, got {pose!r}")
+        _check_pose(pose)
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
             return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious, pose), progress)
+
+    def add_tasks(
+        self,
+        images: Any,
+        names: Sequence[str] | None = None,
+        *,
+        groups: Sequence[str] | None = None,
+        strict: bool = False,
+        drop_suspicious: bool = False,
+        pose: Wish = "auto",
+        found: Told | None = None,
+        progress: Progress | None = None,
+    ) -> list[TaskInfo]:
+        """Finds the products that mixed good images show, and learns each as one of its own: all or none.
+
+        Images are of one product where the router could not tell them apart. On a new line the base learns
+        from the first product found. Fewer than five images are no product, but go to the nearest one.
+
+        Args:
+            images, groups, strict, drop_suspicious, pose: as for `add_task`.
+            names: of the products, ordered by the first image of each; "product-1", "product-2", ... without.
+            found: told which images become which product, as {name: sources}, before any is learned; what it
+                raises ends the lesson.
+            progress: told "finding", and then the stages of `add_task` with the product's name before them.
+
+        Returns:
+            What is known of each product, in the order of the names. Images that could not be read are listed
+            with the first.
+
+        Raises:
+            TaskError: not as many products are found as there are names; a name is unusable or taken; or
+                some of the images show a product that the line knows.
+            ImageError, ConfigError, TrainingError: as for `add_task`.
+
+        Whatever is raised, the line is as it was before.
+        """
+        wanted = None if names is None else check_names(names)
+        _check_pose(pose)
+        options = LessonOptions(groups, strict, drop_suspicious, pose)
+        with self._learning:
+            sources = sources_of(images, options)
+            extractor, line = self._begun(sources)
+            line, added = learn_mixed(
+                line,
+                sources,
+                wanted,
+                extractor=extractor,
+                config=self.config,
+                seed=self.seed,
+                options=options,
+                found=found,
+                progress=progress or _silent,
+            )
+            self.extractor, self._line = extractor, line
+            return [self.info(name) for name in added]
 
     def update_task(
         self,
@@ -399,6 +466,7 @@ class Detector:
             "random_weights": self._random_weights,
             "seed": self.seed,
             "false_alarm_rate": self.false_alarm_rate,
+            "preset": self.preset,
             "config": to_dict(self.config),
             "intake": self.intake.settings(),
         }
@@ -429,7 +497,7 @@ class Detector:
             if weights is None and settings["random_weights"]:
                 weights = "random"
             detector = cls(
-                settings["backbone"]["name"],
+                stored_backbone(settings["backbone"]),
                 weights=weights,
                 image_size=_pair(settings["backbone"].get("tile_size", settings["backbone"]["image_size"])),
                 tiles=_pair(settings["backbone"].get("tiles")),
@@ -438,6 +506,7 @@ class Detector:
                 false_alarm_rate=settings["false_alarm_rate"],
                 config=from_dict(LineConfig, settings["config"]),
             )
+            detector.preset = settings.get("preset")
             detector.extractor.check_same(settings["backbone"])
             detector._line, detector._archive = restore(
                 record,
@@ -457,10 +526,7 @@ class Detector:
 
     def _learn(self, name: str, images: Any, options: LessonOptions, progress: Progress | None) -> TaskInfo:
         sources = sources_of(images, options)
-        extractor, line = self.extractor, self._line
-        if line.base is None and not self._settled:
-            begun = self._begin(sources)
-            extractor, line = begun.extractor, replace(line, intake=begun.intake)
+        extractor, line = self._begun(sources)
         line = learn(
             line,
             name,
@@ -475,6 +541,13 @@ class Detector:
         self.extractor, self._line = extractor, line
         return self.info(name)
 
+    def _begun(self, sources: Sequence[tuple[Source, Any]]) -> tuple[Extractor, Line]:
+        """Backbone and line to learn with; of a new line as these images settle them."""
+        if self._line.base is not None or self._settled:
+            return self.extractor, self._line
+        begun = self._begin(sources)
+        return begun.extractor, replace(self._line, intake=begun.intake)
+
     def _remembered(self, name: str) -> list[Path]:
         """Images of a product that `observe` remembered; none where the product on disk is another."""
         product = self._line.products.get(name)
@@ -483,6 +556,11 @@ class Detector:
         if version is None or store is None or name not in store.names():
             return []
         return [Path(path) for path, _ in read_monitor(store, name, version).remembered]
+
+
+def _check_pose(pose: str) -> None:
+    if pose not in WISHES:
+        raise ConfigError(f"expected a pose among {', '.join(WISHES)}, got {pose!r}")
 
 
 def _pair(values: list[int] | None) -> tuple[int, int] | None:

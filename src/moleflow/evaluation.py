@@ -14,7 +14,15 @@ from .data.layouts import Dataset, Item, load_mask
 from .data.layouts import Product as LabelledProduct
 from .data.sources import Errors
 from .errors import ConfigError, DatasetError
-from .metrics import AUPRO_LIMIT, PixelScores, image_ap, image_auroc, image_f1_max, routing_accuracy
+from .metrics import (
+    AUPRO_LIMIT,
+    PixelScores,
+    answer_of,
+    image_ap,
+    image_auroc,
+    image_f1_max,
+    routing_shares,
+)
 from .results import Failure, Prediction
 
 if TYPE_CHECKING:
@@ -180,7 +188,7 @@ class _Run:
         seen: list[_Seen] = []
         with PixelScores() as pixels:
             for item, prediction in self.inspect(product.test, task):
-                answer = prediction.task if prediction.known else None
+                answer = answer_of(prediction.task, prediction.known)
                 seen.append(_Seen(item.label, prediction.pred_score, prediction.pred_label, answer))
                 if product.has_masks:
                     mask = load_mask(item, shape=self.size or prediction.image_size)
@@ -215,7 +223,7 @@ def _pixel_figures(pixels: PixelScores) -> _PixelFigures:
 def _figures(name: str, seen: Sequence[_Seen], pixel: _PixelFigures, *, routed: bool) -> Figures:
     labels, scores = [one.label for one in seen], [one.score for one in seen]
     both = len(set(labels)) == 2
-    right = routing_accuracy([name] * len(seen), [one.answer for one in seen], labels).get(name)
+    sent = routing_shares(name, [one.answer for one in seen], labels)
     good, defective = ([one for one in seen if one.label == label] for label in (0, 1))
     return Figures(
         image_auroc=image_auroc(scores, labels) if both else None,
@@ -224,10 +232,7 @@ def _figures(name: str, seen: Sequence[_Seen], pixel: _PixelFigures, *, routed: 
         pixel_auroc=pixel[0],
         pixel_ap=pixel[1],
         aupro_30=pixel[2],
-        routing_good=right.good if right and routed and good else None,
-        routing_defective=right.defective if right and routed and defective else None,
-        unknown_good=_share(one.answer is None for one in good) if routed else None,
-        unknown_defective=_share(one.answer is None for one in defective) if routed else None,
+        **(sent if routed else dict.fromkeys(sent)),
         false_alarms=_share(one.alarm for one in good),
         detected=_share(one.alarm for one in defective),
     )

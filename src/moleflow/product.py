@@ -24,6 +24,7 @@ from .features.extractor import Features
 from .flow.expert import Base, Expert
 from .pose import Pose
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
+from .storage import Part, parts_of, total
 from .training import learn_base, learn_expert
 from .verdict.calibration import ScoreCalibration, TwoVoices, Voice, calibration_from_dict
 from .verdict.drift import Reference
@@ -136,9 +137,9 @@ class Product:
             rate = min(max(self.calibration.p_value(threshold), LEAST_RATE), 1 - LEAST_RATE)
         return self.calibration.place_threshold(rate)
 
-    def parameters(self) -> int:
-        """Trained numbers the product owns."""
-        return sum(p.numel() for p in self.densities.expert.parameters())
+    def parts(self) -> dict[str, Part]:
+        """What the product owns, part by part: numbers and bytes in a saved line."""
+        return parts_of(self.tensors(), self._verdicts())
 
     def tensors(self) -> dict[str, Tensor]:
         """What a saved line keeps of the product; expert and cells fit 16 bits by construction."""
@@ -159,15 +160,21 @@ class Product:
 
     def info(self) -> dict[str, Any]:
         """The rest, as plain JSON."""
-        older = isinstance(self.calibration, ScoreCalibration)
         return {
             "images": self.images,
-            "calibration": self.calibration.to_dict(),
-            "strangeness": list(self.familiarity.values) if older else self.familiarity.to_dict(),
+            **self._verdicts(),
             "seconds": self.seconds,
-            "parameters": self.parameters(),
+            "parameters": total(self.parts()).numbers,
             "reference": None if self.reference is None else self.reference.to_dict(),
             "pose": None if self.pose is None else self.pose.info(),
+        }
+
+    def _verdicts(self) -> dict[str, Any]:
+        """What its verdicts follow from, as plain JSON."""
+        older = isinstance(self.calibration, ScoreCalibration)
+        return {
+            "calibration": self.calibration.to_dict(),
+            "strangeness": list(self.familiarity.values) if older else self.familiarity.to_dict(),
         }
 
     @classmethod
@@ -255,9 +262,13 @@ def learn_first_base(
     progress: Callable[[float], None] = lambda share: None,
     groups: Sequence[Hashable] | None = None,
     copies: Sequence[int] | None = None,
+    blocks: Blocks | None = None,
 ) -> FirstBase:
-    """The base from a line's first product, in as many steps as one takes; arguments as `learn_product`."""
-    blocks = make_blocks(len(patches), config.scoring, groups=groups, copies=copies)
+    """The base from a line's first product, in as many steps as one takes; arguments as `learn_product`.
+
+    `blocks` are given where the patches are of several products that a line begins with together.
+    """
+    blocks = blocks or make_blocks(len(patches), config.scoring, groups=groups, copies=copies)
     learn = partial(learn_base, flow=config.flow, training=config.training)
     if blocks.count < 2:
         return FirstBase(learn(patches, seed=seed, progress=progress), None)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from .data.sources import name_of
 from .lesson import Lesson
 from .pose import Placement, PoseReport
+from .storage import Part
 from .suspects import Suspect
 from .verdict.changes import Changes
 from .verdict.drift import CONDITIONS, Facts, Finding
@@ -223,8 +224,10 @@ class TaskInfo:
         threshold: score above which an image is called defective.
         false_alarm_rate: rate the threshold was set for; None when it was set by hand.
         seconds: by stage: backbone, pose, base, learning, calibration.
-        parameters: trained numbers the product owns.
-        bytes: all it adds to a saved line, in bytes.
+        parameters: all numbers the product owns: flow, cells, router, calibration and the rest.
+        bytes: all of these in a saved line, in bytes, file headers apart.
+        parts: both by part: `statistics`, `whitening`, `lora`, `dia`, `cells`, `whole`, `router`, `pose`,
+            `calibration`, as far as the product has them.
         rerouted: held-out good images of older products whose routing this product changed, by product.
         promise: which false-alarm rate its images support, and what more of them would change.
         lesson: what it was last taught from: light, sharpness, what was left out.
@@ -244,6 +247,7 @@ class TaskInfo:
     seconds: dict[str, float]
     parameters: int
     bytes: int
+    parts: dict[str, Part]
     rerouted: dict[str, int]
     promise: Promise
     lesson: Lesson

@@ -10,6 +10,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -128,10 +129,16 @@ def round_to_half(module: nn.Module) -> None:
 def loss_of(log_prob: Tensor, log_det: Tensor, training: TrainingConfig) -> Tensor:
     """(1 - lambda) mean + lambda tail + lambda_det mean log-det squared, in nats per patch.
 
-    The tail is the mean over the hardest patches of the step, in mean form. A step sees small windows of
-    many images, so the tail is taken over all of them: a window alone has too few patches to have one.
+    The tail is the mean over the hardest patches, in mean form: of the whole step, or of each window and
+    then over windows. A step sees small windows of many images, so by default it is taken over all of
+    them: a small window has too few patches to have one. A window as large as the grid is an image.
+
+    Args:
+        log_prob: (B, …) of the windows' patches.
+        log_det: what the penalty is on, of the same shape.
+        training: the weights, and which tail.
     """
-    nll = -log_prob.flatten()
+    nll = -log_prob.flatten() if training.tail == "step" else -log_prob.flatten(1)
     k = max(1, int(training.tail_share * nll.shape[-1]))
     tail = nll.topk(k, dim=-1).values.mean()
     plain = (1 - training.tail_weight) * nll.mean() + training.tail_weight * tail
@@ -193,30 +200,77 @@ def likelihood_loss(
     base: Base, expert: Expert, features: Tensor, training: TrainingConfig, generator: torch.Generator
 ) -> Tensor:
     """Loss of one step: random windows of raw features (N, h, w, D), with noise."""
-    windows, position = sample_windows(features, base.position, training, generator)
-    x = base.prepare(windows)
+    windows = sample_windows(features, base.position, training, generator)
+    x = base.prepare(windows.features)
     noise = torch.randn(x.shape, generator=generator).to(x.device)
-    z, log_det = base.latent(expert, x + training.noise * noise, position=position)
-    return loss_of(log_det - 0.5 * z.square().sum(-1), log_det, training)
+    passage = base.passage(expert, x + training.noise * noise, position=windows.position)
+    penalised = passage.penalised(training.log_det_of)
+    return loss_of(windows.counted(passage.log_prob), windows.counted(penalised), training)
+
+
+class Windows(NamedTuple):
+    """One step's windows, with what lies around them.
+
+    Attributes:
+        features: raw, (B, S, S, D).
+        position: encoding of where they were cut, (B, S, S, d).
+        inner: rows (B, s, 1) and columns (B, 1, s) of the patches that count; None where all do.
+    """
+
+    features: Tensor
+    position: Tensor
+    inner: tuple[Tensor, Tensor] | None = None
+
+    @classmethod
+    def joined(cls, windows: Iterable[Windows]) -> Windows:
+        """All of them, in turn; of one size and margin."""
+        features, position, inner = zip(*windows, strict=True)
+        if inner[0] is None:
+            return cls(torch.cat(features), torch.cat(position))
+        rows, columns = zip(*inner, strict=True)
+        return cls(torch.cat(features), torch.cat(position), (torch.cat(rows), torch.cat(columns)))
+
+    def counted(self, values: Tensor) -> Tensor:
+        """Of values (B, S, S, …) those of the patches that count, (B, s, s, …)."""
+        if self.inner is None:
+            return values
+        rows, columns = self.inner
+        return values[torch.arange(len(values))[:, None, None], rows, columns]
 
 
 def sample_windows(
     features: Tensor, position: Tensor, training: TrainingConfig, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
+) -> Windows:
     """Square windows of random images with the position encoding of where they were cut.
 
     Windows rather than loose patches, because mixer and context look at neighbours; several small
-    ones rather than one image, because a step should see several images.
+    ones rather than one image, because a step should see several images. With a margin a window is cut
+    with so many patches around it, up to the image's border: what its own patches see there is what they
+    see in the whole image.
     """
     count, height, width, _ = features.shape
     side_h, side_w = min(training.window, height), min(training.window, width)
     batch = max(1, training.patches // (side_h * side_w))
-    image = torch.randint(count, (batch,), generator=generator).tolist()
-    top = torch.randint(height - side_h + 1, (batch,), generator=generator).tolist()
-    left = torch.randint(width - side_w + 1, (batch,), generator=generator).tolist()
-    rows = torch.tensor(top)[:, None, None] + torch.arange(side_h)[:, None]
-    columns = torch.tensor(left)[:, None, None] + torch.arange(side_w)
-    return features[torch.tensor(image)[:, None, None], rows, columns], position[rows, columns]
+    image = torch.randint(count, (batch,), generator=generator)[:, None, None]
+    top = torch.randint(height - side_h + 1, (batch,), generator=generator)
+    left = torch.randint(width - side_w + 1, (batch,), generator=generator)
+    outer_top, rows = _with_margin(top, side_h, height, training.margin)
+    outer_left, columns = _with_margin(left, side_w, width, training.margin)
+    rows, columns = rows[:, :, None], columns[:, None, :]
+    inner = None
+    if training.margin:
+        inner = (
+            (top - outer_top)[:, None, None] + torch.arange(side_h)[:, None],
+            (left - outer_left)[:, None, None] + torch.arange(side_w),
+        )
+    return Windows(features[image, rows, columns], position[rows, columns], inner)
+
+
+def _with_margin(start: Tensor, side: int, size: int, margin: int) -> tuple[Tensor, Tensor]:
+    """Where windows (B,) begin once a margin is around them, within the image, and their places (B, S)."""
+    whole = min(side + 2 * margin, size)
+    outer = (start - margin).clamp(0, size - whole)
+    return outer, outer[:, None] + torch.arange(whole)
 
 
 def _optimiser(

@@ -7,11 +7,26 @@ one spends on every product what the line spends on its first.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
+from ..config import LineConfig, ScoringConfig, override
+from ..errors import ConfigError
+from ..presets import WHOLE_IMAGES
+from .methods import METHODS
+from .methods import TABLES as METHOD_TABLES
 from .plan import Variant
 
 FULL = "full"
+PUBLISHED = {
+    "flow.mixer": {"kernel": "full", "gate_limit": 0.5},
+    "training.window": 8,
+    "training.margin": 3,
+    "training.tail": "image",
+    "training.log_det_of": "flow",
+}
+"""The parts as published: a free 3x3 mixer, a context that sees all its neighbours, the tail of each window,
+the penalty on couplings and DIA alone. Windows of 8 x 8 stand for whole images, of which a step could only
+see two; with the margin mixer and context of their own patches see what they see in the image."""
 
 ABLATIONS: Mapping[str, Variant] = {
     FULL: Variant("moleflow"),
@@ -31,17 +46,42 @@ ABLATIONS: Mapping[str, Variant] = {
     "flow alone": Variant("moleflow", {"scoring.cells": None}),
     "cells alone": Variant("moleflow", {"scoring.flow_weight": 0.0}),
     "covariance per product": Variant("moleflow", {"router.metric": "product"}),
+    "full mixer kernel": Variant("moleflow", {"flow.mixer.kernel": "full"}),
+    "windows with a margin": Variant("moleflow", {"training.margin": 2}),
+    "penalty on the flow": Variant("moleflow", {"training.log_det_of": "flow"}),
+    "whole images": Variant("moleflow", {"training.window": WHOLE_IMAGES}),
+    "tail per image": Variant("moleflow", {"training.window": WHOLE_IMAGES, "training.tail": "image"}),
+    "on the sphere": Variant("moleflow", {"flow.normalisation": "sphere"}),
+    "on the sphere without noise": Variant(
+        "moleflow", {"flow.normalisation": "sphere", "training.noise": 0.0}
+    ),
+    "published": Variant("moleflow", PUBLISHED),
+    "published without mixer": Variant("moleflow", {**PUBLISHED, "flow.mixer": None}),
+    "published without scale context": Variant("moleflow", {**PUBLISHED, "flow.context": None}),
+    "published without tail loss": Variant("moleflow", {**PUBLISHED, "training.tail_weight": 0.0}),
+    "published without penalty": Variant("moleflow", {**PUBLISHED, "training.log_det_weight": 0.0}),
 }
 """The seven of the original method, position, the two ways to share nothing, and what this project added:
 noise, position calibration, the cells beside the flow, the shared metric of the router. "flow alone" leaves
 the cell Gaussians out, so the other rows with the cells in place are read beside it: where the cells carry
-the detection, a part of the flow cannot move it far."""
+the detection, a part of the flow cannot move it far. Then what this project made weaker than it was
+published, at its published strength: each by itself, all together, and each left out of all together."""
 
-BARE = {"scoring.cells": None, "scoring.position_calibration": False}
+BARE = {"scoring.cells": None, "scoring.whole": None, "scoring.position_calibration": False}
 LIKE_FOR_LIKE: Mapping[str, Variant] = {
     f"{method}-flow-alone": Variant(method, BARE) for method in ("moleflow", "task-separated")
 }
-"""What rivals with a single flow compare with: they have neither cells nor calibration by position."""
+"""What rivals with a single flow compare with: they have neither cells nor whole pictures nor calibration by
+position."""
+
+ENTRIES: Mapping[str, Variant] = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
+"""Everything that `--methods` can name."""
+
+TABLES: Mapping[str, tuple[str, ...]] = {
+    **METHOD_TABLES,
+    "all": (*METHOD_TABLES["all"], *LIKE_FOR_LIKE),
+}
+"""And the names that stand for several of them."""
 
 FLOW_ALONE: Mapping[str, Variant] = {
     name: Variant(variant.method, {**variant.options, "scoring.cells": None})
@@ -49,3 +89,52 @@ FLOW_ALONE: Mapping[str, Variant] = {
     if name not in ("flow alone", "cells alone", "covariance per product")
 }
 """The same parts of the flow with nothing beside it: what each is worth where the flow has to do the work."""
+
+
+_STEPS = ("training.base_steps", "training.steps")
+_WINDOWS = ("training.window", "training.margin")
+
+
+def rows_for(table: Mapping[str, Variant], whole: LineConfig) -> dict[str, Variant]:
+    """The rows of a table around a whole of other options than the defaults: a preset, or what was set.
+
+    A flow of its own divides the steps that a product has there, and whole images stay whole images. Rows
+    that come to the same as one before them are left out: what the whole lacks cannot be taken from it.
+    """
+    rows: dict[str, Variant] = {}
+    seen: list[tuple[str, LineConfig]] = []
+    for name, variant in table.items():
+        around = _around(variant, whole)
+        learned = around.method, _told(override(whole, around.options))
+        if learned not in seen:
+            rows[name] = around
+            seen.append(learned)
+    return rows
+
+
+def _around(variant: Variant, whole: LineConfig) -> Variant:
+    options = dict(variant.options)
+    options |= {key: max(1, whole.training.steps // 2) for key in _STEPS if key in options}
+    if whole.training.window >= WHOLE_IMAGES:
+        options = {key: value for key, value in options.items() if key not in _WINDOWS}
+    return Variant(variant.method, options)
+
+
+def _told(config: LineConfig) -> LineConfig:
+    """Of options that say the same one: without cells the flow's weight beside them is of no use."""
+    if config.scoring.cells is None:
+        return override(config, {"scoring.flow_weight": ScoringConfig().flow_weight})
+    return config
+
+
+def chosen(words: Iterable[str]) -> dict[str, Variant]:
+    """The entries that these names stand for, of entries and tables, none twice.
+
+    Raises ConfigError for a name that is neither.
+    """
+    names = [name for word in words for name in TABLES.get(word, (word,))]
+    for name in names:
+        if name not in ENTRIES:
+            known = f"{', '.join(ENTRIES)}, and the tables {', '.join(TABLES)}"
+            raise ConfigError(f"unknown method {name!r}; known are {known}")
+    return {name: ENTRIES[name] for name in names}

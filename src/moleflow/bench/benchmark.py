@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,9 +11,11 @@ from ..errors import BenchError, ConfigError
 from . import results
 from .drift import drift
 from .files import alone
+from .look_alikes import with_twins
 from .pictures import Told
 from .plan import Unit, Work
 from .report import Gallery, write_report
+from .reuse import FOLDER
 from .runner import Done, run
 from .showcase import cards
 from .streams import Stream
@@ -36,7 +39,7 @@ def benchmark(
         work: plan, data and folders.
         command: what was typed, for the report.
         jobs: processes side by side.
-        device: where the backbone computes features.
+        device: where the backbone computes features, and where methods learn and score.
         told: hears of features being computed.
         done: hears of every finished unit.
 
@@ -49,8 +52,10 @@ def benchmark(
     """
     with alone(work.out):
         failed = run(work, jobs=jobs, device=device, told=told, done=done)
-        found, times = results.write(work, command, jobs=jobs, failed=failed)
+        found, times = results.write(work, command, jobs=jobs, device=device, failed=failed)
         write_report(work.out / REPORT, found, times, galleries=galleries(work))
+        if not failed:
+            shutil.rmtree(work.out / FOLDER, ignore_errors=True)  # nothing is left to do that could use it
     if failed:
         listed = "; ".join(f"{_named(work, unit)}: {error}" for unit, error in failed.items())
         raise BenchError(f"{len(failed)} units failed, what the others found is in {work.out}: {listed}")
@@ -68,13 +73,13 @@ def galleries(work: Work) -> list[Gallery]:
 
 
 def used(dataset: Dataset, streams: Sequence[Stream], *, tested: bool = True) -> dict[str, Product]:
-    """The products that streams speak of, by name.
+    """The products that streams speak of, by name: those of the data set, and twins of them.
 
     Raises ConfigError for one without training images or, where products are `tested`, without good and
     defective test images.
     """
     names = dict.fromkeys(name for stream in streams for name in stream.products)
-    products = {name: dataset.products[name] for name in names}
+    products = {name: with_twins(dataset.products, name) for name in names}
     for name, product in products.items():
         if not product.train:
             raise ConfigError(f"{dataset.root}: expected training images of {name}, found none")

@@ -88,7 +88,7 @@ def _has_mask(item: Item) -> bool:
 
 
 class Shelf:
-    """Pictures of products, their features taken from the cache or put there."""
+    """Pictures of products, their features taken from the cache or put there, on the extractor's device."""
 
     def __init__(self, cache: FeatureCache) -> None:
         self.cache = cache
@@ -103,7 +103,7 @@ class Shelf:
             progress=None
             if told is None
             else lambda done, count: told(f"{product.name} {part}", done, count),
-        )
+        ).to(self.cache.extractor.device)
         file_bytes = tuple(item.path.stat().st_size for item in items)
         altered = self._altered(items) if part == "train" and items else None
         return Pictures(
@@ -113,6 +113,7 @@ class Shelf:
             file_bytes,
             seen.pooled,
             altered,
+            f"{product.name} {part}",
         )
 
     def _altered(self, items: Sequence[Item]) -> Altered:
@@ -126,7 +127,7 @@ class Shelf:
             ],
             lambda k: sensor_floor(resize(item_image(items[originals[k]]), size))[k % SENSOR_ALTERATIONS],
         )
-        return Altered(tuple(originals), seen)
+        return Altered(tuple(originals), seen.to(self.cache.extractor.device))
 
 
 def mark(products: Mapping[str, Product]) -> str:

@@ -12,6 +12,8 @@ from typing import Any
 from ..config import LineConfig, override, to_dict
 from ..data.layouts import Product
 from ..errors import ConfigError
+from ..features.backbones import channels_of
+from ..presets import DEFAULT, get_preset
 from .methods import METHODS, options_of
 from .streams import Stream
 
@@ -34,6 +36,8 @@ class Plan:
         seeds: of everything random.
         backbone, weights, image_size: of the cached features.
         eval_size: (H, W) at which maps meet masks; None for each image's own size.
+        preset: the line's options that `options` change, by name; what it leaves to the number of channels
+            follows from the backbone.
         options: for all entries: dotted paths into LineConfig ("training.steps"), or a method's name and an
             option of its own ("ewc.strength").
         leave_out: at the end of a stream, whether each product in turn is taken out and its images tried.
@@ -47,6 +51,7 @@ class Plan:
     weights: str | None = None
     image_size: tuple[int, int] | None = None
     eval_size: tuple[int, int] | None = None
+    preset: str = DEFAULT
     options: Mapping[str, Any] = field(default_factory=dict)
     leave_out: bool = True
     threads: int = 1
@@ -76,7 +81,8 @@ class Plan:
 
     def config(self, entry: str) -> LineConfig:
         """The line's options that an entry runs with."""
-        return override(LineConfig(), {k: v for k, v in self._options(entry).items() if not _owner(k)})
+        preset = get_preset(self.preset).at(channels_of(self.backbone))
+        return override(preset, {k: v for k, v in self._options(entry).items() if not _owner(k)})
 
     def own(self, entry: str) -> dict[str, Any]:
         """The options that are the entry's method's alone."""

@@ -20,11 +20,13 @@ from typing import Any
 
 import numpy as np
 
+from ..features.extractor import device_name
 from ..metrics import average_accuracy, backward_transfer, forgetting
 from .figures import NAMES
 from .files import read_json, write_json, write_text
 from .methods import METHODS
 from .plan import Plan, Unit, Work
+from .uncertainty import Runs, uncertainty
 from .unit import unit_folder
 
 VIEWS = ("oracle", "routed")  # the product given, and found by the method
@@ -151,6 +153,18 @@ def collect(work: Work) -> dict[str, Any]:
         "notes": {chain.entry: chain.steps[-1]["notes"] for chain in chains},
         "runs": [chain.to_dict() for chain in chains],
         "summary": {entry: summarise(chains, entry) for entry in work.plan.entries},
+        "uncertainty": uncertainty(work.out, {e: _told(chains, e) for e in work.plan.entries}),
+    }
+
+
+def _told(chains: Sequence[Chain], entry: str) -> Runs:
+    """What an entry's complete runs said at their end, by digest."""
+    return {
+        (chain.stream, chain.seed): {
+            name: record["routed"]["digest"] for name, record in chain.steps[-1]["products"].items()
+        }
+        for chain in chains
+        if chain.entry == entry and chain.complete
     }
 
 
@@ -219,7 +233,7 @@ def over_seeds(
     return spread([mean(values) for values in by_seed.values()])
 
 
-def timings(work: Work, command: str, jobs: int = 1) -> dict[str, Any]:
+def timings(work: Work, command: str, jobs: int = 1, device: str = "cpu") -> dict[str, Any]:
     """Seconds to learn a product and to inspect an image, mean and deviation over complete runs, and the
     machine they were taken on."""
     chains = [chain for chain in read_chains(work) if chain.complete]
@@ -240,16 +254,22 @@ def timings(work: Work, command: str, jobs: int = 1) -> dict[str, Any]:
             **{name: metadata.version(name) for name in ("torch", "timm", "numpy")},
             "threads": work.plan.threads,
             "jobs": jobs,
+            "device": device_name(device),
         },
         "entries": by_entry,
     }
 
 
 def write(
-    work: Work, command: str, *, jobs: int = 1, failed: Mapping[Unit, str] | None = None
+    work: Work,
+    command: str,
+    *,
+    jobs: int = 1,
+    device: str = "cpu",
+    failed: Mapping[Unit, str] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Writes results.json, results.csv and timings.json; returns what the first and the last hold."""
-    found, times = collect(work), timings(work, command, jobs)
+    found, times = collect(work), timings(work, command, jobs, device)
     times["failed"] = {
         f"{unit.entry}, {work.plan.streams[unit.stream].name}, seed {unit.seed}": error
         for unit, error in (failed or {}).items()

@@ -41,7 +41,8 @@ def run(
     Args:
         work: plan, data and folders.
         jobs: processes side by side; 1 runs in this one.
-        device: where the backbone computes features; methods learn on the processor.
+        device: where the backbone computes features, and where methods learn and score. A folder belongs to
+            one, for sums round differently on another.
         told: hears of features being computed.
         done: hears of every unit that is finished, also of those found finished.
 
@@ -65,7 +66,8 @@ def run(
     if jobs == 1 or len(chains) < 2:
         return _run_here(work, shelf, list(chains.values()), done)
     with ended_processes_named():
-        return _run_in_processes(work, list(chains.values()), min(jobs, len(chains), MOST_JOBS), done)
+        jobs = min(jobs, len(chains), MOST_JOBS)
+        return _run_in_processes(work, list(chains.values()), jobs, device, done=done)
 
 
 def _run_here(work: Work, shelf: Shelf, chains: list[list[Unit]], done: Done | None) -> dict[Unit, str]:
@@ -86,11 +88,13 @@ def _run_here(work: Work, shelf: Shelf, chains: list[list[Unit]], done: Done | N
     return failed
 
 
-def _run_in_processes(work: Work, chains: list[list[Unit]], jobs: int, done: Done | None) -> dict[Unit, str]:
+def _run_in_processes(
+    work: Work, chains: list[list[Unit]], jobs: int, device: str, *, done: Done | None
+) -> dict[Unit, str]:
     failed: dict[Unit, str] = {}
     waiting = [list(chain) for chain in chains]
     running: dict[Future[str | None], list[Unit]] = {}
-    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (work,)) as pool:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin, (work, device)) as pool:
         while waiting or running:
             while waiting and len(running) < jobs:
                 chain = waiting.pop(0)
@@ -139,11 +143,11 @@ def _watch_parent() -> None:
 _here: tuple[Work, Shelf] | None = None  # of a worker process
 
 
-def _begin(work: Work) -> None:
+def _begin(work: Work, device: str) -> None:
     global _here
     end_with_parent()
     torch.set_num_threads(work.plan.threads)
-    _here = work, _shelf(work)
+    _here = work, _shelf(work, device)
 
 
 def _in_process(unit: Unit) -> str | None:
@@ -167,6 +171,7 @@ def _claim(work: Work, shelf: Shelf) -> None:
     path, plan = work.out / "plan.json", work.plan.to_dict()
     plan["images"] = mark(work.products)
     plan["weights_hash"] = shelf.cache.extractor.weights_hash
+    plan["device"] = shelf.cache.extractor.device.type
     if not path.exists():
         write_json(path, plan)
         return
@@ -179,7 +184,7 @@ def _claim(work: Work, shelf: Shelf) -> None:
         )
 
 
-def _shelf(work: Work, device: str = "cpu") -> Shelf:
+def _shelf(work: Work, device: str) -> Shelf:
     plan = work.plan
     extractor = Extractor(plan.backbone, weights=plan.weights, image_size=plan.image_size, device=device)
     return Shelf(FeatureCache(work.cache, extractor))

@@ -14,6 +14,7 @@ import numpy as np
 from ..data.layouts import MVTEC_OBJECTS, MVTEC_TEXTURES, Dataset
 from ..errors import ConfigError
 from .files import read_yaml
+from .look_alikes import TWINS, twin_name
 
 FIRST_TASK = ("leather", "grid", "transistor")
 """What the standard grouping of MVTec AD learns first."""
@@ -26,10 +27,13 @@ class Task:
     Attributes:
         products: their names, at least one, none twice.
         named: False where the stream does not say which image is of which product.
+        together: False where they are learned one after the other, as in tasks of their own, and only
+            inspected together. What products share is then learned from the first of them.
     """
 
     products: tuple[str, ...]
     named: bool = True
+    together: bool = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.products, tuple) or not all(isinstance(p, str) and p for p in self.products):
@@ -89,7 +93,7 @@ def at_once(name: str, products: Iterable[str]) -> Stream:
     For methods whose products do not touch each other, where inspecting them after every lesson would tell
     nothing new.
     """
-    return Stream(name, (Task(tuple(products)),))
+    return Stream(name, (Task(tuple(products), together=False),))
 
 
 Scenario = Callable[[Sequence[str], Options], list[Stream]]
@@ -197,7 +201,10 @@ def _fifteen(products: Sequence[str], options: Options) -> list[Stream]:
 
 
 def _kinds_first(products: Sequence[str], options: Options) -> list[Stream]:
-    """What a shared base learns from: a texture, an object, or the mixture of the standard first task."""
+    """What a shared base learns from: a texture, an object, or the standard first task, which mixes them.
+
+    The third stream's first task is leather, grid and transistor together; all others are single products.
+    """
     _fixed("D", options)
     wanted, found = {*MVTEC_TEXTURES, *MVTEC_OBJECTS}, set(products)
     if found != wanted:
@@ -210,8 +217,27 @@ def _kinds_first(products: Sequence[str], options: Options) -> list[Stream]:
     return [
         _singles("D-texture-first", [*textures, *objects]),
         _singles("D-object-first", [*objects, *textures]),
-        _singles("D-mixed-first", _standard(products)),
+        _mixed_first("D-mixed-first", _standard(products)),
     ]
+
+
+def _mixed_first(name: str, products: Sequence[str]) -> Stream:
+    first = len(FIRST_TASK)
+    return Stream(name, (Task(tuple(products[:first])), *(Task((product,)) for product in products[first:])))
+
+
+def _look_alikes(products: Sequence[str], options: Options) -> list[Stream]:
+    """Every product beside a second one that is the same but for one thing; inspected when all are known."""
+    names = options.order or products
+    return [
+        at_once(f"look-alikes-{kind}", (each for p in names for each in (p, twin_name(p, kind))))
+        for kind in TWINS
+    ]
+
+
+def _many(products: Sequence[str], options: Options) -> list[Stream]:
+    """All products, inspected when all are known: for dozens of them."""
+    return [at_once("many", options.order or products)]
 
 
 def _increments(name: str, *sizes: int) -> Scenario:
@@ -245,6 +271,8 @@ SCENARIOS: dict[str, Scenario] = {
     "B": _fifteen,
     "C": _five_orders,
     "D": _kinds_first,
+    "look-alikes": _look_alikes,
+    "many": _many,
     "visa": _increments("visa", *[1] * 12),
     "mpdd": _increments("mpdd", *[1] * 6),
     "14-1": _increments("14-1", 14, 1),

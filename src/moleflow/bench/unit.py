@@ -9,15 +9,18 @@ from typing import Any
 
 import torch
 
+from ..config import to_dict
 from ..data.layouts import Product
+from ..metrics import answer_of, routing_shares
 from ..routing.clusters import find_products
 from . import showcase
-from .figures import Figures, digest, measure
+from .figures import Examined, Figures, digest, examine, resample
 from .files import DRAFT, read_json, read_state, write_json, write_state
 from .methods import make
-from .methods.base import Inspection, Method, PerProduct, Pictures, Setting
+from .methods.base import Inspection, Method, PerProduct, Pictures, Setting, State
 from .pictures import Shelf
 from .plan import Unit, Work
+from .reuse import Memory, images_path
 from .streams import Task
 
 
@@ -25,11 +28,14 @@ def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
     """Learns one task and measures everything learned so far; nothing to do where that is done already."""
     if figures_path(work, unit).exists():
         return
+    begun = time.perf_counter()
     stream = work.plan.streams[unit.stream]
     task = stream.tasks[unit.step]
     folder = unit_folder(work, unit)
     folder.mkdir(parents=True, exist_ok=True)
     method = _method(work, shelf, unit)
+    memory = _memory(work, unit)
+    method.remember(memory)
     before: dict[str, Any] = {}
     if unit.step:
         method.restore(read_state(folder / f"state-{unit.step - 1:02}.safetensors"))
@@ -39,12 +45,14 @@ def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
         method.remind([pictures for task in earlier for pictures in task])
     pictures, names = _taught(work, shelf, task, unit.step)
     started = time.perf_counter()
-    method.learn(pictures)
-    learned = time.perf_counter()
+    for lesson in [pictures] if task.together else [[own] for own in pictures]:
+        method.learn(lesson)
+    learning = time.perf_counter() - started + memory.charged()
     experts = {**before.get("experts", {}), **names}
     known = [name for earlier in stream.tasks[: unit.step + 1] for name in earlier.products]
     last = unit.step == len(stream.tasks) - 1
-    figures = _measure(work, shelf, method, known, experts, before, last=last)
+    figures = _measure(work, shelf, method, known, experts, last=last)
+    memory.keep()
     state = method.state()
     record = {
         "experts": experts,
@@ -64,7 +72,11 @@ def run_unit(work: Work, shelf: Shelf, unit: Unit) -> None:
         showcase.keep(folder / "showcase.safetensors", products, figures["found"])
     write_json(
         folder / f"time-{unit.step:02}.json",
-        {"learn": (learned - started) / len(task.products), "inspect_image": figures["inspect_image"]},
+        {
+            "learn": learning / len(task.products),
+            "inspect_image": figures["inspect_image"],
+            "unit": time.perf_counter() - begun,
+        },
     )
     write_json(folder / f"step-{unit.step:02}.json", record)
     (folder / f"state-{unit.step - 1:02}.safetensors").unlink(missing_ok=True)
@@ -91,8 +103,18 @@ def _method(work: Work, shelf: Shelf, unit: Unit) -> Method:
         config=plan.config(unit.entry),
         backbone=plan.backbone,
         weights=plan.weights,
+        device=extractor.device,
     )
     return make(plan.entries[unit.entry].method, setting, plan.own(unit.entry))
+
+
+def _memory(work: Work, unit: Unit) -> Memory:
+    """What this unit may take from others of the run: of the same options and seed."""
+    config, options = work.plan.config(unit.entry), work.plan.configured(unit.entry)
+    own = options.get(work.plan.entries[unit.entry].method)  # by itself: another method may have the same
+    learning = {"flow": to_dict(config.flow), "training": to_dict(config.training), "seed": unit.seed}
+    setting = {"config": to_dict(config), "own": own, "seed": unit.seed}
+    return Memory(work.out, setting, learning)
 
 
 def _taught(work: Work, shelf: Shelf, task: Task, step: int) -> tuple[list[Pictures], dict[str, str]]:
@@ -129,13 +151,12 @@ def _measure(
     method: Method,
     known: Sequence[str],
     experts: Mapping[str, str],
-    before: Mapping[str, Any],
     *,
     last: bool,
 ) -> dict[str, Any]:
     """Figures of every product learned so far, product given and not; pooled at the end of a stream."""
-    size, spill = work.plan.eval_size, _spill(work)
-    earlier = _figures_by_digest(before)
+    memory = method.remembered
+    assert memory is not None
     given: dict[str, list[Inspection] | None] = {}
     found: dict[str, list[Inspection]] = {}
     records, seconds = {}, 0.0
@@ -144,7 +165,7 @@ def _measure(
         pictures = shelf.pictures(product, "test")
         started = time.perf_counter()
         found[name] = list(method.inspect(pictures))
-        seconds += time.perf_counter() - started
+        seconds += time.perf_counter() - started + memory.charged()
         given[name] = _with_product_given(method, pictures, found[name], experts)
         record: dict[str, Any] = {}
         for which, results in (("oracle", given[name]), ("routed", found[name])):
@@ -152,15 +173,16 @@ def _measure(
                 record[which] = {"figures": Figures().to_dict(), "digest": None}
                 continue
             told = digest(results)
-            if (name, told) not in earlier:
-                earlier[name, told] = measure([product], [results], size, spill=spill).to_dict()
-            record[which] = {"figures": earlier[name, told], "digest": told}
+            examined = _examined(work, memory, [product], [results])
+            record[which] = {"figures": examined.figures.to_dict(), "digest": told}
+            if last and which == "routed":
+                _keep_images(work, product, results, examined, told)
         labels = [item.label for item in product.test]
         record |= _decisions(found[name], labels, name, experts)
         records[name] = record
     pooled, rejected = None, None
     if last:
-        pooled = _pooled_figures([work.products[name] for name in known], given, found, size, spill)
+        pooled = _pooled_figures(work, memory, given, found)
         rejected = _rejections(work, shelf, method, known, experts)
     images = sum(map(len, found.values()))
     return {
@@ -172,24 +194,42 @@ def _measure(
     }
 
 
+def _examined(
+    work: Work, memory: Memory, products: Sequence[Product], results: Sequence[Sequence[Inspection]]
+) -> Examined:
+    """Figures of these products together; the same maps are measured once in a run."""
+
+    def find() -> Examined:
+        return examine(products, results, work.plan.eval_size, spill=_spill(work))
+
+    return memory.examined([product.name for product in products], [digest(r) for r in results], find)
+
+
+def _keep_images(
+    work: Work, product: Product, results: Sequence[Inspection], examined: Examined, told: str
+) -> None:
+    """Scores of all images, and the figures under other draws of them, once for the same maps."""
+    path = images_path(work.out, product.name, told)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        kept = resample(product, results, work.plan.eval_size, examined)
+        write_state(path, State({name: torch.from_numpy(value) for name, value in kept.items()}))
+
+
 def _pooled_figures(
-    products: Sequence[Product],
+    work: Work,
+    memory: Memory,
     given: Mapping[str, list[Inspection] | None],
     found: Mapping[str, list[Inspection]],
-    size: tuple[int, int] | None,
-    spill: Path,
 ) -> dict[str, dict[str, float | None]]:
-    """Over all test images together; measured once where routing changed nothing."""
-    routed = list(found.values())
-    oracle = [results for results in given.values() if results is not None]
-    figures = {"routed": measure(products, routed, size, spill=spill).to_dict()}
-    if len(oracle) < len(routed):
-        figures["oracle"] = Figures().to_dict()
-    elif all(digest(a) == digest(b) for a, b in zip(oracle, routed, strict=True)):
-        figures["oracle"] = figures["routed"]
-    else:
-        figures["oracle"] = measure(products, oracle, size, spill=spill).to_dict()
-    return figures
+    """Over all test images together; measured once where routing or the order of products changed nothing."""
+    names = sorted(found)
+    products = [work.products[name] for name in names]
+    oracle = [given[name] or [] for name in names]
+    figures = {"routed": _examined(work, memory, products, [found[n] for n in names]).figures.to_dict()}
+    if any(results is None for results in given.values()):
+        return figures | {"oracle": Figures().to_dict()}
+    return figures | {"oracle": _examined(work, memory, products, oracle).figures.to_dict()}
 
 
 def _spill(work: Work) -> Path:
@@ -199,16 +239,6 @@ def _spill(work: Work) -> Path:
     folder = work.out / f"{DRAFT}pixels"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _figures_by_digest(before: Mapping[str, Any]) -> dict[tuple[str, str], dict[str, float | None]]:
-    """Figures of the step before: what has not changed by a bit need not be measured again."""
-    records = before.get("products", {}).items()
-    return {
-        (name, r[which]["digest"]): r[which]["figures"]
-        for name, r in records
-        for which in ("oracle", "routed")
-    }
 
 
 def _with_product_given(
@@ -233,23 +263,23 @@ def _with_product_given(
 def _decisions(
     found: Sequence[Inspection], labels: Sequence[int], name: str, experts: Mapping[str, str]
 ) -> dict[str, float | None]:
-    """Shares of the good and of the defective images: routed right, called unknown, called defective."""
+    """Shares of the good and of the defective images: routed right, called unknown, called defective.
 
-    def share(label: int, marks: list[bool | None]) -> float | None:
-        chosen = [mark for mark, own in zip(marks, labels, strict=True) if own == label and mark is not None]
-        return sum(chosen) / len(chosen) if chosen else None
+    Routed as `moleflow evaluate` counts it: what is called unknown is sent to no product.
+    """
 
-    right = [None if r.task is None else experts.get(r.task) == name for r in found]
-    unknown = [None if r.known is None else not r.known for r in found]
-    alarms = [r.alarm for r in found]
-    return {
-        "routing_good": share(0, right),
-        "routing_defective": share(1, right),
-        "unknown_good": share(0, unknown),
-        "unknown_defective": share(1, unknown),
-        "false_alarms": share(0, alarms),
-        "detected": share(1, alarms),
-    }
+    def alarms(label: int) -> float | None:
+        chosen = [r.alarm for r, own in zip(found, labels, strict=True) if own == label]
+        given = [alarm for alarm in chosen if alarm is not None]
+        return sum(given) / len(given) if given else None
+
+    answers = [None if r.task is None else answer_of(experts.get(r.task), r.known) for r in found]
+    sent = routing_shares(name, answers, labels)
+    # A method of one model sends nothing anywhere, and not every one that does can reject.
+    missing = [
+        key for key in sent if all((r.task if key.startswith("routing") else r.known) is None for r in found)
+    ]
+    return sent | dict.fromkeys(missing) | {"false_alarms": alarms(0), "detected": alarms(1)}
 
 
 def _rejections(
@@ -257,6 +287,8 @@ def _rejections(
 ) -> dict[str, float] | None:
     """Each product in turn taken out: the share of its test images that is then called unknown."""
     if not work.plan.leave_out or not isinstance(method, PerProduct) or len(known) < 2:
+        return None
+    if not method.rejects:
         return None
     shares = {}
     for name in known:

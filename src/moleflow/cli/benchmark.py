@@ -15,8 +15,9 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError, DatasetError
+from ..presets import DEFAULT
 from .app import app, example
-from .options import as_image_size
+from .options import Preset, as_image_size
 from .screen import complain, interruptible, new_screen, new_table, say
 
 if TYPE_CHECKING:
@@ -35,13 +36,19 @@ Cache = Annotated[
 ]
 Order = Annotated[str | None, typer.Option(metavar="P,...", help="Products to learn, in this order.")]
 Seeds = Annotated[str, typer.Option(metavar="N,...", help="Seeds, with commas between them.")]
-Jobs = Annotated[int | None, typer.Option(min=1, help="Processes side by side; as many as cores by default.")]
+Jobs = Annotated[
+    int | None,
+    typer.Option(min=1, help="Processes side by side; by default as many as cores, or 1 on a card."),
+]
 Backbone = Annotated[str, typer.Option(help="Backbone of the cached features.")]
 BackboneWeights = Annotated[
     str | None, typer.Option("--weights", metavar="PATH", help='Local file with its weights, or "random".')
 ]
 FeatureDevice = Annotated[
-    str, typer.Option("--device", help="Where the backbone computes features: cpu, auto, cuda, mps.")
+    str,
+    typer.Option(
+        "--device", help="Where features are computed, methods learn and score: cpu, auto, cuda, mps."
+    ),
 ]
 ImageSize = Annotated[str | None, typer.Option(metavar="N|HxW", help="Size images are brought to.")]
 EvalSize = Annotated[
@@ -84,7 +91,9 @@ def benchmark(
             metavar="PRODUCT", help="Instead: this product under growing drift of colour, blur, pose."
         ),
     ] = None,
-    methods: Annotated[str, typer.Option(metavar="M,...", help="Methods to compare, or all.")] = "all",
+    methods: Annotated[
+        str, typer.Option(metavar="M,...", help="Methods to compare, or all, with-cells, with-image.")
+    ] = "all",
     seeds: Seeds = "0,1,2",
     out: Out = Path("moleflow-benchmark"),
     cache: Cache = None,
@@ -94,6 +103,7 @@ def benchmark(
     device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
+    preset: Preset = DEFAULT,
     settings: Settings = None,
 ) -> None:
     """Compare methods on DATA: every product is learned in turn, everything learned so far is tested.
@@ -132,6 +142,7 @@ def benchmark(
             weights=weights,
             image_size=_size(image_size),
             eval_size=_size(eval_size),
+            preset=preset,
             options=_settings(settings or []),
         )
         _run(Work(plan, products, out, cache or out / "features"), jobs, device)
@@ -161,6 +172,7 @@ def ablate(
     device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
+    preset: Preset = DEFAULT,
     settings: Settings = None,
 ) -> None:
     """Leave out each part of the method in turn, and say what that changes on DATA.
@@ -169,14 +181,20 @@ def ablate(
     `benchmark`.
     """
     with interruptible(GOES_ON):
-        from ..bench.ablation import ABLATIONS, FLOW_ALONE, FULL
+        from ..bench.ablation import ABLATIONS, FLOW_ALONE, FULL, rows_for
         from ..bench.plan import Plan, Work
         from ..bench.streams import at_once
+        from ..config import override
         from ..data.layouts import read_dataset
+        from ..features.backbones import channels_of
+        from ..presets import get_preset
 
         dataset = read_dataset(data, layout=layout)
         _, products = _streams(dataset, "plain", None, order, 1)
         table = FLOW_ALONE if flow_alone else ABLATIONS
+        set_options = _settings(settings or [])
+        whole = override(get_preset(preset).at(channels_of(backbone)), set_options)
+        table = rows_for(table, whole)
         rows = table if only is None else (FULL, *_among(only, table, "row"))
         plan = Plan(
             entries={name: table[name] for name in rows},
@@ -186,7 +204,8 @@ def ablate(
             weights=weights,
             image_size=_size(image_size),
             eval_size=_size(eval_size),
-            options=_settings(settings or []),
+            preset=preset,
+            options=set_options,
         )
         _run(Work(plan, products, out, cache or out / "features"), jobs, device)
 
@@ -223,6 +242,7 @@ def sweep(
     device: FeatureDevice = "cpu",
     image_size: ImageSize = None,
     eval_size: EvalSize = None,
+    preset: Preset = DEFAULT,
     settings: Settings = None,
 ) -> None:
     """Search the method's options, chosen without labels: by synthetic defects in held-out good images.
@@ -233,13 +253,13 @@ def sweep(
     with interruptible(GOES_ON):
         from ..bench.files import alone
         from ..bench.report import write_sweep_report
-        from ..bench.sweep import Space, default_space
+        from ..bench.sweep import default_space, read_space
         from ..bench.sweep import sweep as search
         from ..data.layouts import read_dataset
 
         dataset = read_dataset(data, layout=layout)
         _, products = _streams(dataset, "plain", None, order, 1, tested=oracle)
-        tried = default_space(method) if space is None else Space.from_yaml(space)
+        tried = default_space(method) if space is None else read_space(space)
         with alone(out), _bars("sweep") as (told, show):
             found = search(
                 tried,
@@ -252,7 +272,8 @@ def sweep(
                 criterion=criterion,
                 method=method,
                 oracle=oracle,
-                jobs=jobs or os.cpu_count() or 1,
+                jobs=_processes(jobs, device),
+                preset=preset,
                 options=_settings(settings or []),
                 backbone=backbone,
                 weights=weights,
@@ -298,13 +319,20 @@ def _run(work: Work, jobs: int | None, device: str) -> None:
         found = run(
             work,
             command=_command(),
-            jobs=jobs or os.cpu_count() or 1,
+            jobs=_processes(jobs, device),
             device=device,
             told=told,
             done=lambda unit: show(next(finished), total, _about(work, unit)),
         )
     _print_summary(found)
     say(f"The report: {work.out / REPORT}")
+
+
+def _processes(jobs: int | None, device: str) -> int:
+    """What was asked for; else one for each core, but a single one where they would share a card."""
+    from ..features.extractor import resolve_device
+
+    return jobs or (os.cpu_count() if resolve_device(device).type == "cpu" else 1) or 1
 
 
 def _command() -> str:
@@ -341,12 +369,9 @@ def _drifts(dataset: Dataset, product: str) -> tuple[Sequence[Stream], dict[str,
 
 
 def _entries(text: str) -> dict[str, Variant]:
-    from ..bench.ablation import LIKE_FOR_LIKE
-    from ..bench.methods import METHODS
-    from ..bench.plan import Variant
+    from ..bench.ablation import chosen
 
-    known = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
-    return known if text == "all" else {name: known[name] for name in _among(text, known, "method")}
+    return chosen(_words(text))
 
 
 def _among(text: str, known: Any, what: str) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import typer
 
 from ..data.groups import RULES, parse_rule
 from ..errors import ConfigError
+from ..presets import PRESETS, get_preset
 
 
 class Alignment(str, Enum):
@@ -64,6 +65,13 @@ def _rule(value: str) -> str:
     return value
 
 
+def _preset(value: str | None) -> str | None:
+    try:
+        return None if value is None else get_preset(value).name
+    except ConfigError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
 Line = Annotated[
     Path, typer.Argument(metavar="LINE", help="Folder of the line: all products taught together.")
 ]
@@ -77,6 +85,19 @@ Groups = Annotated[
     typer.Option("--group", callback=_rule, metavar="RULE", help=f"Which images belong together: {RULES}."),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+Preset = Annotated[
+    str,
+    typer.Option(metavar="P", callback=_preset, help=f"Options by name: {', '.join(PRESETS)}."),
+]
+NewPreset = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        metavar="P",
+        callback=_preset,
+        help=f"All other options of a new line, by name: {', '.join(PRESETS)}.",
+    ),
+]
 Threads = Annotated[int | None, typer.Option(min=1, help="Processor threads; all by default.")]
 Weights = Annotated[
     str | None,

@@ -124,7 +124,9 @@ def info(
     records = read.tasks if product is None else (record_of(read, product),)
     backbone = setting_of(read, "backbone")
     size = backbone["image_size"]
-    say(f"{line}: backbone {backbone['name']} ({backbone['tag']}), images {size[0]} x {size[1]}")
+    preset = read.settings.get("preset")
+    options = "" if preset is None else f", preset {preset}"
+    say(f"{line}: backbone {backbone['name']} ({backbone['tag']}), images {size[0]} x {size[1]}{options}")
     say(f"{_fit_in_words(read)}; {light_in_words(intake_of(read).intensity)}")
     say(f"weights {backbone['weights_hash'][:16]}, base {read.fingerprint[:16]}, {amount(_base_bytes(line))}")
     table = new_table(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +31,7 @@ from .options import (
     GoodImages,
     Groups,
     Line,
+    NewPreset,
     ProductName,
     Rate,
     Recursive,
@@ -64,6 +65,9 @@ Strict = Annotated[
     bool,
     typer.Option("--strict", help="Refuse any image that cannot be read, instead of up to one in twenty."),
 ]
+
+
+SHOWN = 6  # images of a found product that are named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +113,7 @@ def _fit(text: str | None) -> str | None:
         "moleflow add line-3 bottle photos/bottle/good",
         "moleflow add line-3 cable 'photos/cable/*.png' --false-alarm-rate 0.005",
         "moleflow add line-3 --each photos --group time",
+        "moleflow add line-3 --mixed photos/unsorted --names bottle,cable",
     )
 )
 def add(
@@ -123,6 +128,14 @@ def add(
     each: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Instead: every subfolder of FOLDER is a product of its name."),
+    ] = None,
+    mixed: Annotated[
+        str | None,
+        typer.Option(metavar="FOLDER", help="Instead: the products that unsorted images in FOLDER show."),
+    ] = None,
+    names: Annotated[
+        str | None,
+        typer.Option(metavar="P,...", help="With --mixed: their names, ordered by the first image of each."),
     ] = None,
     recursive: Recursive = False,
     group: Groups = "auto",
@@ -165,6 +178,7 @@ def add(
         ),
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
+    preset: NewPreset = None,
     pose: Annotated[
         Alignment,
         typer.Option(
@@ -182,9 +196,12 @@ def add(
     With --each, PRODUCT and IMAGES are left out: every folder in FOLDER is learned as a product, from its
     train/good, its good, or the images in it, and saved before the next; those on LINE already are skipped.
 
-    Backbone, image size, smallest defect, fit, tiles, intensity and seed belong to the line: for an existing
-    one leave them out, or give the same. The false-alarm rate is the line's where it is new, and this
-    product's alone where it exists. The pose is the product's own.
+    With --mixed they are left out as well: the products that the images show are found, which images become
+    which product is said, and each is learned as one of its own; all are saved, or none.
+
+    Backbone, image size, smallest defect, fit, tiles, intensity, seed and preset belong to the line: for an
+    existing one leave them out, or give the same. The false-alarm rate is the line's where it is new, and
+    this product's alone where it exists. The pose is the product's own.
     Suspicious images are listed; they teach all the same unless --drop-suspicious is given.
     """
     if image_size is not None and smallest_defect is not None:
@@ -197,6 +214,7 @@ def add(
         "tiles": as_tiles(tiles),
         "intensity": as_intensity(intensity),
         "seed": seed,
+        "preset": preset,
     }
     asked = _AskedOfAdd(
         line=line,
@@ -212,12 +230,19 @@ def add(
         device=device,
         threads=threads,
     )
+    for option, value in (("--each", each), ("--mixed", mixed)):
+        if value is not None and (product is not None or images):
+            raise typer.BadParameter(f"expected {option} FOLDER alone, got PRODUCT or IMAGES as well")
+    if names is not None and mixed is None:
+        raise typer.BadParameter("--names: expected --mixed FOLDER beside it")
+    if each is not None and mixed is not None:
+        raise typer.BadParameter("expected --each or --mixed, got both")
     if each is not None:
-        if product is not None or images:
-            raise typer.BadParameter("expected --each FOLDER alone, got PRODUCT or IMAGES as well")
         _add_each(asked, each)
+    elif mixed is not None:
+        _add_mixed(asked, mixed, None if names is None else [name.strip() for name in names.split(",")])
     elif product is None or not images:
-        raise typer.BadParameter("expected PRODUCT and IMAGES, or --each FOLDER")
+        raise typer.BadParameter("expected PRODUCT and IMAGES, --each FOLDER or --mixed FOLDER")
     else:
         _add(asked, product, images)
 
@@ -287,10 +312,7 @@ def _add(
             if exists:
                 _refuse_taken(store, product)
                 _refuse_other_settings(store, asked.wishes)
-            detector = _line_to_teach(asked, exists=exists)
-            if not exists:
-                for sentence in settled_in_words(detector, detector.settle(photographs.paths)):
-                    say(sentence)
+            detector = _line_ready(asked, photographs, exists=exists)
             _teach(partial(detector.add_task, pose=asked.pose), product, photographs, asked)
             if exists and asked.false_alarm_rate is not None:
                 detector.set_threshold(product, false_alarm_rate=asked.false_alarm_rate)
@@ -332,6 +354,50 @@ def _add_one_of(asked: _AskedOfAdd, place: Path) -> str:
         complain(f"Error: {name}: {error}")
         return "failed"
     return "learned"
+
+
+def _add_mixed(asked: _AskedOfAdd, images: str, names: Sequence[str] | None) -> None:
+    """Learn every product that unsorted images show, and save all of them at once."""
+    with interruptible(NOTHING_CHANGED):
+        from ..mixed import check_names
+        from ..store import LineStore
+
+        store, wanted = LineStore(asked.line), None if names is None else check_names(names)
+        photographs = _good_images([images], asked)
+    of_each: dict[str, list[Path]] = {}
+    with nullcontext() if store.exists() else _first_to_create(asked.line):
+        with interruptible(NOTHING_CHANGED):
+            exists = store.exists()
+            if exists:
+                _refuse_other_settings(store, asked.wishes)
+            for name in wanted or () if exists else ():
+                _refuse_taken(store, name)
+            detector = _line_ready(asked, photographs, exists=exists)
+            with stages() as progress:
+                detector.add_tasks(
+                    photographs.paths,
+                    wanted,
+                    groups=photographs.groups,
+                    strict=asked.strict,
+                    drop_suspicious=asked.drop_suspicious,
+                    pose=asked.pose,
+                    found=partial(_say_found, of_each),
+                    progress=progress,
+                )
+            if exists and asked.false_alarm_rate is not None:
+                for name in of_each:
+                    detector.set_threshold(name, false_alarm_rate=asked.false_alarm_rate)
+        _save(detector, asked.line)
+    for name, paths in of_each.items():
+        _tell(detector, name, _Photographs(paths, None), _with_own_report(asked, name))
+
+
+def _say_found(of_each: dict[str, list[Path]], found: Mapping[str, Sequence[Any]]) -> None:
+    """Says which images become which product, and notes it."""
+    for name, paths in found.items():
+        of_each[name] = list(paths)
+        shown = ", ".join(path.name for path in of_each[name][:SHOWN])
+        complain(f"{name}: {len(paths)} images, {shown}" + (", ..." if len(paths) > SHOWN else ""))
 
 
 def _with_own_report(asked: _AskedOfAdd, product: str) -> _AskedOfAdd:
@@ -381,6 +447,15 @@ def _teach(learn: Callable[..., TaskInfo], product: str, photographs: _Photograp
 def _tell(detector: Detector, product: str, photographs: _Photographs, asked: _Asked) -> None:
     say_learned(detector, product, asked.line, images=photographs.paths)
     write_report(asked.report, detector, product, line=asked.line)
+
+
+def _line_ready(asked: _AskedOfAdd, photographs: _Photographs, *, exists: bool) -> Detector:
+    """The line to teach; a new one is settled by the images, and what that comes to is said."""
+    detector = _line_to_teach(asked, exists=exists)
+    if not exists:
+        for sentence in settled_in_words(detector, detector.settle(photographs.paths)):
+            say(sentence)
+    return detector
 
 
 def _line_to_teach(asked: _AskedOfAdd, *, exists: bool) -> Detector:
@@ -450,6 +525,7 @@ def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
         "tiles": counts,
         "intensity": intake.intensity.wish,
         "seed": setting_of(record, "seed"),
+        "preset": record.settings.get("preset"),  # of older lines nobody knows
     }
     # "auto" was settled with the first product, whatever that came to.
     wishes = {key: None if wish == "auto" else wish for key, wish in wishes.items()}

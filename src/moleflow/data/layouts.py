@@ -4,7 +4,8 @@ Nothing is downloaded. Files are matched by stem, never by sorted position; exte
 case; hidden files and files that are no images are ignored.
 
 Licences of the public sets: MVTec AD, MVTec LOCO, MVTec AD 2, MPDD and Real-IAD are CC BY-NC-SA 4.0
-(no commercial use), VisA is CC BY 4.0, BTAD is CC BY-SA.
+(no commercial use), VisA is CC BY 4.0, BTAD is CC BY-SA; BMAD and Continual-MEGA are made of other sets,
+each under its own.
 """
 
 from __future__ import annotations
@@ -536,6 +537,133 @@ def _real_iad_item(folder: Path, row: Any, product: str, *, split: Split, source
     )
 
 
+# BMAD, whose six sets differ in depth, in order and in upper and lower case
+
+_BMAD_SPLITS = {"train": ("train",), "validation": ("valid", "val"), "test": ("test",)}
+_BMAD_PARTS = {GOOD: ("good",), "ungood": ("ungood",)}
+_BMAD_DEPTH = 2  # folders between the root and train: <organ>, or <organ>/<source>
+
+
+def _child(folder: Path | None, names: Iterable[str]) -> Path | None:
+    """The first folder inside of one of these names, whatever their case."""
+    wanted = tuple(names)
+    inside = [] if folder is None else _folders(folder)
+    return next((path for name in wanted for path in inside if path.name.casefold() == name), None)
+
+
+def _bmad_products(root: Path) -> dict[str, Path]:
+    """By the names of the folders under the root, the folder that holds train and test of each."""
+    found: dict[str, Path] = {}
+    level = {root.name or root.resolve().name: root} if _is_bmad(root) else {}
+    if level:
+        return level
+    for top in _folders(root):
+        candidates = [top]
+        for _ in range(_BMAD_DEPTH):
+            if own := next((folder for folder in candidates if _is_bmad(folder)), None):
+                found[top.name] = own
+                break
+            candidates = [inner for folder in candidates for inner in _folders(folder)]
+    return found
+
+
+def _is_bmad(folder: Path) -> bool:
+    """Whether train holds good images and test "Ungood" ones."""
+    return all(
+        _bmad_part(_child(folder, _BMAD_SPLITS[split]), split, part) is not None
+        for split, part in (("train", GOOD), ("test", "ungood"))
+    )
+
+
+def _bmad_part(split: Path | None, name: str, part: str) -> Path | None:
+    """Where the good or the defective images of a split are: below it, or one folder further."""
+    if direct := _child(split, _BMAD_PARTS[part]):
+        return _child(direct, ("img",)) or direct
+    return _child(_child(split, ("img", *_BMAD_SPLITS[name])), _BMAD_PARTS[part])
+
+
+def _bmad_masks(split: Path | None) -> Path | None:
+    """Where the masks of a split's defective images are; None for a set without any."""
+    if direct := _child(split, _BMAD_PARTS["ungood"]):
+        return _child(direct, ("label",))
+    return _child(_child(split, ("label", "test_label")), _BMAD_PARTS["ungood"])
+
+
+def _read_bmad(root: Path) -> list[Product]:
+    return [_read_bmad_product(name, folder) for name, folder in _bmad_products(root).items()]
+
+
+def _read_bmad_product(name: str, folder: Path) -> Product:
+    def good(split: Split) -> tuple[Item, ...]:
+        place = _bmad_part(_child(folder, _BMAD_SPLITS[split]), split, GOOD)
+        return tuple(Item(path, name, split, GOOD) for path in (_images(place) if place else ()))
+
+    test = _child(folder, _BMAD_SPLITS["test"])
+    place, masks = _bmad_part(test, "test", "ungood"), _bmad_masks(test)
+    defective = [Item(path, name, "test", "ungood") for path in (_images(place) if place else ())]
+    if masks is not None:
+        defective = _with_masks(defective, masks)
+    # Defective validation images have no place here: nothing is chosen by defects.
+    return Product(name, good("train"), good("validation"), (*good("test"), *defective))
+
+
+# Continual-MEGA, whose tables say which images of several data sets are of one scenario
+
+
+def _mega_tables(root: Path) -> list[Path]:
+    """Of one scenario, the table of its base classes and one of its tasks."""
+    tables = [path for path in _visible(root / "meta_files") if path.suffix.lower() == ".json"]
+    return [path for path in tables if path.stem.endswith(("_base", "classes_tasks"))]
+
+
+def _read_mega(root: Path) -> list[Product]:
+    tables = _mega_tables(root)
+    scenarios = {path.stem.split("_")[0] for path in tables}
+    tasks = [path for path in tables if not path.stem.endswith("_base")]
+    if len(scenarios) > 1 or len(tasks) > 1:
+        raise DatasetError(
+            f"{root / 'meta_files'}: expected the tables of one scenario, <scenario>_base.json and one "
+            f"<scenario>_<n>classes_tasks.json, for their splits differ; found {_some(tables)}"
+        )
+    return _grouped([item for table in tables for item in _mega_items(root, table)], root / "meta_files")
+
+
+def _mega_items(root: Path, table: Path) -> Iterator[Item]:
+    """Images of a table: of its classes, or of the classes of every task in it."""
+    try:
+        content = json.loads(table.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(f"{table}: cannot be read as json: {error}") from error
+    tasks = [content] if table.stem.endswith("_base") else content
+    tasks = list(tasks.values()) if isinstance(tasks, dict) else tasks
+    splits: tuple[Split, ...] = ("train", "test")
+    for task in tasks if isinstance(tasks, list) else [None]:
+        for split in splits:
+            classes = task.get(split) if isinstance(task, dict) else None
+            if not isinstance(classes, dict) or not all(isinstance(rows, list) for rows in classes.values()):
+                raise DatasetError(f"{table}: expected objects train and test with a list for every class")
+            for product, rows in classes.items():
+                for index, row in enumerate(rows):
+                    source = f"{table}, {split}, {product}[{index}]"
+                    item = _mega_item(root, row, product, split=split, source=source)
+                    # The set shows its methods ten defective images of each class; ours learn from good ones.
+                    if item.split == "test" or not item.label:
+                        yield item
+
+
+def _mega_item(root: Path, row: Any, product: str, *, split: Split, source: str) -> Item:
+    if not isinstance(row, dict) or row.get("anomaly") not in (0, 1):
+        raise DatasetError(f"{source}: expected an object with img_path, mask_path and anomaly 0 or 1")
+    defective, mask = bool(row["anomaly"]), row.get("mask_path")
+    return Item(
+        _inside(root, row.get("img_path"), source),
+        product,
+        split,
+        "anomaly" if defective else GOOD,
+        masks=(_inside(root, mask, source),) if defective and mask else (),
+    )
+
+
 # Recognising a layout
 
 MVTEC_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
@@ -583,6 +711,18 @@ LAYOUTS: dict[str, Layout] = {
     "visa": Layout("CC BY 4.0", "split_csv/1cls.csv", _has_visa_table, _read_visa),
     "real-iad": Layout(
         _BY_NC_SA, "realiad_jsons/<product>.json", lambda root: bool(_real_iad_tables(root)), _read_real_iad
+    ),
+    "continual-mega": Layout(
+        "each of its data sets' own",
+        "meta_files/<scenario>_base.json beside the data sets' folders",
+        lambda root: bool(_mega_tables(root)),
+        _read_mega,
+    ),
+    "bmad": Layout(
+        "each of its six sources' own, some of them for research only",
+        "<organ>/[<source>/]{train/good,test/{good,Ungood}}",
+        lambda root: bool(_bmad_products(root)),
+        _read_bmad,
     ),
     "mvtec-ad-2": Layout(
         _BY_NC_SA,

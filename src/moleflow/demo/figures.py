@@ -11,6 +11,7 @@ from ..data.layouts import Product, load_mask
 from ..metrics import (
     PixelScores,
     RoutingAccuracy,
+    answer_of,
     average_accuracy,
     forgetting,
     image_auroc,
@@ -163,7 +164,7 @@ def _pixel_figures(product: Product, predictions: Sequence[Prediction]) -> tuple
 
 def _arrived(product: Product, routed: Sequence[Prediction]) -> RoutingAccuracy:
     """An image called unknown did not arrive, however near its own product was."""
-    answers = [p.task if p.known else None for p in routed]
+    answers = [answer_of(p.task, p.known) for p in routed]
     labels = [item.label for item in product.test]
     return routing_accuracy([product.name] * len(answers), answers, labels)[product.name]
 

@@ -5,12 +5,13 @@ releases of timm. Nothing here touches the network unless a row needs a download
 """
 
 import copy
+import functools
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import safetensors.torch
 import timm
@@ -38,7 +39,10 @@ _HUB_FILE = "model.safetensors"
 _HUB_SECONDS = 5.0
 _LISTED = 5  # names shown of a long list of wrong ones
 
+_AGGREGATIONS = ("concatenate", "mean")
+
 Weights = str | Path | None
+Aggregation = Literal["concatenate", "mean"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,9 @@ class BackboneSpec:
 
     `layers` are timm's feature indices, finest first: stages for a convolutional network (0 is the stem),
     blocks for a transformer. `pool` averages each layer over 3x3 neighbours. `norm` applies a transformer's
-    final normalisation to every layer taken.
+    final normalisation to every layer taken. `aggregation` makes one vector of a place's layers: side by
+    side, or their mean. With `width` each layer is averaged adaptively to that many channels before; where
+    `pool` is set, over the channels of nine neighbours at once, as PatchCore does (Roth 2022).
     """
 
     name: str
@@ -59,8 +65,34 @@ class BackboneSpec:
     licence: str
     pool: bool
     norm: bool = False
+    aggregation: Aggregation = "concatenate"
+    width: int | None = None
     embedded: bool = False
     sha256: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.aggregation not in _AGGREGATIONS:
+            raise ConfigError(
+                f"backbone {self.name!r}: expected an aggregation among {', '.join(_AGGREGATIONS)}, "
+                f"got {self.aggregation!r}"
+            )
+        if self.width is not None and (type(self.width) is not int or self.width < 1):
+            raise ConfigError(f"backbone {self.name!r}: expected a width of at least 1, got {self.width!r}")
+
+    def dim(self, channels: Sequence[int]) -> int:
+        """D of the features, from the channels of each layer taken.
+
+        Raises ConfigError where layers of different widths should be averaged.
+        """
+        widths = [self.width or own for own in channels]
+        if self.aggregation == "concatenate":
+            return sum(widths)
+        if len(set(widths)) > 1:
+            raise ConfigError(
+                f"backbone {self.name!r}: its layers have {', '.join(map(str, widths))} channels, and a mean "
+                f"needs equal widths; write {self.name.partition(':mean')[0]}:mean-{max(widths)}"
+            )
+        return widths[0]
 
     @property
     def is_transformer(self) -> bool:
@@ -109,6 +141,7 @@ _ROWS = (
         std=_HALF,
         licence="apache-2.0",
         pool=False,
+        aggregation="mean",
     ),
     BackboneSpec(
         name="wide_resnet50",
@@ -119,6 +152,8 @@ _ROWS = (
         std=_IMAGENET_STD,
         licence="bsd-3-clause",
         pool=True,
+        aggregation="mean",
+        width=768,
     ),
     _dinov2("small", "s", (5, 11)),
     _dinov2("base", "b", (5, 11)),
@@ -129,22 +164,49 @@ BACKBONES: Mapping[str, BackboneSpec] = {row.name: row for row in _ROWS}
 
 
 def get_backbone(name: str) -> BackboneSpec:
-    """The row for `name`: a preset, a preset with other layers, or any model of timm.
+    """The row for `name`: a preset, a preset with other layers or aggregation, or any model of timm.
 
-    Accepts `efficientnet_lite0`, `efficientnet_lite0@1,2,3` and `timm:resnet18.a1_in1k@2,3`.
+    Accepts `efficientnet_lite0`, `efficientnet_lite0@1,2,3`, `timm:resnet18.a1_in1k@2,3`, and behind the
+    layers how they become one vector: `:concatenate`, `:concatenate-256`, `:mean`, `:mean-768`, the number
+    being the channels that each layer is brought to first.
 
-    Raises ConfigError for an unknown name, a timm model without its weights' tag, or impossible layers.
+    Raises ConfigError for an unknown name, a timm model without its weights' tag, impossible layers or an
+    unknown aggregation.
     """
-    base, _, layers = name.partition("@")
+    base, at, rest = name.partition("@")
+    layers, colon, aggregation = rest.partition(":")
     if base.startswith("timm:"):
         if not layers:
             raise ConfigError(f"backbone {name!r} names no layers; write {base}@2,3 (timm's feature indices)")
-        return _timm_spec(name, base.removeprefix("timm:"), _parse_layers(name, layers))
-    if base not in BACKBONES:
+        row = _timm_spec(name, base.removeprefix("timm:"), _parse_layers(name, layers))
+    elif base not in BACKBONES:
         known = ", ".join(BACKBONES)
         raise ConfigError(f"unknown backbone {name!r}; known are {known}, and timm:<tag>@<layers>")
-    row = BACKBONES[base]
-    return replace(row, name=name, layers=_parse_layers(name, layers)) if "@" in name else row
+    else:
+        row = replace(BACKBONES[base], name=name)
+        if at and (layers or not colon):
+            row = replace(row, layers=_parse_layers(name, layers))
+    return _aggregated(row, aggregation) if colon else row
+
+
+def stored_backbone(stored: Mapping[str, Any]) -> BackboneSpec:
+    """The row of a saved line from what its extractor's `describe` said; what it does not say is put aside.
+
+    Rows of today may aggregate as the line's did not, when the line is older than its row.
+    """
+    row = get_backbone(stored["name"])
+    return replace(row, aggregation=stored.get("aggregation", "concatenate"), width=stored.get("width"))
+
+
+def _aggregated(row: BackboneSpec, text: str) -> BackboneSpec:
+    """The row with an aggregation written as "mean", "mean-768", "concatenate" or "concatenate-256"."""
+    how, dash, width = text.partition("-")
+    if how not in _AGGREGATIONS or (dash and not (width.isascii() and width.isdigit())):
+        raise ConfigError(
+            f"backbone {row.name!r}: expected concatenate or mean, perhaps with a width as in mean-768, "
+            f"behind the layers; got {text!r}"
+        )
+    return replace(row, aggregation=how, width=int(width) if dash else None)  # type: ignore[arg-type]
 
 
 def _parse_layers(name: str, text: str) -> tuple[int, ...]:
@@ -155,6 +217,21 @@ def _parse_layers(name: str, text: str) -> tuple[int, ...]:
     if list(layers) != sorted(set(layers)) or layers[0] < 0:
         raise ConfigError(f"backbone {name!r}: layers must rise and start at 0 or later, got {text!r}")
     return layers
+
+
+@functools.lru_cache(maxsize=64)
+def channels_of(name: str) -> int:
+    """D of a backbone by its name, without its weights; errors as of `get_backbone`."""
+    spec = get_backbone(name)
+    with torch.device("meta"):
+        network: nn.Module = timm.create_model(spec.tag, pretrained=False)
+    _check_layers(spec, network)
+    return spec.dim(layer_channels(network, spec.layers))
+
+
+def layer_channels(network: nn.Module, layers: Iterable[int]) -> list[int]:
+    """How many channels these of a timm model's layers have."""
+    return [int(network.feature_info[layer]["num_chs"]) for layer in layers]  # type: ignore[index]
 
 
 def _timm_spec(name: str, tag: str, layers: tuple[int, ...]) -> BackboneSpec:

@@ -12,7 +12,13 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from moleflow.errors import BackboneError, ConfigError, ImageError
-from moleflow.features.backbones import BackboneSpec, Weights, build_network, get_backbone
+from moleflow.features.backbones import (
+    BackboneSpec,
+    Weights,
+    build_network,
+    get_backbone,
+    layer_channels,
+)
 from moleflow.features.tiles import Tiled, Tiling
 
 
@@ -35,6 +41,10 @@ class Features:
     def of(cls, parts: "Sequence[Features]") -> "Features":
         """Several batches as one."""
         return cls(torch.cat([part.patches for part in parts]), torch.cat([part.pooled for part in parts]))
+
+    def to(self, device: torch.device | str) -> "Features":
+        """On another device; the very same where they are there already."""
+        return Features(self.patches.to(device), self.pooled.to(device))
 
     def take(self, images: Sequence[int]) -> "Features":
         """Those at these positions."""
@@ -154,6 +164,7 @@ class Extractor:
             "std": list(self.spec.std),
             "pool": self.spec.pool,
             "norm": self.spec.norm,
+            **_aggregation(self.spec),
             "weights_hash": self.weights_hash,
             "pooled": list(self.pooled),
             "pooled_hash": self.pooled_hash,
@@ -172,6 +183,12 @@ class Extractor:
         if differing:
             shown = "; ".join(f"{key}: {stored.get(key)} stored, {own.get(key)} here" for key in differing)
             raise BackboneError(f"this is not the backbone that the line was learned with: {shown}")
+
+
+def device_name(device: str | torch.device | None) -> str:
+    """The device as tables name it: the card's own name where it has one."""
+    found = resolve_device(device)
+    return torch.cuda.get_device_name(found) if found.type == "cuda" else found.type
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -206,6 +223,7 @@ class _GridFeatures(nn.Module):
     def __init__(self, network: nn.Module, spec: BackboneSpec, pooled: tuple[int, ...]) -> None:
         super().__init__()
         self.network, self.spec, self.pooled = network, spec, pooled
+        spec.dim(layer_channels(network, spec.layers))  # a mean of unequal widths is refused here
         # (x / 255 - mean) / std as one multiply-add
         mean, std = (
             torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (spec.mean, spec.std)
@@ -222,17 +240,30 @@ class _GridFeatures(nn.Module):
         else:
             maps = self._stages(images, layers)
             whole = self._stages(F.avg_pool2d(images, 2, ceil_mode=True), self.pooled)
-        if self.spec.pool:
-            maps = [F.avg_pool2d(m, 3, stride=1, padding=1, count_include_pad=False) for m in maps]
+        maps = [self._reduced(m) for m in maps]
         grid = maps[0].shape[-2:]
         maps = [m if m.shape[-2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
-        patches = torch.cat(maps, dim=1).permute(0, 2, 3, 1).contiguous()  # (B, h', w', D)
+        side_by_side = self.spec.aggregation == "concatenate"
+        joined = torch.cat(maps, dim=1) if side_by_side else torch.stack(maps).mean(0)
+        patches = joined.permute(0, 2, 3, 1).contiguous()  # (B, h', w', D)
         means = [m.mean((2, 3), keepdim=True) for m in whole]
         spreads = [
             (m - mean).square().mean((2, 3), keepdim=True).sqrt()
             for m, mean in zip(whole, means, strict=True)
         ]
         return patches, torch.cat([*means, *spreads], dim=1).flatten(1)  # (B, h', w', D), (B, E)
+
+    def _reduced(self, layer: torch.Tensor) -> torch.Tensor:
+        """A layer (B, C, h, w) over its 3x3 neighbours where the row says so, in the row's width."""
+        width = self.spec.width
+        if width is None:
+            if not self.spec.pool:
+                return layer
+            return F.avg_pool2d(layer, 3, stride=1, padding=1, count_include_pad=False)
+        size = layer.shape[-2:]
+        # As PatchCore: zeros around the picture, the nine values of a channel beside each other.
+        values = F.unfold(layer, 3, padding=1) if self.spec.pool else layer.flatten(2)  # B,(9)C,hw
+        return F.adaptive_avg_pool1d(values.transpose(1, 2), width).transpose(1, 2).unflatten(2, size)
 
     def _stages(self, images: torch.Tensor, layers: tuple[int, ...]) -> list[torch.Tensor]:
         maps: list[torch.Tensor] = self.network.forward_intermediates(  # type: ignore[operator]
@@ -244,6 +275,13 @@ class _GridFeatures(nn.Module):
             intermediates_only=True,
         )
         return maps
+
+
+def _aggregation(spec: BackboneSpec) -> dict[str, Any]:
+    """What `describe` says of it. Nothing of layers put side by side as they are: lines older than any other
+    way, and features cached before it, say nothing either."""
+    said: dict[str, Any] = {"aggregation": spec.aggregation, "width": spec.width}
+    return {} if (spec.aggregation, spec.width) == ("concatenate", None) else said
 
 
 def fold_batch_norms(module: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Spatial context mixer: each channel blended with its 3x3 neighbourhood, invertibly."""
+"""Spatial context mixer: each channel blended with its 3x3 neighbourhood, invertibly, in two forms."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from torch import Tensor, nn
 
 from ..config import Mixer
 from .bijections import Bijection
+from .stencil import stencil_log_det, stencil_solve
+
+FULL_SUM = 1.9  # bound on the absolute sum of a full kernel's change; times a gate of 1/2 it stays below 1
+
+
+def mixer_of(channels: int, config: Mixer) -> Bijection:
+    """The mixer that the options ask for, as yet the identity."""
+    return FullMixer(channels, config) if config.kernel == "full" else ContextMixer(channels, config)
 
 
 class ContextMixer(Bijection):
@@ -64,6 +72,59 @@ class ContextMixer(Bijection):
         height, width = x.shape[1:3]
         total = self._eigenvalues(height, width).log().sum()
         return (total / (height * width)).expand(x.shape[:-1])
+
+
+class FullMixer(Bijection):
+    """y = (1 - g) x + g * (K x), K any depthwise 3x3 kernel within a bound, g = limit * sigmoid(gate).
+
+    The published form with an inverse. Written as y = x + g * (E x), E = K - 1, all nine weights of E are
+    free but for their absolute sum, which is held at `FULL_SUM`: averages whose centre weighs 1/20 or more,
+    differences, shifts, all of it. With g at most 1/2 every row of the image's matrix is strictly diagonally
+    dominant, by at least 1/20: it has an inverse and a positive determinant, both exact (`stencil`). The
+    weights start at zero: the identity.
+    """
+
+    def __init__(self, channels: int, config: Mixer) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(()))
+        self.change = nn.Parameter(torch.zeros(3, 3, channels))
+        self.limit = config.gate_limit
+
+    def forward(self, x: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """One depthwise convolution."""
+        kernel = self._kernel()
+        grid = _pad_by_one(x.permute(0, 3, 1, 2))
+        y = F.conv2d(grid, kernel.permute(2, 0, 1)[:, None], groups=x.shape[-1])
+        return y.permute(0, 2, 3, 1), self._log_det(kernel, x)
+
+    def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+        """Solves for the image row by row."""
+        kernel = self._kernel()
+        return stencil_solve(kernel.double(), y.double()).to(y.dtype), -self._log_det(kernel, y)
+
+    def _kernel(self) -> Tensor:
+        """Of the whole map, (3, 3, D)."""
+        over = (self.change.abs().sum((0, 1)) / FULL_SUM).clamp_min(1)
+        centre = torch.zeros_like(self.change)
+        centre[1, 1] = 1
+        return centre + self.limit * torch.sigmoid(self.gate) * self.change / over
+
+    def _log_det(self, kernel: Tensor, x: Tensor) -> Tensor:
+        """The image's log-determinant, the same for every image, shared out evenly over its patches."""
+        height, width = x.shape[1:3]
+        if kernel.requires_grad:
+            total = stencil_log_det(kernel.double(), height, width)
+        else:
+            weights = kernel.detach().double().cpu().numpy()
+            total = torch.tensor(_known_log_det(weights.tobytes(), height, width), dtype=torch.float64)
+        return (total / (height * width)).to(x).expand(x.shape[:-1])
+
+
+@lru_cache(maxsize=16)
+def _known_log_det(weights: bytes, height: int, width: int) -> float:
+    """Of a kernel that is frozen: worked out once, not for every image."""
+    kernel = torch.frombuffer(bytearray(weights), dtype=torch.float64).reshape(3, 3, -1)
+    return float(stencil_log_det(kernel, height, width))
 
 
 def _pad_by_one(grid: Tensor) -> Tensor:

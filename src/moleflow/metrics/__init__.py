@@ -2,11 +2,13 @@
 
 from moleflow.metrics.continual import (
     RoutingAccuracy,
+    answer_of,
     average_accuracy,
     backward_transfer,
     forgetting,
     router_gap,
     routing_accuracy,
+    routing_shares,
 )
 from moleflow.metrics.curve import F1Max
 from moleflow.metrics.image import image_ap, image_auroc, image_f1_max
@@ -31,6 +33,7 @@ __all__ = [
     "PixelMetrics",
     "PixelScores",
     "RoutingAccuracy",
+    "answer_of",
     "aupimo",
     "aupro",
     "average_accuracy",
@@ -44,4 +47,5 @@ __all__ = [
     "pixel_f1_max",
     "router_gap",
     "routing_accuracy",
+    "routing_shares",
 ]

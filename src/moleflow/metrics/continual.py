@@ -20,10 +20,20 @@ from moleflow.metrics.curve import Floats
 
 @dataclass(frozen=True)
 class RoutingAccuracy:
-    """Share of one product's images that were sent to it, 0 to 1; NaN where there are no images."""
+    """Shares of one product's images, 0 to 1; NaN where there are no images.
+
+    What is neither right nor unknown was taken for another product.
+
+    Attributes:
+        good, defective: sent to their own product and known as one of its own.
+        unknown_good, unknown_defective: called unknown, and so sent to no product.
+        good_images, defective_images: how many there are.
+    """
 
     good: float
     defective: float
+    unknown_good: float
+    unknown_defective: float
     good_images: int
     defective_images: int
 
@@ -75,31 +85,61 @@ def router_gap(oracle: ArrayLike, routed: ArrayLike, learned: Sequence[int] | No
     return average_accuracy(oracle, learned) - average_accuracy(routed, learned)
 
 
+def answer_of(task: str | None, known: bool | None) -> str | None:
+    """What counts as the answer to "which product is this?": None for an image that is called unknown.
+
+    `task` is the nearest product and `known` whether the image is taken for one of it; None where a method
+    never rejects an image, whose nearest product is then always its answer.
+    """
+    return None if known is False else task
+
+
 def routing_accuracy(
     true: Sequence[str], predicted: Sequence[Hashable], labels: Sequence[int]
 ) -> dict[str, RoutingAccuracy]:
     """How many images of each product were sent to it, separately for good and defective ones.
 
-    N names, N answers and N labels (0 good, 1 defective); products in the order of appearance. An
-    answer that is no product's name, such as None for "unknown", is a wrong one.
+    N names, N answers (see `answer_of`) and N labels (0 good, 1 defective); products in the order of
+    appearance. The answer None means "unknown", which is a wrong one and counted by itself as well.
     Raises ConfigError for different lengths or another label.
     """
     if not len(true) == len(predicted) == len(labels):
         raise ConfigError(
             f"as many names, answers and labels are needed, not {len(true)}, {len(predicted)}, {len(labels)}"
         )
-    right: dict[str, dict[int, list[bool]]] = {}
+    answers: dict[str, dict[int, list[Hashable]]] = {}
     for index, (name, answer, label) in enumerate(zip(true, predicted, labels, strict=True)):
         if label not in (0, 1):
             raise ConfigError(f"labels must be 0 (good) or 1 (defective), but index {index} is {label}")
-        right.setdefault(name, {0: [], 1: []})[int(label)].append(bool(name == answer))
-    return {name: _share_right(of[0], of[1]) for name, of in right.items()}
+        answers.setdefault(name, {0: [], 1: []})[int(label)].append(answer)
+    return {name: _shares(name, of[0], of[1]) for name, of in answers.items()}
 
 
-def _share_right(good: list[bool], defective: list[bool]) -> RoutingAccuracy:
+def routing_shares(name: str, answers: Sequence[Hashable], labels: Sequence[int]) -> dict[str, float | None]:
+    """`routing_accuracy` of the N images of one product as named shares, None where there are no images.
+
+    Evaluation of a line and benchmark both report these: routing_good, routing_defective, unknown_good and
+    unknown_defective.
+    """
+    of = routing_accuracy([name] * len(answers), answers, labels).get(name)
+    good, defective = (of.good_images, of.defective_images) if of else (0, 0)
+    return {
+        "routing_good": of.good if of and good else None,
+        "routing_defective": of.defective if of and defective else None,
+        "unknown_good": of.unknown_good if of and good else None,
+        "unknown_defective": of.unknown_defective if of and defective else None,
+    }
+
+
+def _shares(name: str, good: list[Hashable], defective: list[Hashable]) -> RoutingAccuracy:
+    def share(answers: list[Hashable], wanted: str | None) -> float:
+        return sum(answer == wanted for answer in answers) / len(answers) if answers else float("nan")
+
     return RoutingAccuracy(
-        good=sum(good) / len(good) if good else float("nan"),
-        defective=sum(defective) / len(defective) if defective else float("nan"),
+        good=share(good, name),
+        defective=share(defective, name),
+        unknown_good=share(good, None),
+        unknown_defective=share(defective, None),
         good_images=len(good),
         defective_images=len(defective),
     )

@@ -7,43 +7,97 @@ from typing import Any
 
 from ...config import from_dict
 from ...errors import ConfigError
-from .banks import BankOptions, CalibratedMemoryBank, MemoryBank, SharedCoreset
-from .base import Method, Setting
-from .dne import DNE
-from .line import MoleFlow, TaskSeparated
+from .banks import BankOptions, CalibratedBankOptions, CalibratedMemoryBank, MemoryBank
+from .base import Method, PerProduct, Setting
+from .dne import DNE, DneOptions
+from .gaussians import DescriptorGaussian, ImageGaussian, ImageOptions, SharedGaussian
+from .line import CellsAlone, DeCoFlow, MoleFlow, TaskSeparated
 from .padim import GaussianOptions, PaDiM
+from .projection import ProjectionBanks, ProjectionOptions
+from .prototypes import GCR, DINOSaur, PlaceOptions, PrototypeOptions
+from .shared import SharedBankOptions, SharedCoreset
 from .single import EWC, Consolidation, Distillation, FineTuning, Joint, LwF, Rehearsal, Replay
 from .ucad import UCAD, UcadOptions
+from .with_cells import EWCWithCells, FineTuningWithCells, JointWithCells, LwFWithCells, ReplayWithCells
+from .with_image import with_image
+
+PATCH_METHODS: tuple[type[PerProduct], ...] = (
+    CellsAlone,
+    MemoryBank,
+    CalibratedMemoryBank,
+    PaDiM,
+    GCR,
+    DINOSaur,
+    ProjectionBanks,
+)
+
+BY_ITSELF: tuple[type[Method], ...] = (
+    MoleFlow,
+    CellsAlone,
+    DeCoFlow,
+    FineTuning,
+    EWC,
+    LwF,
+    Replay,
+    Joint,
+    TaskSeparated,
+    DNE,
+    UCAD,
+    MemoryBank,
+    CalibratedMemoryBank,
+    PaDiM,
+    GCR,
+    DINOSaur,
+    ProjectionBanks,
+    SharedCoreset,
+    ImageGaussian,
+    DescriptorGaussian,
+    SharedGaussian,
+)
+
+WITH_CELLS: tuple[type[Method], ...] = (
+    FineTuningWithCells,
+    EWCWithCells,
+    LwFWithCells,
+    ReplayWithCells,
+    JointWithCells,
+)
 
 METHODS: dict[str, type[Method]] = {
-    method.name: method
-    for method in (
-        MoleFlow,
-        FineTuning,
-        EWC,
-        LwF,
-        Replay,
-        Joint,
-        TaskSeparated,
-        DNE,
-        UCAD,
-        MemoryBank,
-        CalibratedMemoryBank,
-        PaDiM,
-        SharedCoreset,
-    )
+    method.name: method for method in (*BY_ITSELF, *WITH_CELLS, *map(with_image, PATCH_METHODS))
 }
 
 OPTIONS: dict[str, type] = {
     EWC.name: Consolidation,
+    EWCWithCells.name: Consolidation,
     LwF.name: Distillation,
+    LwFWithCells.name: Distillation,
     Replay.name: Rehearsal,
+    ReplayWithCells.name: Rehearsal,
+    DNE.name: DneOptions,
     UCAD.name: UcadOptions,
     MemoryBank.name: BankOptions,
-    CalibratedMemoryBank.name: BankOptions,
-    SharedCoreset.name: BankOptions,
+    CalibratedMemoryBank.name: CalibratedBankOptions,
+    SharedCoreset.name: SharedBankOptions,
     PaDiM.name: GaussianOptions,
+    GCR.name: PrototypeOptions,
+    DINOSaur.name: PlaceOptions,
+    ProjectionBanks.name: ProjectionOptions,
+    ImageGaussian.name: ImageOptions,
 }
+OPTIONS |= {f"{m.name}-with-image": OPTIONS[m.name] for m in PATCH_METHODS if m.name in OPTIONS}
+
+TABLES: Mapping[str, tuple[str, ...]] = {
+    "all": tuple(method.name for method in BY_ITSELF),
+    "with-cells": (
+        MoleFlow.name,
+        TaskSeparated.name,
+        CellsAlone.name,
+        *(method.name for method in WITH_CELLS),
+    ),
+    "with-image": tuple(name for name in METHODS if name.endswith("-with-image")),
+}
+"""What `--methods` takes for several methods: each by itself, and with something put beside it."""
 
 
 def options_of(method: str, table: Mapping[str, Any], *, default: bool = False) -> Any:

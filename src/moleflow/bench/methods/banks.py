@@ -1,12 +1,12 @@
-"""Banks of patches that stood for good images: one per product, calibrated, and one shared by all.
+"""Banks of patches that stand for good images: one per product, plain or calibrated.
 
 Greedy selection is the costly step: every centre looks at every candidate once. What makes it affordable
-is written in `BankOptions`: candidates are a random part of all patches, compared in a random projection.
+is written in `Selection`: candidates are a random part of all patches, compared in a random projection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config import check
-from ...errors import ConfigError, TaskError, TrainingError
+from ...errors import ConfigError, TrainingError
 from ...features.backbones import get_backbone
 from ...features.extractor import Features
 from ...product import split
 from ...training import require_finite
 from ...verdict.calibration import ScoreCalibration
 from ...verdict.maps import LEAST_SPREAD, PositionCalibration, smooth
-from .base import Inspection, Method, PerProduct, Pictures, Setting, State, judged
+from .base import Inspection, PerProduct, Pictures, Setting, State, judged
 from .line import FALSE_ALARM_RATE
 
 CHUNK = 16  # images read at a time
@@ -34,30 +34,19 @@ LEFT_OUT_GROUPS = 32  # into which calibration images are parted at most
 
 
 @dataclass(frozen=True)
-class BankOptions:
-    """How patches are selected and how an image is scored with them.
+class Selection:
+    """How patches are selected.
 
     Greedy selection over all patches is quadratic in images. A random sample of candidates bounds it:
     of n candidates a kind of patch that makes up a share p of all good patches is missing with
     probability (1 - p)^n, which for n = 100,000 is below 1 % from p = 5e-5 on.
     """
 
-    share: float = 0.01  # of a product's patches that its bank keeps, the paper's PatchCore-1%
-    least: int = 1_000  # patches kept of a product with few images, where it has as many
-    most: int = 10_000  # patches kept at most; the size of the shared bank
     candidates: int = 100_000  # patches drawn at random to select from
     projection: int = 64  # dimensions in which selection compares patches
-    neighbours: int = 9  # b of the re-weighting, the patch found included
 
     def __post_init__(self) -> None:
-        counts = ("least", "most", "candidates", "projection", "neighbours")
-        check(self, positive=counts, share=("share",))
-        if self.least > self.most:
-            raise ConfigError(f"BankOptions.least: expected at most {self.most} (most), got {self.least}")
-
-    def size(self, patches: int) -> int:
-        """Patches kept of so many."""
-        return min(self.most, max(self.least, round(self.share * patches)))
+        check(self, positive=("candidates", "projection"))
 
     def notes(self, channels: int) -> tuple[str, ...]:
         """How selection departs from the papers', for features of so many channels."""
@@ -67,7 +56,39 @@ class BankOptions:
         return drawn, f"compared in a random projection to {self.projection} dimensions"
 
 
+@dataclass(frozen=True)
+class CalibratedBankOptions(Selection):
+    """How large a product's bank is, and how it is selected."""
+
+    share: float = 0.01  # of a product's patches that its bank keeps, the paper's PatchCore-1%
+    least: int = 1_000  # patches kept of a product with few images, where it has as many
+    most: int = 10_000  # patches kept at most
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, positive=("least", "most"), share=("share",))
+        if self.least > self.most:
+            name = type(self).__name__
+            raise ConfigError(f"{name}.least: expected at most {self.most} (most), got {self.least}")
+
+    def size(self, patches: int) -> int:
+        """Patches kept of so many."""
+        return min(self.most, max(self.least, round(self.share * patches)))
+
+
+@dataclass(frozen=True)
+class BankOptions(CalibratedBankOptions):
+    """The same, and how an image is scored with it."""
+
+    neighbours: int = 9  # b of the re-weighting, the patch found included
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, positive=("neighbours",))
+
+
 COMMON = BankOptions()
+COMMON_CALIBRATED = CalibratedBankOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -133,7 +154,46 @@ class _Part:
     calibration: ScoreCalibration | None = None
 
 
-class MemoryBank(PerProduct):
+class _Coreset(PerProduct):
+    """A bank of each product's patches: what it is selected from and how it is kept."""
+
+    def __init__(self, setting: Setting, options: CalibratedBankOptions) -> None:
+        super().__init__(setting)
+        self.options = options
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """How this run departs from the paper."""
+        own = self.options
+        kept = f"{100 * own.share:g} % of the patches kept, {own.least:,} to {own.most:,}"
+        return kept, *own.notes(self.setting.channels)
+
+    def part_state(self, part: _Part) -> State:
+        """The bank, float16, and its calibrations where there are some."""
+        tensors = {"bank": part.bank.patches.half().cpu()}
+        if part.position is None or part.calibration is None:
+            return State(tensors)
+        tensors["position.level"] = torch.tensor([part.position.level])
+        tensors["position.spread"] = part.position.spread.half()
+        return State(tensors, {"calibration": part.calibration.to_dict()})
+
+    def part_from(self, state: State) -> _Part:
+        """The inverse of `part_state`."""
+        bank = Bank(state.tensors["bank"].to(self.setting.device).float())
+        if "calibration" not in state.notes:
+            return _Part(bank)
+        spread = state.tensors["position.spread"].float().clamp_min(LEAST_SPREAD)
+        position = PositionCalibration(float(state.tensors["position.level"][0]), spread)
+        return _Part(bank, position, ScoreCalibration.from_dict(state.notes["calibration"]))
+
+    def select(self, features: Tensor, images: Sequence[int]) -> Bank:
+        """A bank of these images of features (N, h, w, D)."""
+        drawn = candidates(features, images, self.setting, self.options.candidates)
+        size = self.options.size(len(images) * features.shape[1] * features.shape[2])
+        return select(drawn, size, self.setting, self.options)
+
+
+class MemoryBank(_Coreset):
     """PatchCore: a greedy k-centre coreset of good patches per product, and distances to the nearest.
 
     Patches are averaged over 3x3 neighbours as in the paper; where the backbone's features come so
@@ -145,51 +205,20 @@ class MemoryBank(PerProduct):
     source = "PatchCore (Roth et al. 2022), one bank per product behind our router"
 
     def __init__(self, setting: Setting, options: BankOptions = COMMON) -> None:
-        super().__init__(setting)
-        self.options = options
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """How this run departs from the paper."""
-        own = self.options
-        kept = f"{100 * own.share:g} % of the patches kept, {own.least:,} to {own.most:,}"
-        return kept, *own.notes(self.setting.channels)
+        super().__init__(setting, options)
+        self.neighbours = options.neighbours
 
     def learn_part(self, pictures: Pictures) -> _Part:
         """A bank of all images."""
-        _require_images(pictures)
-        return _Part(self._select(pictures.features, range(len(pictures))))
+        require_images(pictures)
+        return _Part(self.select(pictures.features, range(len(pictures))))
 
     def inspect_part(self, part: _Part, seen: Features) -> Inspection:
         """The paper's score, and the smoothed map of distances."""
-        return _inspect(part.bank, seen.patches, self.setting, self.options)
-
-    def part_state(self, part: _Part) -> State:
-        """The bank, float16, and its calibrations where there are some."""
-        tensors = {"bank": part.bank.patches.half()}
-        if part.position is None or part.calibration is None:
-            return State(tensors)
-        tensors["position.level"] = torch.tensor([part.position.level])
-        tensors["position.spread"] = part.position.spread.half()
-        return State(tensors, {"calibration": part.calibration.to_dict()})
-
-    def part_from(self, state: State) -> _Part:
-        """The inverse of `part_state`."""
-        bank = Bank(state.tensors["bank"].float())
-        if "calibration" not in state.notes:
-            return _Part(bank)
-        spread = state.tensors["position.spread"].float().clamp_min(LEAST_SPREAD)
-        position = PositionCalibration(float(state.tensors["position.level"][0]), spread)
-        return _Part(bank, position, ScoreCalibration.from_dict(state.notes["calibration"]))
-
-    def _select(self, features: Tensor, images: Sequence[int]) -> Bank:
-        """A bank of these images of features (N, h, w, D)."""
-        drawn = candidates(features, images, self.setting, self.options.candidates)
-        size = self.options.size(len(images) * features.shape[1] * features.shape[2])
-        return select(drawn, size, self.setting, self.options)
+        return inspect_bank(part.bank, seen.patches, self.setting, self.neighbours)
 
 
-class CalibratedMemoryBank(MemoryBank):
+class CalibratedMemoryBank(_Coreset):
     """The memory bank with distances made comparable over the image, and scored and judged as by the line.
 
     The calibrations are fitted on the same held-out images as the line's: with few images every image is
@@ -200,6 +229,9 @@ class CalibratedMemoryBank(MemoryBank):
     title = "memory bank, calibrated"
     source = "PatchCore (Roth et al. 2022) with the position calibration of this project"
 
+    def __init__(self, setting: Setting, options: CalibratedBankOptions = COMMON_CALIBRATED) -> None:
+        super().__init__(setting, options)
+
     @property
     def notes(self) -> tuple[str, ...]:
         """How this run departs from the paper."""
@@ -207,15 +239,15 @@ class CalibratedMemoryBank(MemoryBank):
 
     def learn_part(self, pictures: Pictures) -> _Part:
         """A bank of the images to learn from, and its calibrations on the others."""
-        _require_images(pictures)
+        require_images(pictures)
         features, setting = pictures.features, self.setting
         learn, folds, kind = split(len(pictures), setting.config, setting.seed)
         crossed = kind == "cross-fitted"
-        bank = self._select(features, learn)
+        bank = self.select(features, learn)
         maps = []
         for fold in folds:
-            seen = self._select(features, sorted(set(learn) - set(fold))) if crossed else bank
-            maps += [_compare(seen, features[j : j + 1].float(), setting)[2] for j in fold]
+            seen = self.select(features, sorted(set(learn) - set(fold))) if crossed else bank
+            maps += [compare(seen, features[j : j + 1].float(), setting)[2] for j in fold]
         held = torch.stack(maps)
         scores = ScoreCalibration(kind, tuple(sorted(_left_out_scores(held, setting))))
         return _Part(bank, PositionCalibration.fit(held, setting.config.scoring), scores)
@@ -225,7 +257,7 @@ class CalibratedMemoryBank(MemoryBank):
         position, calibration = part.position, part.calibration
         assert position is not None
         assert calibration is not None
-        _, _, distances = _compare(part.bank, seen.patches, self.setting)
+        _, _, distances = compare(part.bank, seen.patches, self.setting)
         raw, patch_map = judged(position(distances[None]), self.setting)
         return Inspection(
             task=None,
@@ -234,56 +266,6 @@ class CalibratedMemoryBank(MemoryBank):
             patch_map=calibration.standardise(torch.from_numpy(patch_map)).numpy(),
             threshold=calibration.threshold(FALSE_ALARM_RATE),
         )
-
-
-class SharedCoreset(Method):
-    """One bank of fixed size for all products: selected anew from itself and the patches of what is added.
-
-    Images are not kept. The bank does not say which patch is of which product, so nothing is routed and
-    an image may find its neighbours with any product; what a product keeps of the bank shrinks as others
-    come. Selection and score are those of `MemoryBank`, so that only the sharing differs.
-    """
-
-    name = "shared-coreset"
-    title = "shared coreset"
-    source = "after CADIC (Yang et al. 2025, arXiv 2511.08634), selected by greedy k-centre"
-
-    def __init__(self, setting: Setting, options: BankOptions = COMMON) -> None:
-        super().__init__(setting)
-        self.options = options
-        self.bank: Bank | None = None
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """How this run departs from the paper."""
-        size = f"one bank of {self.options.most:,} patches"
-        return "after CADIC, but not its selection", size, *self.options.notes(self.setting.channels)
-
-    def learn(self, products: Sequence[Pictures]) -> None:
-        """Selects the bank from what it was and new candidates; products of one task share these equally."""
-        pool = [] if self.bank is None else [self.bank.patches.half()]
-        for pictures in products:
-            _require_images(pictures)
-            count = max(1, self.options.candidates // len(products))
-            pool.append(candidates(pictures.features, range(len(pictures)), self.setting, count))
-        self.bank = select(torch.cat(pool), self.options.most, self.setting, self.options)
-
-    @torch.no_grad()
-    def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
-        """Every image against the whole bank, whatever its product is."""
-        if self.bank is None:
-            raise TaskError("expected products to be learned before an inspection, got none")
-        for i in range(len(pictures)):
-            yield _inspect(self.bank, pictures.features[i : i + 1].float(), self.setting, self.options)
-
-    def state(self) -> State:
-        """The bank, float16."""
-        return State({} if self.bank is None else {"shared/bank": self.bank.patches.half()})
-
-    def restore(self, state: State) -> None:
-        """The bank as it was, or none."""
-        stored = state.tensors.get("shared/bank")
-        self.bank = None if stored is None else Bank(stored.float())
 
 
 def candidates(features: Tensor, images: Sequence[int], setting: Setting, count: int) -> Tensor:
@@ -296,44 +278,63 @@ def candidates(features: Tensor, images: Sequence[int], setting: Setting, count:
         rows = list(images[start : start + CHUNK])
         first, last = start * per_image, (start + len(rows)) * per_image
         here = chosen[(chosen >= first) & (chosen < last)] - first
-        parts.append(_local(features[rows].float(), setting).flatten(0, 2)[here].half())
+        parts.append(local_patches(features[rows].float(), setting).flatten(0, 2)[here].half())
     return torch.cat(parts)
 
 
-def select(patches: Tensor, size: int, setting: Setting, options: BankOptions) -> Bank:
+def select(patches: Tensor, size: int, setting: Setting, options: Selection) -> Bank:
     """The bank of at most `size` of these patches (n, D) float16."""
     if len(patches) <= size:
         return Bank(patches.float())
-    generator = torch.Generator().manual_seed(setting.seed)
+    points = projected(patches, setting, options)
+    first = int(torch.randint(len(points), (1,), generator=torch.Generator().manual_seed(setting.seed)))
+    return Bank(patches[greedy_centres(points, size, [first])].float())
+
+
+def projected(patches: Tensor, setting: Setting, options: Selection) -> Tensor:
+    """What selection compares of patches (n, D) float16: (n, d) float32, about their mean."""
     points = patches.float()
     points = points - points.mean(0)  # smaller numbers, smaller errors of their products
-    if points.shape[1] > options.projection:
-        # Gaussian, so that distances keep their ratios (Johnson and Lindenstrauss 1984).
-        points = points @ torch.randn(points.shape[1], options.projection, generator=generator)
-    first = int(torch.randint(len(points), (1,), generator=generator))
-    return Bank(patches[greedy_centres(points, size, first)].float())
+    if points.shape[1] <= options.projection:
+        return points
+    generator = torch.Generator().manual_seed(setting.seed)
+    # Gaussian, so that distances keep their ratios (Johnson and Lindenstrauss 1984).
+    drawn = torch.randn(points.shape[1], options.projection, generator=generator)
+    return points @ drawn.to(points.device)
 
 
-def greedy_centres(points: Tensor, count: int, first: int) -> list[int]:
+def greedy_centres(
+    points: Tensor, count: int, begun: Sequence[int], nearest: Tensor | None = None
+) -> list[int]:
     """Indices of up to `count` points (n, d) float32 such that no point is far from all of them.
 
-    Greedy k-centre (Gonzalez 1985; Sener and Savarese 2018): beginning with `first`, always the point
-    farthest from those chosen; the radius that remains is at most twice the least possible. Ends early
-    where every point equals a chosen one.
+    Greedy k-centre (Gonzalez 1985; Sener and Savarese 2018): after those `begun` with, always the point
+    farthest from those chosen; from one point the radius that remains is at most twice the least possible.
+    Ends early where every point equals a chosen one.
+
+    Args:
+        points: to choose from.
+        count: how many at most.
+        begun: indices to begin with; one, unless `nearest` is given.
+        nearest: squared distances (n,) to all that were begun with, where there are several.
     """
     norms = points.square().sum(1)
     least = ROUNDING * float(norms.max())
-    nearest = torch.full_like(norms, torch.inf)  # squared distance to the chosen
-    chosen = [first]
+    chosen = list(begun)
+    if nearest is None:
+        nearest = _squared_from(points, norms, chosen[-1])
     while len(chosen) < count:
-        last = chosen[-1]
-        distance = torch.addmv(norms, points, points[last], alpha=-2).add_(norms[last])
-        torch.minimum(nearest, distance, out=nearest)
         farthest = int(nearest.argmax())
         if float(nearest[farthest]) <= least:
             break
         chosen.append(farthest)
+        nearest = torch.minimum(nearest, _squared_from(points, norms, farthest))
     return chosen
+
+
+def _squared_from(points: Tensor, norms: Tensor, index: int) -> Tensor:
+    """Squared distances (n,) of all points from one of them."""
+    return torch.addmv(norms, points, points[index], alpha=-2).add_(norms[index])
 
 
 def _left_out_scores(maps: Tensor, setting: Setting) -> list[float]:
@@ -350,22 +351,22 @@ def _left_out_scores(maps: Tensor, setting: Setting) -> list[float]:
     return scores.double().tolist()
 
 
-def _inspect(bank: Bank, features: Tensor, setting: Setting, options: BankOptions) -> Inspection:
+def inspect_bank(bank: Bank, features: Tensor, setting: Setting, neighbours: int) -> Inspection:
     """PatchCore's verdict on features (1, h, w, D): re-weighted score of the raw map, smoothed map."""
-    x, found, distances = _compare(bank, features, setting)
-    score = bank.image_score(x, found, options.neighbours)
+    x, found, distances = compare(bank, features, setting)
+    score = bank.image_score(x, found, neighbours)
     maps = smooth(distances[None], setting.config.scoring.smoothing)
-    return Inspection(task=None, known=None, score=score, patch_map=maps[0].numpy())
+    return Inspection(task=None, known=None, score=score, patch_map=maps[0].cpu().numpy())
 
 
-def _compare(bank: Bank, features: Tensor, setting: Setting) -> tuple[Tensor, Found, Tensor]:
+def compare(bank: Bank, features: Tensor, setting: Setting) -> tuple[Tensor, Found, Tensor]:
     """Patches (h w, D) of features (1, h, w, D), their nearest, and the distances as a map (h, w)."""
-    x = _local(features, setting)
+    x = local_patches(features, setting)
     found = bank.nearest(x.flatten(0, 2))
     return x.flatten(0, 2), found, found.distance.unflatten(0, x.shape[1:3])
 
 
-def _local(features: Tensor, setting: Setting) -> Tensor:
+def local_patches(features: Tensor, setting: Setting) -> Tensor:
     """Locally aware patches: features (B, h, w, D) averaged over 3x3 unless the backbone has done so."""
     if get_backbone(setting.backbone).pool:
         return features
@@ -373,7 +374,8 @@ def _local(features: Tensor, setting: Setting) -> Tensor:
     return maps.permute(0, 2, 3, 1)
 
 
-def _require_images(pictures: Pictures) -> None:
+def require_images(pictures: Pictures) -> None:
+    """Raises TrainingError for no images, or features that are no numbers."""
     if not len(pictures):
         raise TrainingError(f"expected good images of {pictures.product!r} to learn from, got none")
     require_finite(pictures.features)

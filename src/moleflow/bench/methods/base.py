@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, ClassVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -19,6 +19,9 @@ from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Decision, Router
 from ...verdict.maps import image_scores, smooth
 
+if TYPE_CHECKING:
+    from ..reuse import Memory
+
 ReadImage = Callable[[int, tuple[int, int]], np.ndarray]
 
 
@@ -28,11 +31,13 @@ class Pictures:
 
     Attributes:
         product: its name; what a method is told when it learns, and may be asked about later.
-        features: (N, h, w, D) float16 of the frozen backbone, memory-mapped: take what is needed at a time.
+        features: (N, h, w, D) float16 of the frozen backbone on the run's device; memory-mapped where that is
+            the processor: take what is needed at a time.
         pooled: (N, E), each picture as a whole; (N, 0) where nobody computed it.
         altered: a few of them as decoding and the sensor alone might have changed them.
         read: image i at a size (h, w), uint8 (h, w, 3) RGB; for methods that need pixels.
         file_bytes: of the images' files; None where they come from none.
+        key: what names just these images in a run; empty for images chosen on the way.
     """
 
     product: str
@@ -41,6 +46,7 @@ class Pictures:
     file_bytes: tuple[int, ...] | None = field(default=None, repr=False)
     pooled: Tensor = field(default_factory=lambda: torch.empty(0, 0), repr=False)
     altered: Altered | None = field(default=None, repr=False)
+    key: str = ""
 
     def __post_init__(self) -> None:
         if not len(self.pooled):
@@ -113,6 +119,8 @@ class Setting:
         config: the flow, its training, scoring and routing; rivals take from it what they have in common.
         backbone: name of the backbone, for methods that need one of their own kind.
         weights: local weights of it, "random", or None.
+        device: where pictures lie, and where methods learn and score. States are always on the processor,
+            and so are the router's statistics and what is drawn at random.
     """
 
     grid: tuple[int, int]
@@ -122,6 +130,7 @@ class Setting:
     config: LineConfig = field(default_factory=LineConfig)
     backbone: str = "efficientnet_lite0"
     weights: str | None = None
+    device: torch.device | str = "cpu"
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,6 +150,11 @@ class State:
     def numbers_of(self, owner: str | None = None) -> int:
         """How many numbers that is."""
         return sum(t.numel() for t in self._of(owner))
+
+    def of(self, product: str) -> State:
+        """What of a `PerProduct` method's state belongs to one product."""
+        tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(f"{product}/")}
+        return State(tensors, {"products": {product: self.notes["products"][product]}})
 
     def _of(self, owner: str | None) -> list[Tensor]:
         return [t for name, t in self.tensors.items() if owner is None or name.startswith(f"{owner}/")]
@@ -167,6 +181,7 @@ class Method(ABC):
 
     def __init__(self, setting: Setting) -> None:
         self.setting = setting
+        self.remembered: Memory | None = None  # of a run, where there is one
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -176,6 +191,10 @@ class Method(ABC):
     @abstractmethod
     def learn(self, products: Sequence[Pictures]) -> None:
         """Learns one task: good images of one product, or of several."""
+
+    def remember(self, memory: Memory) -> None:
+        """From now on takes from a run's memory what was found before."""
+        self.remembered = memory
 
     def remind(self, pictures: Sequence[Pictures]) -> None:  # noqa: B027  # most have nothing to do
         """Hands back the images of all earlier tasks after a `restore`, to a method that `keeps_images`."""
@@ -200,9 +219,13 @@ class PerProduct(Method):
     """A method with one part for every product, behind the line's own router.
 
     Subclasses learn and score one product; names, routing and keeping are done here.
+
+    Attributes:
+        rejects: whether it can call an image unknown.
     """
 
     routes = True
+    rejects: ClassVar[bool] = True
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
@@ -227,14 +250,32 @@ class PerProduct(Method):
         """The inverse of `part_state`."""
 
     def learn(self, products: Sequence[Pictures]) -> None:
-        """Learns every product of the task by itself."""
+        """Learns every product of the task by itself, or takes from memory what follows from it alone."""
         for pictures in products:
-            self.parts[pictures.product] = self.learn_part(pictures)
-            self.statistics[pictures.product] = self.describe_product(pictures)
+            if self.remembered is None or not pictures.key or self._tied:
+                self._learn_product(pictures)
+            else:
+                part = self.remembered.part(self, pictures, partial(self._learned_product, pictures))
+                self._restore_products(part)
         self._router = None
 
-    def describe_product(self, pictures: Pictures) -> DescriptorStatistics:
-        """The router's statistics, from the same split as the line's."""
+    @property
+    def _tied(self) -> bool:
+        """Whether parts may depend on each other: so with a method that learns or keeps more than parts."""
+        return (type(self).learn, type(self).state) != (PerProduct.learn, PerProduct.state)
+
+    def _learn_product(self, pictures: Pictures) -> None:
+        self.parts[pictures.product] = self.learn_part(pictures)
+        statistics = self.describe_product(pictures)
+        if statistics is not None:
+            self.statistics[pictures.product] = statistics
+
+    def _learned_product(self, pictures: Pictures) -> State:
+        self._learn_product(pictures)
+        return self.state().of(pictures.product)
+
+    def describe_product(self, pictures: Pictures) -> DescriptorStatistics | None:
+        """The router's statistics, from the same split as the line's; None where the method needs none."""
         learn, folds, _ = split(len(pictures), self.setting.config, self.setting.seed)
         held = [i for fold in folds for i in fold]
         return DescriptorStatistics.fit(
@@ -248,20 +289,33 @@ class PerProduct(Method):
             self._router = Router(self.statistics, self.setting.config.router)
         return self._router
 
+    def decide(self, pictures: Pictures, image: int) -> Decision:
+        """Which product one image shows."""
+        return self.router.decide(pictures.descriptors[image : image + 1])[0]
+
     @torch.no_grad()
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
         """Routes where the product is not given, then asks the product's part."""
         for i in range(len(pictures)):
-            decision = None
-            if task is None:
-                decision = self.router.decide(pictures.descriptors[i : i + 1])[0]
+            decision = self.decide(pictures, i) if task is None else None
             chosen = task or decision.task  # type: ignore[union-attr]
-            found = self.inspect_part(self.parts[chosen], pictures.seen_of(i))
+            found = self._asked(chosen, pictures, i)
             known = None if decision is None else self.is_known(decision, found)
             yield Inspection(chosen, known, found.score, found.patch_map, found.threshold)
 
-    def is_known(self, decision: Decision, found: Inspection) -> bool:
-        """Whether the image looks like the product it was sent to."""
+    def _asked(self, product: str, pictures: Pictures, image: int) -> Inspection:
+        """What the product's part says of an image; taken from memory where it was said before."""
+        if self.remembered is not None and pictures.key:
+            return self.remembered.said(self, product, pictures, image)
+        return self.inspect_part(self.parts[product], pictures.seen_of(image))
+
+    def common(self) -> State:
+        """What all parts share and a part's own state leaves out; both decide what is said of an image."""
+        own = self.state()
+        return State({name: t for name, t in own.tensors.items() if name.startswith("shared/")})
+
+    def is_known(self, decision: Decision, found: Inspection) -> bool | None:
+        """Whether the image looks like the product it was sent to; None where the method cannot say."""
         return decision.distance <= self.router.limits[decision.task]
 
     def recognised(self, pictures: Pictures) -> Iterator[bool]:
@@ -282,18 +336,23 @@ class PerProduct(Method):
         for name, part in self.parts.items():
             own = self.part_state(part)
             tensors |= {f"{name}/{key}": value for key, value in own.tensors.items()}
-            tensors |= {f"{name}/router.{k}": v for k, v in self.statistics[name].tensors().items()}
+            if name in self.statistics:
+                tensors |= {f"{name}/router.{k}": v for k, v in self.statistics[name].tensors().items()}
             notes[name] = own.notes
         return State(tensors, {"products": notes})
 
     def restore(self, state: State) -> None:
         """Takes the parts apart again."""
         self.parts, self.statistics, self._router = {}, {}, None
+        self._restore_products(state)
+
+    def _restore_products(self, state: State) -> None:
         for name, notes in state.notes["products"].items():
             own = {k[len(name) + 1 :]: v for k, v in state.tensors.items() if k.startswith(f"{name}/")}
             router = {k.removeprefix("router."): v for k, v in own.items() if k.startswith("router.")}
             self.parts[name] = self.part_from(State(own, notes))
-            self.statistics[name] = DescriptorStatistics.from_tensors(router)
+            if router:
+                self.statistics[name] = DescriptorStatistics.from_tensors(router)
 
     def without(self, product: str) -> PerProduct:
         """The same method as if this product had never been taught; shared parts stay."""
@@ -303,6 +362,31 @@ class PerProduct(Method):
         other.statistics = {k: v for k, v in self.statistics.items() if k != product}
         other._router = None
         return other
+
+
+class OwnRouter(PerProduct):
+    """A method that finds an image's product by a rule of its own, and calls no image unknown."""
+
+    rejects = False
+
+    @abstractmethod
+    def distance(self, part: Any, pictures: Pictures, image: int) -> float:
+        """How far one image lies from a product; the nearest is meant."""
+
+    def describe_product(self, pictures: Pictures) -> None:
+        """The line's router has no part in it."""
+
+    def decide(self, pictures: Pictures, image: int) -> Decision:
+        """The nearest product; of several as near, the one learned first."""
+        distances = {name: self.distance(part, pictures, image) for name, part in self.parts.items()}
+        first, *rest = sorted(distances, key=lambda name: distances[name])
+        least = distances[first]
+        margin = distances[rest[0]] / max(least, 1e-12) if rest else float("inf")
+        return Decision(first, least, margin, distances)
+
+    def is_known(self, decision: Decision, found: Inspection) -> bool | None:
+        """None: its rule says which product is nearest and not whether it is near."""
+        return None
 
 
 def judged(maps: Tensor, setting: Setting) -> tuple[float, np.ndarray]:

@@ -11,19 +11,45 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...config import TrainingConfig, check
 from ...errors import ConfigError, TaskError, TrainingError
 from ...features.extractor import Extractor
 from ...routing.gaussian import describe, ledoit_wolf
 from ...training import fit, seeded
 from .base import Inspection, Method, Pictures, Setting, State
 
-HIDDEN, EMBEDDING = 128, 64  # widths of the head
-PASTED_IMAGES = 256  # of a product at most; the backbone sees every one of them once more
+HIDDEN = 128  # width of the adapter
 EXTRACT_BATCH = 8
-BATCH = 64  # embeddings per kind and step
 RIDGE = 1e-4  # added to a covariance, as a share of its average variance
 AREA, ASPECT, JITTER = (0.02, 0.15), (0.3, 3.3), 0.1  # Li et al. 2021
 SAME_WITHIN = 0.01  # share of the largest value; 16-bit rounding and other batches stay well within
+
+
+@dataclass(frozen=True)
+class DneOptions:
+    """How the adapter learns; epochs, batch and learning rate are those of the authors' code.
+
+    Attributes:
+        epochs: over a task's pasted copies.
+        batch: images of each kind in a step.
+        learning_rate: of Adam, with a short rise and a cosine's fall.
+        images: of a product at most that copies are made of.
+        redrawn: copies drawn anew in every epoch, in turn. The authors, who learn the whole network, see all
+            of them anew; here the backbone would have to look at each again, 12,800 times a product. With
+            two it looks at most 356 times, and a copy is seen in 36 epochs on average.
+    """
+
+    epochs: int = 50
+    batch: int = 32
+    learning_rate: float = 1e-4
+    images: int = 256
+    redrawn: int = 2
+
+    def __post_init__(self) -> None:
+        check(self, positive=("epochs", "batch", "learning_rate", "images"), least_zero=("redrawn",))
+
+
+COMMON = DneOptions()
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,20 +79,27 @@ class _Gaussian:
 
 
 class _Head(nn.Module):
-    """Perceptron on pooled features that tells normal from pasted; its penultimate layer is the embedding."""
+    """Pooled features with a correction that is learned, and a classifier on them.
+
+    embedding = x / scale + adapter(standardised x). The adapter begins at zero, so learning begins where
+    pretraining ended, as it does for the authors' whole network.
+    """
 
     centre: Tensor
     spread: Tensor
+    scale: Tensor
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("centre", torch.zeros(channels))
         self.register_buffer("spread", torch.ones(channels))
+        self.register_buffer("scale", torch.ones(()))
+        last = nn.Linear(HIDDEN, channels)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
         # The normalisation bounds what products far from the first one may do to the first step.
-        self.body = nn.Sequential(
-            nn.Linear(channels, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(), nn.Linear(HIDDEN, EMBEDDING)
-        )
-        self.classify = nn.Linear(EMBEDDING, 2)
+        self.adapter = nn.Sequential(nn.Linear(channels, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(), last)
+        self.classify = nn.Linear(channels, 2)
 
     def start(self, embeddings: Tensor) -> None:
         """Fixes the scale of the inputs by normal embeddings (N, D) float64 of the first task."""
@@ -75,6 +108,7 @@ class _Head(nn.Module):
         spread = spread.clamp_min(max(0.1 * float(spread.mean()), 1e-6))
         self.centre.copy_(embeddings.mean(0))
         self.spread.copy_(spread)
+        self.scale.copy_(embeddings.norm(dim=1).mean().clamp_min(1e-6))
 
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features (B, D) to logits of normal and pasted (B, 2)."""
@@ -82,12 +116,12 @@ class _Head(nn.Module):
         return logits
 
     def embed(self, x: Tensor) -> Tensor:
-        """Pooled features (B, D) to embeddings of length 1, (B, EMBEDDING) float64."""
-        return F.normalize(self._hidden(x).double(), dim=-1)
+        """Pooled features (B, D) to embeddings of length 1, (B, D) float64 on the processor."""
+        return F.normalize(self._hidden(x.to(self.centre.device)).cpu().double(), dim=-1)
 
     def _hidden(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.body((x - self.centre) / self.spread)
-        return hidden
+        correction: Tensor = self.adapter((x - self.centre) / self.spread)
+        return x / self.scale + correction
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,9 +147,10 @@ class DNE(Method):
     products elsewhere than where their Gaussians lie: that is how DNE forgets. What holds it is that
     embeddings have length 1 and that the classifier on them is learned with the first task alone.
 
-    Where this departs from the paper: the backbone is frozen and shared by all methods, and a small head
-    on its pooled features learns in place of the whole network, for as many steps as the flow of the
-    setting, from one pasted copy of every image. A task of several products leaves one Gaussian each.
+    Where this departs from the paper: the backbone is frozen and shared by all methods, and a small adapter
+    on its pooled features, which begins at nothing, learns in place of the whole network. A part of the
+    pasted copies is drawn anew in every epoch, instead of all. No weight decay, and no warm-up over ten
+    epochs. A task of several products leaves one Gaussian each.
     """
 
     name = "dne"
@@ -123,8 +158,9 @@ class DNE(Method):
     source = "Li et al., Towards Continual Adaptation in Industrial Anomaly Detection, ACM MM 2022"
     localises = False
 
-    def __init__(self, setting: Setting) -> None:
+    def __init__(self, setting: Setting, options: DneOptions = COMMON) -> None:
         super().__init__(setting)
+        self.options = options
         self._gaussians: dict[str, _Gaussian] = {}
         self._head: _Head | None = None
         self._density: _Density | None = None
@@ -133,14 +169,14 @@ class DNE(Method):
     @property
     def notes(self) -> tuple[str, ...]:
         """How this run departs from the paper."""
+        own = self.options
         return (
-            f"frozen {self.setting.backbone}: a head of {EMBEDDING} dimensions learns alone",
-            f"{self.setting.config.training.steps} steps a task",
-            f"one pasted copy of an image, of {PASTED_IMAGES} images of a product at most",
+            f"frozen {self.setting.backbone}: an adapter on its pooled features learns alone",
+            f"{own.epochs} epochs of {own.images} pasted copies at most, {own.redrawn} drawn anew in each",
         )
 
     def learn(self, products: Sequence[Pictures]) -> None:
-        """The head on the task's images, then the density of their embeddings and draws of all earlier ones.
+        """The adapter on the task's images, then the density of embeddings and draws of all earlier ones.
 
         Raises:
             ConfigError: the setting's backbone is not the one the features come from.
@@ -151,13 +187,21 @@ class DNE(Method):
         good = torch.cat([pictures.descriptors for pictures in products])
         if not torch.isfinite(good).all():
             raise TrainingError(f"expected finite features of {', '.join(sorted(names))}, but some are not")
-        pasted, normal = torch.cat(list(self._pasted(products))), good.float()
-        head = self._next_head(good)
+        copies = _Copies(products, self._backbone(), self.options, seed)
+        head, own = self._next_head(good), self.options
+        normal = good.float().to(self.setting.device)  # embeddings are the processor's
+
+        def loss(generator: torch.Generator) -> Tensor:
+            pasted = copies.batch(generator).to(normal.device)
+            some = normal[torch.randint(len(normal), (len(pasted),), generator=generator)]
+            labels = torch.arange(2, device=some.device).repeat_interleave(len(some))
+            return F.cross_entropy(head(torch.cat([some, pasted])), labels)
+
         fit(
             [p for p in head.parameters() if p.requires_grad],
-            lambda g: _contrast(head, normal, pasted, g),
-            self.setting.config.training,
-            steps=self.setting.config.training.steps,
+            loss,
+            TrainingConfig(learning_rate=own.learning_rate),
+            steps=own.epochs * copies.steps,
             seed=seed,
         )
         head.requires_grad_(False).eval()
@@ -185,7 +229,9 @@ class DNE(Method):
         """The head, the merged density, and every product's Gaussian."""
         tensors: dict[str, Tensor] = {}
         if self._head is not None and self._density is not None:
-            tensors |= {f"shared/head.{k}": v.detach().clone() for k, v in self._head.state_dict().items()}
+            tensors |= {
+                f"shared/head.{k}": v.detach().clone().cpu() for k, v in self._head.state_dict().items()
+            }
             tensors |= {"shared/mean": self._density.mean, "shared/root": self._density.root}
         for name, gaussian in self._gaussians.items():
             tensors |= {f"{name}/mean": gaussian.mean, f"{name}/root": gaussian.root}
@@ -219,24 +265,62 @@ class DNE(Method):
             head.classify.requires_grad_(False)
         return head
 
-    def _pasted(self, products: Sequence[Pictures]) -> Iterator[Tensor]:
-        """Pooled features (B, D) float32 of one pasted copy of some images of every product."""
-        extractor = self._backbone()
-        rng = np.random.default_rng(self.setting.seed)
-        for pictures in products:
-            _check_backbone(extractor, pictures)
-            chosen = np.sort(rng.permutation(len(pictures))[:PASTED_IMAGES])
-            for batch in np.split(chosen, range(EXTRACT_BATCH, len(chosen), EXTRACT_BATCH)):
-                images = [pictures.read(int(i), extractor.image_size) for i in batch]
-                features = extractor.features(extractor.stack([cut_paste(image, rng) for image in images]))
-                # Rounded like the cached features, lest the head learn to see the rounding.
-                yield describe(features.half().float()).float()
-
     def _backbone(self) -> Extractor:
         if self._extractor is None:
             own = self.setting
-            self._extractor = Extractor(own.backbone, weights=own.weights, image_size=own.image_size)
+            self._extractor = Extractor(
+                own.backbone, weights=own.weights, image_size=own.image_size, device=own.device
+            )
         return self._extractor
+
+
+class _Copies:
+    """Pooled features of pasted copies of a task's images; some are made anew whenever all have been seen."""
+
+    def __init__(
+        self, products: Sequence[Pictures], extractor: Extractor, options: DneOptions, seed: int
+    ) -> None:
+        self._extractor, self._options = extractor, options
+        self._rng = np.random.default_rng(seed)
+        self._sources = []
+        for pictures in products:
+            _check_backbone(extractor, pictures)
+            chosen = np.sort(self._rng.permutation(len(pictures))[: options.images])
+            self._sources += [(pictures, int(i)) for i in chosen]
+        self.features = self._made(range(len(self._sources)))
+        self._turn, self._waiting = 0, list[int]()
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return math.ceil(len(self._sources) / self._options.batch)
+
+    def batch(self, generator: torch.Generator) -> Tensor:
+        """Pooled features (b, D) float32 of the next copies, every one once in an epoch."""
+        if not self._waiting:
+            self._redraw()
+            self._waiting = torch.randperm(len(self._sources), generator=generator).tolist()
+        taken, self._waiting = self._waiting[: self._options.batch], self._waiting[self._options.batch :]
+        return self.features[taken]
+
+    def _redraw(self) -> None:
+        count = min(self._options.redrawn, len(self._sources))
+        places = [(self._turn + i) % len(self._sources) for i in range(count)]
+        self._turn += count
+        if places:
+            self.features[places] = self._made(places)
+
+    @torch.no_grad()
+    def _made(self, places: Sequence[int]) -> Tensor:
+        """New copies of some of the images, (n, D) float32."""
+        size, parts = self._extractor.image_size, []
+        for start in range(0, len(places), EXTRACT_BATCH):
+            sources = [self._sources[place] for place in places[start : start + EXTRACT_BATCH]]
+            images = [cut_paste(pictures.read(i, size), self._rng) for pictures, i in sources]
+            features = self._extractor.features(self._extractor.stack(images))
+            # Rounded like the cached features, lest the head learn to see the rounding.
+            parts.append(describe(features.half().float()).float())
+        return torch.cat(parts)
 
 
 def cut_paste(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -268,7 +352,7 @@ def cut_paste(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def _check_backbone(extractor: Extractor, pictures: Pictures) -> None:
     """Pasted images must pass through the network that the good ones went through."""
     found = extractor.features(extractor.stack([pictures.read(0, extractor.image_size)])).cpu()[0]
-    cached = pictures.features[0].float()
+    cached = pictures.features[0].float().cpu()
     if found.shape != cached.shape or (found - cached).abs().max() > SAME_WITHIN * cached.abs().max():
         raise ConfigError(
             f"expected cached features {tuple(found.shape)} of backbone {extractor.name!r} for "
@@ -278,13 +362,7 @@ def _check_backbone(extractor: Extractor, pictures: Pictures) -> None:
 
 def _new_head(setting: Setting) -> _Head:
     with seeded(setting.seed):
-        return _Head(setting.channels)
-
-
-def _contrast(head: _Head, good: Tensor, pasted: Tensor, generator: torch.Generator) -> Tensor:
-    """Cross-entropy of a step's images: as many good as pasted, drawn with replacement."""
-    kinds = [x[torch.randint(len(x), (BATCH,), generator=generator)] for x in (good, pasted)]
-    return F.cross_entropy(head(torch.cat(kinds)), torch.arange(2).repeat_interleave(BATCH))
+        return _Head(setting.channels).to(setting.device)
 
 
 def _fit_gaussian(rows: Tensor) -> tuple[Tensor, Tensor]:

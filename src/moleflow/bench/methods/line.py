@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ...blocks import Blocks, make_blocks
+from ...config import Dia, FlowConfig, LineConfig, Lora
+from ...errors import ConfigError
 from ...features.extractor import Features
 from ...flow.expert import Base
 from ...product import FirstBase, Product, learn_first_base, learn_product
@@ -38,12 +41,18 @@ class TaskSeparated(PerProduct):
 
     def learn_part(self, pictures: Pictures) -> _Part:
         """A base and an expert on it."""
-        first = self.learn_base(pictures)
+        first = self.learn_base([pictures])
         return self.learn_expert(first.final, pictures, without=first.without)
 
-    def learn_base(self, pictures: Pictures) -> FirstBase:
-        """The base, frozen."""
-        return learn_first_base(pictures.features, self.setting.config, seed=self.setting.seed)
+    def learn_base(self, products: Sequence[Pictures]) -> FirstBase:
+        """The base from all images of these products, frozen."""
+        scoring = self.setting.config.scoring
+        return learn_first_base(
+            products[0].features if len(products) == 1 else torch.cat([own.features for own in products]),
+            self.setting.config,
+            seed=self.setting.seed,
+            blocks=Blocks.together([make_blocks(len(own), scoring) for own in products]),
+        )
 
     def learn_expert(
         self, base: Base, pictures: Pictures, *, without: tuple[Base, Base] | None = None
@@ -97,13 +106,14 @@ class TaskSeparated(PerProduct):
         with torch.random.fork_rng(devices=[]):
             base = Base(self.setting.grid, self.setting.channels, self.setting.config.flow)
         base.load_state_dict(tensors)
-        return base.requires_grad_(False).eval()
+        return base.requires_grad_(False).eval().to(self.setting.device)
 
 
 class MoleFlow(TaskSeparated):
-    """MoLE-Flow: the base is frozen after the first product, every product has an expert on it.
+    """MoLE-Flow: the base is frozen after the first task, every product has an expert on it.
 
-    The same as the `Detector`, on features that were cached in 16 bits.
+    The same as the `Detector`, on features that were cached in 16 bits. Where the first task has several
+    products the base is learned from the images of all of them, in as many steps as from one.
     """
 
     name = "moleflow"
@@ -113,20 +123,22 @@ class MoleFlow(TaskSeparated):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self.base: Base | None = None
+        self._without: tuple[Base, Base] | None = None  # while the first task is learned
 
     def learn(self, products: Sequence[Pictures]) -> None:
-        """The base with the first product of all, then every product's expert."""
-        self._first: FirstBase | None = None
-        if self.base is None:
-            self._first = self.learn_base(products[0])
-            self.base = self._first.final
+        """The base with the first task, then every product's expert."""
+        first = self.learn_base(products) if self.base is None else None
+        if first is not None:
+            self.base = first.final
+        # The bases that have not seen half of the images calibrate every product that the base learned from.
+        self._without = None if first is None else first.without
         super().learn(products)
+        self._without = None
 
     def learn_part(self, pictures: Pictures) -> _Part:
-        """An expert on the frozen base; the product it was learned from comes first."""
+        """An expert on the frozen base."""
         assert self.base is not None
-        first, self._first = self._first, None
-        return self.learn_expert(self.base, pictures, without=first.without if first else None)
+        return self.learn_expert(self.base, pictures, without=self._without)
 
     def part_state(self, part: _Part) -> State:
         """What a saved line keeps of the product."""
@@ -150,6 +162,68 @@ class MoleFlow(TaskSeparated):
         # Not "if shared": a base without couplings and mixer has nothing to keep and is one all the same.
         self.base = self._base_from(shared) if state.notes["products"] else None
         super().restore(state)
+
+
+NO_FLOW = FlowConfig(
+    normalisation="none",
+    statistics=False,
+    position=0.0,
+    whitening=None,
+    mixer=None,
+    couplings=0,
+    lora=None,
+    dia=None,
+)
+"""Nothing in it learns, so nothing is spent on it."""
+
+
+class CellsAlone(TaskSeparated):
+    """The line without its flow: cell Gaussians, the picture as a whole, and all their calibrations.
+
+    What it says is to the bit what the line says with `scoring.flow_weight=0`, at the cost of closed forms.
+    """
+
+    name = "cells"
+    title = "cells alone"
+    source = "the cell Gaussians of this project (after Defard et al. 2021) and its density of whole pictures"
+
+    def __init__(self, setting: Setting) -> None:
+        if setting.config.scoring.cells is None:
+            raise ConfigError("cells: expected scoring.cells, which were left out")
+        scoring = replace(setting.config.scoring, flow_weight=0.0)
+        super().__init__(replace(setting, config=replace(setting.config, flow=NO_FLOW, scoring=scoring)))
+
+
+class DeCoFlow(MoleFlow):
+    """The line in the shape of the original's published successor: its flow, and nothing beside it.
+
+    Six couplings and two adapter blocks, hidden layers as wide as the features, LoRA of rank 64 at scale 1.
+    What is not the paper's: the shared features and training options of the bench, exact log-determinants,
+    our router in place of its prototypes, and the image score from the top patches of our map.
+    """
+
+    name = "decoflow"
+    title = "DeCoFlow's shape"
+    source = "DeCoFlow (arXiv 2606.26687): 6 couplings, 2 adapter blocks, hidden = D, as a row of the line"
+
+    def __init__(self, setting: Setting) -> None:
+        super().__init__(replace(setting, config=successor(setting.config, setting.channels)))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the row takes from the paper, and what it does not."""
+        return (
+            "6 couplings, 2 adapter blocks, hidden = D, LoRA 64 at scale 1; neither cells nor calibration",
+            "the bench's features, training options and router instead of the paper's",
+        )
+
+
+def successor(config: LineConfig, channels: int) -> LineConfig:
+    """The options of DeCoFlow for features of so many channels; training stays as given."""
+    dia = Dia(blocks=2, hidden=channels)
+    flow = replace(config.flow, couplings=6, hidden=channels, lora=Lora(64, 64.0), dia=dia)
+    scoring = replace(config.scoring, cells=None, whole=None, position_calibration=False)
+    return replace(config, flow=flow, scoring=scoring)
 
 
 def _tensors(base: Base) -> dict[str, Tensor]:

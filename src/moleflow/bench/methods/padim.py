@@ -16,7 +16,7 @@ from ...verdict.maps import smooth
 from .base import Inspection, PerProduct, Pictures, Setting, State
 
 NUMBERS = 4_000_000  # float64 numbers of features read at a time
-RESNET18, NARROW, WIDE = 448, 100, 550  # channels it has, channels drawn of so few, and of more
+MOST_CHANNELS = 550  # that the paper draws, of WideResNet50
 LEAST_RIDGE = 1e-6  # where good images do not differ, or there is one; 16 bits hold what it leads to
 PLACES = 64  # Gaussians widened to 32 bits at a time: they stay in the cache
 
@@ -30,8 +30,8 @@ class GaussianOptions:
     good images, which peaks between 0.05 and 0.1; no defective image had a part in it.
 
     Attributes:
-        channels: d, drawn at random where features have more. None is the paper's 100 for features as
-            narrow as its ResNet18's (448 channels), and its 550 for wider ones, as of WideResNet50.
+        channels: d, drawn at random where features have more. None is all of them up to the paper's 550;
+            the paper draws 100 of the 448 of ResNet18, which saves memory and costs accuracy.
         ridge: added to the variance of every channel, as a share of the mean variance over all places and
             channels: one number per product.
     """
@@ -44,7 +44,7 @@ class GaussianOptions:
 
     def width(self, available: int) -> int:
         """Channels drawn of so many."""
-        return min(available, self.channels or (NARROW if available <= RESNET18 else WIDE))
+        return min(available, self.channels or MOST_CHANNELS)
 
 
 COMMON = GaussianOptions()
@@ -101,14 +101,15 @@ class PaDiM(PerProduct):
         count, places, _ = features.shape
         step = max(1, NUMBERS // (max(count, len(chosen)) * len(chosen)))
         parts = [slice(start, start + step) for start in range(0, places, step)]
-        mean = torch.empty(places, len(chosen))
-        variance = torch.empty(places, len(chosen), dtype=torch.float64)
+        mean = torch.empty(places, len(chosen), device=features.device)
+        variance = torch.empty(places, len(chosen), dtype=torch.float64, device=features.device)
         for here in parts:
             x = features[:, here][..., chosen].double().transpose(0, 1)
             mean[here] = x.mean(1)
             variance[here] = (x - mean[here, None]).square().sum(1) / max(count - 1, 1)
         ridge = max(self.options.ridge * float(variance.mean()), LEAST_RIDGE)
-        whitening = torch.empty(places, len(chosen), len(chosen), dtype=torch.float16)
+        shape = (places, len(chosen), len(chosen))
+        whitening = torch.empty(shape, dtype=torch.float16, device=features.device)
         for here in parts:
             x = features[:, here][..., chosen].double().transpose(0, 1)
             whitening[here] = _whitening(x - mean[here, None], ridge).half()
@@ -126,7 +127,7 @@ class PaDiM(PerProduct):
         maps = smooth(
             distance.unflatten(0, seen.patches.shape[1:3])[None], self.setting.config.scoring.smoothing
         )
-        return Inspection(task=None, known=None, score=float(maps.max()), patch_map=maps[0].numpy())
+        return Inspection(task=None, known=None, score=float(maps.max()), patch_map=maps[0].cpu().numpy())
 
     def part_state(self, part: _Part) -> State:
         """Channels, means, and the lower triangles row by row."""
@@ -134,18 +135,18 @@ class PaDiM(PerProduct):
         return State(
             {
                 "chosen": part.chosen.to(torch.int16),
-                "mean": part.mean,
-                "whitening": part.whitening[:, rows, columns],
+                "mean": part.mean.cpu(),
+                "whitening": part.whitening[:, rows, columns].cpu(),
             }
         )
 
     def part_from(self, state: State) -> _Part:
         """The inverse of `part_state`."""
-        chosen, mean = state.tensors["chosen"].long(), state.tensors["mean"]
+        chosen, mean = state.tensors["chosen"].long(), state.tensors["mean"].to(self.setting.device)
         rows, columns = torch.tril_indices(len(chosen), len(chosen))
         whitening = torch.zeros(len(mean), len(chosen), len(chosen), dtype=torch.float16)
         whitening[:, rows, columns] = state.tensors["whitening"]
-        return _Part(chosen, mean, whitening)
+        return _Part(chosen, mean, whitening.to(self.setting.device))
 
     def _channels(self) -> Tensor:
         """The same for every product, in rising order."""
@@ -157,7 +158,7 @@ class PaDiM(PerProduct):
 def _whitening(centred: Tensor, ridge: float) -> Tensor:
     """L^-1 (P, d, d) with L L^T = covariance + ridge I, for centred patches (P, N, d) float64."""
     _, count, channels = centred.shape
-    identity = torch.eye(channels, dtype=centred.dtype)
+    identity = torch.eye(channels, dtype=centred.dtype, device=centred.device)
     covariance = centred.mT @ centred / max(count - 1, 1) + ridge * identity
     factor = torch.linalg.cholesky(covariance)
     return torch.linalg.solve_triangular(factor, identity.expand_as(factor), upper=False)

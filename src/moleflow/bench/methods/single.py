@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ...config import TrainingConfig, check
+from ...config import TrainingConfig, check, to_dict
 from ...errors import TaskError
 from ...flow.expert import Base, Expert
-from ...training import START_IMAGES, fit, loss_of, require_finite, sample_windows, seeded
+from ...training import START_IMAGES, Windows, fit, loss_of, require_finite, sample_windows, seeded
 from .base import Inspection, Method, Pictures, Setting, State, judged
 
 MEMORY = "memory"  # features of kept images in a state
@@ -30,7 +30,7 @@ class Consolidation:
 
     The default strength lies above the Bayesian 1 because a diagonal leaves out how weights act together.
     It is chosen by the likelihood of held-out good images, never by defects:
-    `python benchmarks/rivals.py --method ewc --values 1 3 10`.
+    `python benchmarks/strength.py --method ewc --values 1 3 10`.
     """
 
     strength: float = 3.0  # lambda: nats of the new task that one nat of an old task is worth
@@ -44,7 +44,7 @@ class Consolidation:
 class Distillation:
     """Options of LwF.
 
-    The paper's weight of 1. `python benchmarks/rivals.py --method lwf --values 1 3 10` gave 153 nats
+    The paper's weight of 1. `python benchmarks/strength.py --method lwf --values 1 3 10` gave 153 nats
     against 156 with 3 on good images of three real products, on drawn ones a little more than with 3.
     """
 
@@ -74,9 +74,10 @@ class WholeFlow(nn.Module):
         with seeded(setting.seed):
             self.base = Base(setting.grid, setting.channels, flow)
             self.expert = Expert(self.base)
+        self.to(setting.device)
 
     def latent(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-        """z (B, h, w, D) and log-determinant (B, h, w) of prepared windows."""
+        """z (B, h, w, d) and log-determinant (B, h, w) of prepared windows."""
         return self.base.latent(self.expert, x, position=position)
 
     def scores(self, features: Tensor) -> Tensor:
@@ -126,37 +127,30 @@ class Mixture:
         """
         return cls(tuple(sources), (1 / len(sources),) * len(sources))
 
-    def draw(
-        self, position: Tensor, training: TrainingConfig, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def draw(self, position: Tensor, training: TrainingConfig, generator: torch.Generator) -> Windows:
         """One step's windows and where they were cut, as `sample_windows`, ordered by source."""
         height, width = position.shape[:2]
         patches = min(training.window, height) * min(training.window, width)
         batch = max(1, training.patches // patches)
         origin = torch.multinomial(torch.tensor(self.shares), batch, replacement=True, generator=generator)
-        drawn = [
+        return Windows.joined(
             sample_windows(source, position, replace(training, patches=count * patches), generator)
             for source, count in zip(
                 self.sources, origin.bincount(minlength=len(self.sources)).tolist(), strict=True
             )
             if count
-        ]
-        windows, places = zip(*drawn, strict=True)
-        return torch.cat(windows), torch.cat(places)
+        )
 
 
 class Step(NamedTuple):
     """What a flow made of one step's prepared and noisy windows."""
 
-    x: Tensor  # (B, s, s, D)
-    position: Tensor  # (B, s, s, D)
-    z: Tensor  # (B, s, s, D)
-    log_det: Tensor  # (B, s, s)
-
-    @property
-    def log_prob(self) -> Tensor:
-        """log p (B, s, s), but for a constant."""
-        return self.log_det - 0.5 * self.z.square().sum(-1)
+    x: Tensor  # (B, S, S, d), the margin around the windows included
+    position: Tensor  # (B, S, S, d)
+    z: Tensor  # (B, S, S, d)
+    log_det: Tensor  # (B, S, S)
+    log_prob: Tensor  # (B, s, s) of the patches that count, but for a constant
+    penalised: Tensor  # (B, s, s), the log-determinants of which the loss asks to be small
 
 
 class SingleFlow(Method):
@@ -196,7 +190,7 @@ class SingleFlow(Method):
 
     def penalty(self, flow: WholeFlow, step: Step) -> Tensor:
         """What is added to a step's loss, in nats per patch; `self.flow` is the flow before this task."""
-        return torch.zeros(())
+        return torch.zeros((), device=step.z.device)
 
     @torch.no_grad()
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
@@ -215,7 +209,8 @@ class SingleFlow(Method):
         """The flow, all of it shared; in 32 bits, because it is learned further."""
         flow = {} if self.flow is None else self.flow.state_dict()
         return State(
-            {f"shared/flow.{k}": v.contiguous() for k, v in flow.items()}, {"products": [*self.products]}
+            {f"shared/flow.{k}": v.cpu().contiguous() for k, v in flow.items()},
+            {"products": [*self.products]},
         )
 
     def restore(self, state: State) -> None:
@@ -227,6 +222,23 @@ class SingleFlow(Method):
             self.flow.load_state_dict(_owned(state, "flow"))
 
     def _learned(self, known: WholeFlow | None, products: Sequence[Pictures]) -> WholeFlow:
+        """Learned on from a known flow or anew, or taken from a run's memory.
+
+        All methods begin alike; then a flow follows from the method and all that it has kept.
+        """
+        if self.remembered is None or not all(one.key for one in products):
+            return self._fitted(known, products)
+        own = to_dict(self.options) if hasattr(self, "options") else None
+        begun = ["a first flow"] if known is None else ["a flow", self.name, own, self.state()]
+        kept = self.remembered.learned(
+            [*begun, *(pictures.key for pictures in products)],
+            lambda: State({k: v.cpu() for k, v in self._fitted(known, products).state_dict().items()}),
+        )
+        flow = WholeFlow(self.setting)
+        flow.load_state_dict(kept.tensors)
+        return flow.requires_grad_(False).eval()
+
+    def _fitted(self, known: WholeFlow | None, products: Sequence[Pictures]) -> WholeFlow:
         for pictures in products:
             require_finite(pictures.features)
         training = self.setting.config.training
@@ -235,7 +247,7 @@ class SingleFlow(Method):
 
         def loss(generator: torch.Generator) -> Tensor:
             step = taken(flow, mixture, training, generator)
-            return loss_of(step.log_prob, step.log_det, training) + self.penalty(flow, step)
+            return loss_of(step.log_prob, step.penalised, training) + self.penalty(flow, step)
 
         owned = list(flow.requires_grad_(True).parameters())
         if owned:
@@ -254,10 +266,18 @@ class SingleFlow(Method):
 
 def taken(flow: WholeFlow, mixture: Mixture, training: TrainingConfig, generator: torch.Generator) -> Step:
     """One step's windows with noise on them, through the flow."""
-    windows, position = mixture.draw(flow.base.position, training, generator)
-    x = flow.base.prepare(windows)
-    x = x + training.noise * torch.randn(x.shape, generator=generator)
-    return Step(x, position, *flow.latent(x, position))
+    windows = mixture.draw(flow.base.position, training, generator)
+    x = flow.base.prepare(windows.features)
+    x = x + training.noise * torch.randn(x.shape, generator=generator).to(x.device)
+    passage = flow.base.passage(flow.expert, x, position=windows.position)
+    return Step(
+        x,
+        windows.position,
+        passage.z,
+        passage.log_det,
+        log_prob=windows.counted(passage.log_prob),
+        penalised=windows.counted(passage.penalised(training.log_det_of)),
+    )
 
 
 class FineTuning(SingleFlow):
@@ -316,12 +336,13 @@ class EWC(SingleFlow):
     def state(self) -> State:
         """The flow and the Fisher information; theta* is the flow itself."""
         own = super().state()
-        return State(own.tensors | {f"shared/fisher.{k}": v for k, v in self.fisher.items()}, own.notes)
+        fisher = {f"shared/fisher.{k}": v.cpu() for k, v in self.fisher.items()}
+        return State(own.tensors | fisher, own.notes)
 
     def restore(self, state: State) -> None:
         """The inverse of `state`."""
         super().restore(state)
-        self.fisher = _owned(state, "fisher")
+        self.fisher = {k: v.to(self.setting.device) for k, v in _owned(state, "fisher").items()}
 
 
 def fisher_information(
@@ -435,7 +456,7 @@ class Replay(SingleFlow):
     def state(self) -> State:
         """The flow, the kept images' features, and in the notes what the images cost."""
         own = super().state()
-        kept = {f"shared/{MEMORY}.{i}": features for i, features in enumerate(self.memory)}
+        kept = {f"shared/{MEMORY}.{i}": features.cpu() for i, features in enumerate(self.memory)}
         cost = {"kept_images": sum(map(len, self.memory)), "kept_bytes": self.kept_bytes}
         return Cached(own.tensors | kept, own.notes | cost)
 
@@ -443,7 +464,7 @@ class Replay(SingleFlow):
         """The inverse of `state`."""
         super().restore(state)
         kept = _owned(state, MEMORY)
-        self.memory = [kept[str(i)] for i in range(len(self.products))]
+        self.memory = [kept[str(i)].to(self.setting.device) for i in range(len(self.products))]
         self.kept_bytes = state.notes["kept_bytes"]
 
 

@@ -58,6 +58,10 @@ class UcadOptions:
         memory_images: of a product at most, to take key and knowledge from.
         key_size, knowledge_size: patches kept.
         regions: an image is parted into, for the contrast.
+        temperature: of the contrast.
+        patch: side of the square of patches that are averaged into one, for key, knowledge and inspection;
+            1, none, as in the authors' published command line, which their figures come from, and not
+            their class's 3.
         smoothing: sigma of the map's Gaussian in pixels of the transformer's image.
     """
 
@@ -72,11 +76,15 @@ class UcadOptions:
     key_size: int = 196
     knowledge_size: int = 196
     regions: int = 8
+    temperature: float = 0.5
+    patch: int = 1
     smoothing: float = 4.0
 
     def __post_init__(self) -> None:
         counts = ("layers", "images", "epochs", "memory_images", "key_size", "knowledge_size", "regions")
-        check(self, positive=(*counts, "learning_rate", "smoothing"))
+        check(self, positive=(*counts, "learning_rate", "smoothing", "temperature", "patch"))
+        if self.patch % 2 == 0:
+            raise ConfigError(f"UcadOptions.patch: expected an odd side, got {self.patch}")
         object.__setattr__(self, "image_size", _as_pair(self.image_size))
 
     @property
@@ -114,8 +122,7 @@ class UCAD(Method):
         - Regions come from k-means over frozen features and position, not from SAM (Kirillov et al.,
           2023), which is a large network with weights of its own. They follow what the transformer
           already sees, so the contrast teaches it less than foreign regions would.
-        - The contrast is a difference of means over pairs, not of sums, so that it does not depend on
-          the sizes of regions.
+        - The last block is normalised before it is used; the authors' code takes it as it is.
         - Prompts are added to the tokens and begin at zero; the authors' code puts random ones before the
           keys and values of every block's attention.
         - Key and knowledge see at most 256 images, and keep 16 bits.
@@ -147,6 +154,7 @@ class UCAD(Method):
             f"{own.layers} blocks",
             "regions from k-means instead of SAM",
             "prompts added and begun at zero instead of random prefixes",
+            *([f"patches averaged over {own.patch}x{own.patch}"] if own.patch > 1 else []),
             _told(own.schedule) + ", none chosen on test images",
             f"key and knowledge from {own.memory_images} images at most",
         ]
@@ -177,19 +185,19 @@ class UCAD(Method):
         sigma = self.options.smoothing * extractor.grid[0] / extractor.image_size[0]  # in patches
         for i in range(len(pictures)):
             image = self._images(pictures, [i])
-            chosen = task or self._nearest_key(self._frozen(image)[0].flatten(0, 1))
+            chosen = task or self._nearest_key(self._local(self._frozen(image))[0].flatten(0, 1))
             memory = self._memories[chosen]
-            patches = self._prompted(image, memory.prompt)[0].flatten(0, 1)
+            patches = self._local(self._prompted(image, memory.prompt))[0].flatten(0, 1)
             knowledge = Bank(memory.knowledge.float())
             found = knowledge.nearest(patches)
             score = knowledge.image_score(patches, found, NEIGHBOURS)
-            patch_map = smooth(found.distance.view(1, *extractor.grid), sigma)[0].numpy()
+            patch_map = smooth(found.distance.view(1, *extractor.grid), sigma)[0].cpu().numpy()
             yield Inspection(task=chosen, known=None, score=score, patch_map=patch_map)
 
     def state(self) -> State:
         """All products' keys, prompts and knowledge; the transformer is the backbone and not in it."""
         tensors = {
-            f"{name}/{part}": tensor
+            f"{name}/{part}": tensor.cpu()
             for name, memory in self._memories.items()
             for part, tensor in memory.tensors().items()
         }
@@ -199,7 +207,7 @@ class UCAD(Method):
         """Takes up a state."""
         parts = ("key", "prompt", "knowledge")
         self._memories = {
-            name: _Memory(*(state.tensors[f"{name}/{part}"] for part in parts))
+            name: _Memory(*(state.tensors[f"{name}/{part}"].to(self.setting.device) for part in parts))
             for name in state.notes["products"]
         }
 
@@ -208,26 +216,29 @@ class UCAD(Method):
         order = np.random.default_rng(self.setting.seed).permutation(len(pictures))
         images = self._images(pictures, order[: max(taught, own.memory_images)].tolist())
         remembered, images = images[: own.memory_images], images[:taught]
-        frozen = self._in_batches(self._frozen, remembered)
+        frozen = self._in_batches(lambda batch: self._local(self._frozen(batch)), remembered)
         key = farthest_points(frozen.flatten(0, 2), own.key_size)
         del frozen  # half a megabyte an image
         labels = self._in_batches(self._regions, images)
         prompt = self._learn_prompt(images, labels.flatten(1))
-        shown = self._in_batches(lambda batch: self._prompted(batch, prompt), remembered)
+        shown = self._in_batches(lambda batch: self._local(self._prompted(batch, prompt)), remembered)
         knowledge = farthest_points(shown.flatten(0, 2), own.knowledge_size)
         return _Memory(key.half(), prompt, knowledge.half())
 
     def _learn_prompt(self, images: Tensor, labels: Tensor) -> Tensor:
         """Prompts (L, D) from uint8 images (N, 3, h, w) and the regions of their patches (N, P)."""
         _, epochs, rate = self.options.schedule
-        prompt = nn.Parameter(torch.zeros(self.options.layers, self._backbone().dim))
+        size = self.options.layers, self._backbone().dim
+        prompt = nn.Parameter(torch.zeros(size, device=self.setting.device))
         waiting: list[int] = []
 
         def step_loss(generator: torch.Generator) -> Tensor:
             if not waiting:
                 waiting.extend(torch.randperm(len(images), generator=generator).tolist())
             batch = [waiting.pop() for _ in range(min(BATCH, len(waiting)))]
-            return structure_loss(self._prompted(images[batch], prompt).flatten(1, 2), labels[batch])
+            return structure_loss(
+                self._prompted(images[batch], prompt).flatten(1, 2), labels[batch], self.options.temperature
+            )
 
         fit(
             [prompt],
@@ -245,7 +256,7 @@ class UCAD(Method):
 
     def _images(self, pictures: Pictures, chosen: Sequence[int]) -> Tensor:
         extractor = self._backbone()
-        return extractor.stack([pictures.read(i, extractor.image_size) for i in chosen])
+        return extractor.stack([pictures.read(i, extractor.image_size) for i in chosen]).to(extractor.device)
 
     def _frozen(self, images: Tensor) -> Tensor:
         """Features (B, h', w', D) of uint8 images (B, 3, h, w) without prompts."""
@@ -269,6 +280,14 @@ class UCAD(Method):
         patches: Tensor = network.norm(tokens)[:, network.num_prefix_tokens :]
         return patches.unflatten(1, extractor.grid)
 
+    def _local(self, features: Tensor) -> Tensor:
+        """Features (B, h', w', D) averaged over squares of patches, at the border over what there is."""
+        side = self.options.patch
+        maps = F.avg_pool2d(
+            features.permute(0, 3, 1, 2), side, stride=1, padding=side // 2, count_include_pad=False
+        )
+        return maps.permute(0, 2, 3, 1)
+
     @torch.no_grad()
     def _in_batches(self, compute: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         return torch.cat([compute(batch) for batch in images.split(BATCH)])
@@ -277,7 +296,9 @@ class UCAD(Method):
         if self._extractor is None:
             own = self.options
             # One random network for all seeds: which weights it has is no part of what is learned.
-            extractor = Extractor(self._spec, weights=own.weights, image_size=own.image_size)
+            extractor = Extractor(
+                self._spec, weights=own.weights, image_size=own.image_size, device=self.setting.device
+            )
             if not isinstance(extractor.module.network, VisionTransformer):
                 raise ConfigError(f"UCAD: expected a vision transformer, got backbone {own.backbone!r}")
             self._extractor = extractor
@@ -292,7 +313,7 @@ def farthest_points(points: Tensor, count: int) -> Tensor:
     """
     centred = points - points.mean(0)
     first = int(centred.square().sum(1).argmin())
-    return points[greedy_centres(centred, min(count, len(points)), first)]
+    return points[greedy_centres(centred, min(count, len(points)), [first])]
 
 
 def find_regions(features: Tensor, count: int) -> Tensor:
@@ -309,7 +330,7 @@ def find_regions(features: Tensor, count: int) -> Tensor:
     """
     height, width, _ = features.shape
     rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-    place = torch.stack([rows, columns], dim=-1).flatten(0, 1).float()
+    place = torch.stack([rows, columns], dim=-1).flatten(0, 1).float().to(features.device)
     points = torch.cat(
         [_unit_variance(features.flatten(0, 1)), POSITION_WEIGHT**0.5 * _unit_variance(place)], 1
     )
@@ -324,20 +345,21 @@ def find_regions(features: Tensor, count: int) -> Tensor:
     return labels.view(height, width)
 
 
-def structure_loss(features: Tensor, labels: Tensor) -> Tensor:
-    """Mean cosine between patches of different regions, less that between patches of the same one.
+def structure_loss(features: Tensor, labels: Tensor, temperature: float) -> Tensor:
+    """The structure-based contrast of the authors' code, a mean over all pairs of an image's patches.
 
-    The structure-based contrast of Liu et al. (2024) in mean form; from -2, best, to 2.
+    -s of two patches of one region, exp(s) of two of different ones, with s their cosine over the
+    temperature. What two regions share costs exponentially, so they are parted before any is drawn together.
 
     Args:
         features: (B, P, D).
         labels: region of every patch, (B, P); pairs are formed within an image only.
+        temperature: of the cosine.
     """
     unit = F.normalize(features, dim=-1)
-    cosine = unit @ unit.transpose(1, 2)
+    alike = unit @ unit.transpose(1, 2) / temperature
     same = labels[:, :, None] == labels[:, None, :]
-    alike = same & ~torch.eye(labels.shape[1], dtype=torch.bool)
-    return (_masked_mean(cosine, ~same) - _masked_mean(cosine, alike)).mean()
+    return torch.where(same, -alike, alike.exp()).mean()
 
 
 def _distances(a: Tensor, b: Tensor) -> Tensor:
@@ -349,11 +371,6 @@ def _unit_variance(points: Tensor) -> Tensor:
     """Points (N, D) scaled by one number to a total variance of 1; equal points to zeros."""
     centred = points - points.mean(0)
     return centred / centred.square().sum(1).mean().sqrt().clamp_min(1e-12)
-
-
-def _masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean over the masked pairs of every image, (B, P, P) to (B,); 0 where there are none."""
-    return (values * mask).sum((1, 2)) / mask.sum((1, 2)).clamp_min(1)
 
 
 def _told(schedule: Schedule) -> str:

@@ -20,12 +20,20 @@ SIZE = 11.5  # of text; a character is about 0.6 of it wide
 
 @dataclass(frozen=True)
 class Point:
-    """A value over `x`, with a standard deviation and a name where it has them."""
+    """A value over `x`, with an interval or a standard deviation and a name where it has them."""
 
     x: float
     y: float
     sd: float | None = None
     name: str = ""
+    interval: tuple[float, float] | None = None
+
+    @property
+    def span(self) -> tuple[float, float] | None:
+        """What its bar reaches from and to."""
+        if self.interval is not None:
+            return self.interval
+        return (self.y - self.sd, self.y + self.sd) if self.sd else None
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,7 @@ class _Scale:
 def plot(
     title: str, series: Sequence[Series], x: Axis, y: Axis, *, caption: object = "", height: int = 320
 ) -> Html:
-    """Series over an axis: joined points as a line, points with a name labelled, standard deviations as bars.
+    """Series over an axis: joined points as a line, points with a name labelled, their spans as bars.
 
     Of several series those whose points have no names stand in a legend below. No point gives no chart.
     """
@@ -74,12 +82,12 @@ def plot(
     unnamed = [one for one in series if not any(point.name for point in one.points)]
     keys = _legend(unnamed if len(series) > 1 else [], height)
     across = _scale(x, [p.x for p in points], LEFT, WIDTH - RIGHT)
-    tops = [p.y + s * (p.sd or 0.0) for p in points for s in (-1, 1)]
+    tops = [at for p in points for at in p.span or (p.y,)]
     up = _scale(y, tops, height - BOTTOM, TOP)
     parts = [*_frame(x, y, across, up, height)]
     for one in series:
         parts += _drawn(one, across, up)
-    spans = [(across(p.x) - 2, up(p.y + p.sd), across(p.x) + 2, up(p.y - p.sd)) for p in points if p.sd]
+    spans = [(across(p.x) - 2, up(p.span[1]), across(p.x) + 2, up(p.span[0])) for p in points if p.span]
     parts += _labels([(across(p.x), up(p.y), p.name) for p in points], spans, height)
     return _figure(title, [*parts, *keys[0]], height + keys[1], caption)
 
@@ -175,8 +183,8 @@ def _drawn(one: Series, across: _Scale, up: _Scale) -> list[str]:
             f'stroke-dasharray="{DASHES[one.style // len(PALETTE) % len(DASHES)]}"/>'
         )
     for (x, y), p in zip(places, one.points, strict=True):
-        if p.sd:
-            parts.append(_line(x, up(p.y - p.sd), x, up(p.y + p.sd), colour))
+        if p.span:
+            parts.append(_line(x, up(p.span[0]), x, up(p.span[1]), colour))
         parts.append(_mark(x, y, one.style, f"{p.name or one.name}: {p.y:.3f}"))
     return parts
 

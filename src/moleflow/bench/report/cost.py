@@ -68,6 +68,11 @@ def _trade(bench: Findings, metric: str, cost: Callable[[str], float | None], x:
     for entry in bench.drawn:
         at, value = cost(entry), bench.acc(entry, metric)
         if at and value["mean"] is not None:
-            point = Point(at, value["mean"], value["sd"], bench.title(entry))
+            span = bench.interval(entry, metric)
+            point = Point(at, value["mean"], value["sd"], bench.title(entry), span)
             series.append(Series(bench.title(entry), (point,), bench.style(entry), joined=False))
-    return plot(f"{METRICS[metric]} against {x.title}", series, x, Axis(METRICS[metric]))
+    drawn = any(point.interval for one in series for point in one.points)
+    level = bench.results.get("uncertainty", {}).get("level", 0)
+    bars = f"{100 * level:g} % intervals over test images and seeds" if drawn else "deviations over seeds"
+    title = f"{METRICS[metric]} against {x.title}"
+    return plot(title, series, x, Axis(METRICS[metric]), caption=f"Bars: {bars}.")

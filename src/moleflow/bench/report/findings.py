@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ..ablation import FULL
+from ..ablation import FULL, TABLES
 from ..figures import AUPRO_LIMITS
 from ..results import over_seeds, spread
 
@@ -62,8 +62,11 @@ class Findings:
 
     @property
     def drawn(self) -> tuple[str, ...]:
-        """The entries that stand in charts."""
-        return self.entries if len(self.entries) <= MOST else self.leaders
+        """The entries that stand in charts; of very many methods those with nothing put beside them."""
+        if len(self.entries) <= MOST:
+            return self.entries
+        alone = tuple(e for e in self.leaders if self.method(e) in TABLES["all"])
+        return alone if alone and len(self.leaders) > MOST else self.leaders
 
     @cached_property
     def groups(self) -> tuple[tuple[tuple[str, ...], tuple[str, ...]], ...]:
@@ -101,6 +104,12 @@ class Findings:
     def acc(self, entry: str, metric: str, view: str = "routed", name: str = "acc") -> Spread:
         """ACC (or BWT, FM) of an entry over its runs."""
         return self.summary(entry)["continual"][view][metric][name]
+
+    def interval(self, entry: str, metric: str) -> tuple[float, float] | None:
+        """Where an entry's mean may lie with other test images and seeds; None where nobody drew them."""
+        means = self.results.get("uncertainty", {}).get("means", {})
+        found = means.get(entry, {}).get(metric)
+        return None if found is None else tuple(found["these products"])
 
     def of_product(self, entry: str, streams: Sequence[str], product: str, *key: str) -> float | None:
         """A product's figure, such as ("routed", "pixel_ap"), averaged over streams and seeds."""

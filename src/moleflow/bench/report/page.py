@@ -17,6 +17,7 @@ from .findings import Findings
 from .kept import forgetting, routing
 from .overview import compared, headline
 from .products import beside_published, each_product, improvement, pooled
+from .sure import sure
 from .tables import flat, value_text
 from .variants import worth
 
@@ -54,6 +55,7 @@ def build(results: Mapping[str, Any], times: Mapping[str, Any], galleries: Seque
         "MoLE-Flow bench: methods side by side",
         compared(bench),
         headline(bench),
+        sure(bench),
         each_product(bench),
         improvement(bench),
         worth(bench),

@@ -17,12 +17,13 @@ from scipy import stats
 
 from ...data.layouts import Product
 from ...errors import BenchError, ConfigError
+from ...presets import DEFAULT
 from ..files import write_json
 from ..methods import METHODS
 from ..pictures import Told, has_masks
 from ..synthetic import validation_of
 from .search import grid, tpe
-from .space import Options, Space
+from .space import Options, Points, Space
 from .trials import Done, Trials, workers
 
 CRITERIA: dict[str, tuple[str, ...]] = {
@@ -37,7 +38,7 @@ Sampler = Literal["grid", "tpe"]
 
 
 def sweep(
-    space: Space,
+    space: Space | Points,
     products: Sequence[Product],
     out: str | Path,
     cache: str | Path,
@@ -51,6 +52,7 @@ def sweep(
     seed: int = 0,
     share: float = 0.25,
     method: str = "moleflow",
+    preset: str = DEFAULT,
     options: Mapping[str, Any] | None = None,
     backbone: str = "efficientnet_lite0",
     weights: str | None = None,
@@ -71,7 +73,7 @@ def sweep(
     very same bytes, and one with more trials or another criterion goes on from what is there.
 
     Args:
-        space: what is tried.
+        space: what is tried: combinations of options, or a list of them.
         products: learned in this order; their test images are opened only for the oracle.
         out, cache: folders of the trials and of the features.
         trials: at most so many. A smaller grid is tried as a whole, a larger one at combinations drawn at
@@ -85,9 +87,10 @@ def sweep(
         seed: of the sampler, of the images held out and of the defects in them.
         share: of the training images, held out.
         method: what is tuned, one of `METHODS`.
+        preset: what all trials change, by name.
         options: dotted paths into `LineConfig` for all trials; a trial's own come before them.
         backbone, weights, image_size, eval_size, threads: as in `Plan`.
-        device: where the backbone computes features.
+        device: where the backbone computes features, and where methods learn and score.
         told: hears of features being computed.
         done: hears of every run that is finished.
 
@@ -122,6 +125,7 @@ def sweep(
             "weights": weights,
             "image_size": image_size,
             "eval_size": eval_size,
+            "preset": preset,
             "options": dict(options or {}),
             "leave_out": False,
             "threads": threads,
@@ -129,6 +133,8 @@ def sweep(
         device=device,
         told=told,
     )
+    if isinstance(space, Points):
+        space = space.around(_unchanged(space, setting))
     with workers(setting, jobs) as finish:
         search = grid if sampler == "grid" else tpe
         unchanged, *records = search(space, setting, trials, seed, finish, done)
@@ -147,6 +153,7 @@ def sweep(
         "weights": weights,
         "image_size": image_size and list(image_size),
         "eval_size": eval_size and list(eval_size),
+        "preset": preset,
         "base_options": dict(options or {}),
         "unchanged": unchanged | {"options": _unchanged(space, setting)},
         "trials": records,
@@ -216,7 +223,7 @@ def _judged(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _unchanged(space: Space, setting: Trials) -> Options:
+def _unchanged(space: Space | Points, setting: Trials) -> Options:
     """The values of a space's options where none of them is changed."""
     config = setting.works({})[0].plan.configured("trial")
     return {name: functools.reduce(_inside, name.split("."), config) for name in space.options}

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from ...errors import ConfigError
-from .space import Choice, Options, Range, Space
+from .space import Choice, Options, Points, Range, Space
 from .trials import Done, Finish, Trials
 
 
 def grid(
-    space: Space, setting: Trials, trials: int, seed: int, finish: Finish, done: Done | None
+    space: Space | Points, setting: Trials, trials: int, seed: int, finish: Finish, done: Done | None
 ) -> list[dict[str, Any]]:
     """The unchanged options and then the points of the grid, or as many of them; records in this order."""
     tried = [{}, *_combinations(space, trials, seed)]
@@ -23,11 +23,16 @@ def grid(
     return [setting.record(options, errors) for options in tried]
 
 
-def _combinations(space: Space, trials: int, seed: int) -> list[Options]:
+def _combinations(space: Space | Points, trials: int, seed: int) -> list[Options]:
     """The whole grid in its order, or as many different points of it as asked for, drawn at random.
 
     With more trials the points drawn are the same and further ones.
     """
+    if isinstance(space, Points):
+        if trials >= space.size:
+            return list(space.points)
+        drawn_points = np.random.default_rng(seed).permutation(space.size)[:trials]
+        return [space.points[i] for i in drawn_points]
     values_of = {name: o.values for name, o in space.options.items() if isinstance(o, Choice)}
     if len(values_of) < len(space.options):
         ranges = ", ".join(name for name in space.options if name not in values_of)
@@ -47,7 +52,7 @@ def _combinations(space: Space, trials: int, seed: int) -> list[Options]:
 
 
 def tpe(
-    space: Space, setting: Trials, trials: int, seed: int, finish: Finish, done: Done | None
+    space: Space | Points, setting: Trials, trials: int, seed: int, finish: Finish, done: Done | None
 ) -> list[dict[str, Any]]:
     """Asks Optuna for one trial after the other.
 
@@ -55,6 +60,8 @@ def tpe(
     generator stood, and so go on with other suggestions after a kill. Told the same values anew, it asks the
     same questions.
     """
+    if isinstance(space, Points):
+        raise ConfigError("sampler tpe: expected lists of values or ranges to draw from, got combinations")
     optuna = _optuna()
     runs = len(setting.seeds) * len(setting.marks)
     unchanged = setting.record({}, finish([{}], None))

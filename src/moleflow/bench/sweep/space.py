@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,24 +88,6 @@ class Space:
                 raise ConfigError(f"{name}: {error}") from error
         return cls(options)
 
-    @classmethod
-    def from_yaml(cls, path: str | Path) -> Space:
-        """The space that a YAML file describes::
-
-            training.tail_weight: [0.5, 0.7, 0.9]
-            training.learning_rate: {low: 0.0003, high: 0.003, log: true}
-            flow.dia: [null, {blocks: 2, hidden: 64}]
-
-        Raises ConfigError, with the path, for a file that cannot be read, for an unknown option and for
-        values that it cannot have.
-        """
-        source = Path(path)
-        content = read_yaml(source)
-        try:
-            return cls.from_dict(content)
-        except ConfigError as error:
-            raise ConfigError(f"{source}: {error}") from error
-
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON; the inverse of `from_dict`."""
         return {
@@ -114,6 +96,93 @@ class Space:
             else {"low": tried.low, "high": tried.high, "log": tried.log}
             for name, tried in self.options.items()
         }
+
+
+@dataclass(frozen=True)
+class Points:
+    """Combinations of options one by one: those of a `Plan`, each with what it changes."""
+
+    points: tuple[Options, ...]
+
+    def __post_init__(self) -> None:
+        if not self.points:
+            raise ConfigError("expected at least one combination to try, got none")
+        told = [json.dumps(point, sort_keys=True) for point in self.points]
+        for number, text in enumerate(told):
+            if text in told[:number]:
+                raise ConfigError(f"combination {number + 1}: expected different ones, got {text} again")
+        names = self.names
+        for name in names:
+            inside = next((other for other in names if other.startswith(f"{name}.")), None)
+            if inside is not None:
+                raise ConfigError(f"expected {name} as a whole or {inside}, got both")
+        for number, point in enumerate(self.points, 1):
+            for name, value in point.items():
+                try:
+                    check_option(name, value)
+                except ConfigError as error:
+                    raise ConfigError(f"combination {number}: {error}") from error
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All options that any of them changes, in the order in which they first appear."""
+        return tuple(dict.fromkeys(name for point in self.points for name in point))
+
+    @property
+    def options(self) -> dict[str, Choice]:
+        """Which values they give each option."""
+        return {
+            name: Choice(tuple(_different(point[name] for point in self.points if name in point)))
+            for name in self.names
+        }
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.points)
+
+    def around(self, unchanged: Options) -> Points:
+        """The same with every option said in each, as it is `unchanged` where a combination says nothing."""
+        whole = (unchanged | point for point in self.points)
+        return Points(tuple(_different({name: point[name] for name in self.names} for point in whole)))
+
+    @classmethod
+    def from_list(cls, content: Any) -> Points:
+        """A table from options to values for each combination."""
+        tables = content if isinstance(content, list) else [content]
+        for table in tables:
+            if not isinstance(table, dict) or not all(isinstance(name, str) for name in table):
+                raise ConfigError(f"expected tables from options to values, got {reprlib.repr(table)}")
+        return cls(tuple({name: number_or_same(v) for name, v in table.items()} for table in tables))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON: the values of every option."""
+        return {name: list(tried.values) for name, tried in self.options.items()}
+
+
+def _different(values: Iterable[Any]) -> list[Any]:
+    """Each once, told apart by their JSON: 1 is not true."""
+    return list({json.dumps(value, sort_keys=True): value for value in values}.values())
+
+
+def read_space(path: str | Path) -> Space | Points:
+    """What a YAML file says is tried, as a table or as a list of combinations::
+
+        training.tail_weight: [0.5, 0.7, 0.9]
+        training.learning_rate: {low: 0.0003, high: 0.003, log: true}
+        flow.dia: [null, {blocks: 2, hidden: 64}]
+
+        - {training.tail_weight: 0.55, training.learning_rate: 0.0003}
+        - {flow.couplings: 12}
+
+    Raises ConfigError, with the path, for a file that cannot be read, for an unknown option and for values
+    that it cannot have.
+    """
+    content = read_yaml(path)
+    try:
+        return Points.from_list(content) if isinstance(content, list) else Space.from_dict(content)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _tried(content: Any) -> Choice | Range:
@@ -149,12 +218,12 @@ _SPACES: Mapping[str, Mapping[str, Any]] = {
     "task-separated": _FLOW,
     "ucad": {"ucad.smoothing": [2.0, 4.0, 8.0]},
     "memory-bank": {"memory-bank.share": [0.01, 0.05], "memory-bank.neighbours": [1, 9]},
-    "memory-bank-calibrated": {
-        "memory-bank-calibrated.share": [0.01, 0.05],
-        "memory-bank-calibrated.neighbours": [1, 9],
-    },
+    "memory-bank-calibrated": {"memory-bank-calibrated.share": [0.01, 0.05]},
     "padim": {"padim.ridge": [0.01, 0.03, 0.1, 0.3]},
-    "shared-coreset": {"shared-coreset.most": [3_000, 10_000]},
+    "gcr": {"gcr.size": [196, 1_000], "gcr.nearest": [1, 16]},
+    "dinosaur": {"dinosaur.share": [0.05, 0.1], "dinosaur.radius": [1, 3]},
+    "projection-bank": {"projection-bank.neighbours": [2, 5], "projection-bank.banks": [3, 5]},
+    "shared-coreset": {"shared-coreset.size": [3_000, 10_000]},
 }
 
 

@@ -126,7 +126,7 @@ def workers(setting: Trials, jobs: int) -> Iterator[Finish]:
             features = True
         failed = {}
         finished = len(works) - len(missing)
-        for number, (folder, error) in enumerate(_each(missing, pool), finished + 1):
+        for number, (folder, error) in enumerate(_each(missing, setting.device, pool), finished + 1):
             if error is not None:
                 failed[folder] = error
             if done:
@@ -141,19 +141,21 @@ def workers(setting: Trials, jobs: int) -> Iterator[Finish]:
             pool.shutdown(cancel_futures=True)
 
 
-def _each(works: Sequence[Work], pool: ProcessPoolExecutor | None) -> Iterator[tuple[Path, str | None]]:
+def _each(
+    works: Sequence[Work], device: str, pool: ProcessPoolExecutor | None
+) -> Iterator[tuple[Path, str | None]]:
     if pool is None:
         for work in works:
-            yield work.out, _run(work)
+            yield work.out, _run(work, device)
         return
-    futures = {pool.submit(_run, work): work for work in works}
+    futures = {pool.submit(_run, work, device): work for work in works}
     for future in as_completed(futures):
         yield futures[future].out, future.result()
 
 
-def _run(work: Work) -> str | None:
+def _run(work: Work, device: str) -> str | None:
     """The error of a run's first unit that failed, or None."""
-    failed = run(work)
+    failed = run(work, device=device)
     if not failed:  # what was learned is of no further use, and there may be hundreds of trials
         for state in work.out.rglob("state-*.safetensors"):
             state.unlink()

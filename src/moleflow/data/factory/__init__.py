@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import colorsys
 import operator
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from scipy import ndimage
 
 from ...errors import ConfigError
 from . import blister_pack, bottle_cap, circuit_board, defects, gear, textures
-from .canvas import FloatArray, Scene, grid, noise, tinted
+from .canvas import Colour, FloatArray, Scene, grid, noise, tinted
 
-__all__ = ["PRODUCTS", "Sample", "defect_kinds", "make_sample", "write_product"]
+__all__ = ["PRODUCTS", "Sample", "defect_kinds", "look_alikes", "make_sample", "varieties", "write_product"]
 
 _SIZES = (64, 512)
 _VISIBLE = 6 / 255  # a change smaller than this drowns in the sensor's noise
@@ -139,6 +140,47 @@ _MAKERS: dict[str, _Maker] = {
 
 PRODUCTS: tuple[str, ...] = tuple(_MAKERS)
 
+_DETAILS = {
+    "woven_cloth": "foreign_yarn",
+    "wood": "knot",
+    "gear": "missing_hole",
+    "bottle_cap": "misprint",
+    "circuit_board": "missing_component",
+    "blister_pack": "wrong_capsule",
+}
+"""The one detail in which a look-alike differs: a fault of the original, at one place, there by design."""
+_PAINTED = ("woven_cloth", "bottle_cap", "circuit_board", "blister_pack")
+"""Products that come in any colour; the others are of metal or wood, and are stained."""
+_STAINS = (
+    (1.0, 1.0, 1.0),
+    (1.0, 0.85, 0.58),
+    (0.72, 0.84, 1.0),
+    (1.0, 0.72, 0.62),
+    (0.58, 0.58, 0.60),
+    (0.80, 1.0, 0.78),
+)
+VARIETIES = 12
+"""Of a product, as many as no two look the same."""
+
+
+def look_alikes() -> tuple[tuple[str, str], ...]:
+    """Pairs of products that differ in one detail, such as ("gear", "gear-missing_hole").
+
+    Both names go wherever a product is asked for. A detail that is a fault of the first is how every good
+    image of the second looks, always at the same place.
+    """
+    return tuple((product, f"{product}-{detail}") for product, detail in _DETAILS.items())
+
+
+def varieties(count: int) -> tuple[str, ...]:
+    """Names of ``count`` different products, such as "gear-03": the seven in turn, each time another variety.
+
+    A variety may lie mirrored or turned by quarters, be of another colour, and have a detail of its own.
+    Number 0 is drawn as the product itself is. ConfigError for less than one or more than there are.
+    """
+    number = _whole("count", count, 1, len(PRODUCTS) * VARIETIES)
+    return tuple(f"{PRODUCTS[i % len(PRODUCTS)]}-{i // len(PRODUCTS):02d}" for i in range(number))
+
 
 def defect_kinds(product: str) -> tuple[str, ...]:
     """The kinds of fault that ``product`` can have, sorted; ConfigError for an unknown product."""
@@ -213,9 +255,56 @@ def _save(pixels: npt.NDArray[np.uint8], path: Path) -> None:
 
 
 def _maker(product: str) -> _Maker:
-    if product not in _MAKERS:
-        raise ConfigError(f"expected a product among {', '.join(PRODUCTS)}; got {product!r}")
-    return _MAKERS[product]
+    original, _, variety = product.partition("-")
+    maker = _MAKERS.get(original)
+    if maker is not None and product == original:
+        return maker
+    if maker is not None and variety == _DETAILS.get(original):
+        return _with_detail(maker, original, variety)
+    if maker is not None and variety in (f"{number:02d}" for number in range(VARIETIES)):
+        return _variety(maker, original, int(variety))
+    raise ConfigError(
+        f"expected a product among {', '.join(PRODUCTS)}, a look-alike or a variety of one; got {product!r}"
+    )
+
+
+def _with_detail(maker: _Maker, product: str, detail: str, number: int = 0) -> _Maker:
+    """Every design has the same detail at the same place."""
+
+    def design(rng: np.random.Generator) -> Any:
+        return maker.edits[detail](maker.design(rng), _generator(product, number, detail), 1.0)
+
+    return replace(maker, design=design)
+
+
+def _variety(maker: _Maker, product: str, number: int) -> _Maker:
+    """How a variety lies, its colour, and its detail; number 0 changes nothing."""
+    if number == 0:
+        return maker
+    turns, mirrored, step = number % 4, number // 4 % 2 == 1, number // 2
+    hue = 0.37 * step if product in _PAINTED else 0.0  # of the circle; no two of six alike
+    stain = _STAINS[0 if product in _PAINTED else step % len(_STAINS)]
+    detail = _DETAILS.get(product)
+    if detail is not None and number % 3:
+        maker = _with_detail(maker, product, detail, number)
+
+    def draw(design: Any, size: int) -> Scene:
+        scene = maker.draw(design, size)
+        image, region = np.rot90(scene.image, turns), np.rot90(scene.region, turns)
+        if mirrored:
+            image, region = image[:, ::-1], region[:, ::-1]
+        return Scene(_repainted(np.ascontiguousarray(image), hue, stain), np.ascontiguousarray(region))
+
+    return replace(maker, draw=draw)
+
+
+def _repainted(image: FloatArray, hue: float, stain: Colour) -> FloatArray:
+    """The picture in 0..1 with all hues turned by a part of the circle, seen through a stain."""
+    # A turn about the grey axis, as the matrix that takes pure red to the turned pure red and so on.
+    primaries = [colorsys.hsv_to_rgb((i / 3 + hue) % 1, 1, 1) for i in range(3)]
+    grey = np.full((3, 3), 1 / 3)
+    turned_hues = np.asarray(primaries) - np.mean(primaries, axis=1, keepdims=True) + grey
+    return np.clip(image @ np.asarray(turned_hues, np.float32) * np.asarray(stain, np.float32), 0, 1)
 
 
 def _whole(name: str, value: int, low: int, high: int | None = None) -> int:

@@ -1,0 +1,150 @@
+"""What every preset costs on every backbone: numbers, bytes and seconds, by part; with random weights.
+
+    python benchmarks/presets.py [--backbones NAME ...] [--presets NAME ...] [--images 200] [--no-seconds]
+
+Sizes follow from the shapes alone, so nothing is learned: a product of zeros is measured, of the size of one
+that so many photographs taught. Kilobytes are what a saved line holds: 16 bits a number, mostly. Seconds are
+those of the processor for one step of the base and one of an expert, on random features with a share of a
+step's patches, times all patches and all steps; one thread by default.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from moleflow.cells import CellGaussians
+from moleflow.config import LineConfig, TrainingConfig
+from moleflow.features.extractor import Extractor
+from moleflow.flow.expert import Base, Expert
+from moleflow.presets import PRESETS, get_preset
+from moleflow.product import Densities, Product
+from moleflow.routing.gaussian import WITNESSES, DescriptorStatistics
+from moleflow.storage import Part, total
+from moleflow.training import fit, likelihood_loss
+from moleflow.verdict.calibration import TwoVoices, Voice
+from moleflow.verdict.maps import PositionCalibration
+from moleflow.verdict.unknown import ORDINARY, Familiarity
+from moleflow.whole import WholeGaussian
+
+BACKBONES = ("vit_base_patch16", "wide_resnet50", "dinov2_vit_b14", "efficientnet_lite0")
+COLUMNS = ("whitening", "lora", "dia", "cells", "whole", "router", "calibration")
+SHARE = 8  # of a step's patches are timed, as far as whole windows allow
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--backbones", nargs="+", default=BACKBONES)
+    parser.add_argument("--presets", nargs="+", default=list(PRESETS), choices=list(PRESETS))
+    parser.add_argument("--images", type=int, default=200, help="photographs that taught the product")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--no-seconds", dest="seconds", action="store_false")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    kb = "".join(f" {name} kB |" for name in COLUMNS)
+    print(f"| backbone, preset | D | base | expert | of base | all it owns | MB |{kb} base s | product s |")
+    print("|---|" + "---:|" * (len(COLUMNS) + 8))
+    for backbone in options.backbones:
+        extractor = Extractor(backbone, weights="random")
+        for name in options.presets:
+            config = get_preset(name).at(extractor.dim)
+            base = Base(extractor.grid, extractor.dim, config.flow).requires_grad_(False)
+            product = blank(base, extractor, config, options.images)
+            seconds = timed(base, config) if options.seconds else ("", "")
+            print(row(f"{backbone}, {name}", base, product, seconds), flush=True)
+
+
+def row(title: str, base: Base, product: Product, seconds: tuple[str, str]) -> str:
+    """A line of the table; parts in kilobytes."""
+    parts = product.parts()
+    whole = total(parts)
+    parts["whitening"] = total({k: parts[k] for k in ("statistics", "whitening") if k in parts})
+    shared, own = numbers(base), numbers(product.densities.expert)
+    cells = [
+        title,
+        f"{base.channels:,}",
+        f"{shared:,}",
+        f"{own:,}",
+        f"{100 * own / shared:.1f} %",
+        f"{whole.numbers:,}",
+        f"{whole.bytes / 1e6:.2f}",
+        *(f"{parts.get(name, Part(0, 0)).bytes / 1e3:,.0f}" for name in COLUMNS),
+        *seconds,
+    ]
+    return "| " + " | ".join(cells) + " |"
+
+
+def numbers(module: nn.Module) -> int:
+    """How many numbers of a module are trained."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def blank(base: Base, extractor: Extractor, config: LineConfig, images: int) -> Product:
+    """A product in the shape of one that so many photographs taught, all zeros."""
+    scoring, channels, wide = config.scoring, base.channels, extractor.pooled_dim
+    cells = None if scoring.cells is None else CellGaussians(extractor.grid, channels, scoring.cells)
+    rank = 0 if scoring.whole is None else min(scoring.whole.rank, images - 1, wide - 1)
+    whole = WholeGaussian(
+        torch.zeros(wide), torch.zeros(wide), torch.zeros(rank, wide), torch.zeros(rank), 1.0
+    )
+    position = PositionCalibration(0.0, torch.ones(extractor.grid))
+    scores = tuple(float(i) / 3 for i in range(images))  # of as many digits as real ones
+    return Product(
+        config=config,
+        densities=Densities(Expert(base), cells),
+        whole=None if scoring.whole is None else whole,
+        positions=(position,) if cells is None else (position, position),
+        descriptors=DescriptorStatistics(
+            torch.zeros(channels),
+            torch.zeros(min(config.router.rank, images - 1, channels - 1), channels),
+            1.0,
+            torch.zeros(min(WITNESSES, images), channels),
+        ),
+        calibration=TwoVoices(
+            Voice(scores), None if scoring.whole is None else Voice(scores), tuple(range(images))
+        ),
+        familiarity=Familiarity(ORDINARY, scores),
+        images=images,
+    )
+
+
+def timed(base: Base, config: LineConfig) -> tuple[str, str]:
+    """Seconds to learn the base, and an expert on it."""
+    training, (height, width) = config.training, base.position.shape[:2]
+    window = min(training.window, height) * min(training.window, width)
+    taken = max(window, training.patches // SHARE // window * window)
+    share = TrainingConfig(**{**vars(training), "patches": taken})
+    times = max(1.0, training.patches / taken)
+    features = torch.randn(2, height, width, base.channels)
+    expert = Expert(base)
+    expert.start(base, base.prepare(features))
+    loss = partial(likelihood_loss, base, expert, features, share)
+    of_expert = seconds_of(list(expert.parameters()), loss, share)
+    expert.adapters = nn.ModuleList()
+    base.requires_grad_(True)
+    of_base = seconds_of([*base.parameters(), *expert.parameters()], loss, share)
+    base.requires_grad_(False)
+    return f"{of_base * times * training.base_steps:,.0f}", f"{of_expert * times * training.steps:,.0f}"
+
+
+def seconds_of(
+    owned: list[nn.Parameter], loss: Callable[[torch.Generator], Tensor], training: TrainingConfig
+) -> float:
+    """The processor's for the faster of two steps, the first of which also warms up."""
+    taken = []
+    for seed in range(2):
+        started = time.process_time()
+        fit(owned, loss, training, steps=1, seed=seed)
+        taken.append(time.process_time() - started)
+    return min(taken)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""A device that is not there: tensors that lie on the processor and are treated as if they lay on a card.
+
+What a CUDA device refuses is refused, so that code which forgets to move a tensor fails on any machine:
+tensors of two devices in one operation, random numbers drawn on a card with the processor's generator, an
+array made of a card's tensor. Values and gradients are the processor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+CARD = torch.device("cuda", 0)
+
+_CROSSING = {"to", "cpu", "copy_", "type", "_has_compatible_shallow_copy_type"}  # devices, by their nature
+_SILENT = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__repr__", "__format__"}
+
+
+class Misplaced(AssertionError):
+    """What a card would have refused."""
+
+
+def on_card(value: Any) -> bool:
+    """Whether a tensor is treated as one of a card."""
+    return isinstance(value, Tensor) and getattr(value, "_on_card", False)
+
+
+class Pretend(TorchFunctionMode):
+    """While it is entered, `CARD` is a device like any other."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        name = getattr(func, "__name__", "")
+        if func is torch.device or name == "_parse_to":
+            return func(*args, **kwargs)  # they speak of a device, and touch none
+        if name == "__get__" and func == Tensor.device.__get__:
+            return CARD if on_card(args[0]) else func(*args)
+        if name == "__set__" and func == Tensor.data.__set__:
+            func(*args)
+            return _mark(args[0], on_card(args[1]))
+        wanted = _wanted(name, args, kwargs)
+        args, kwargs = tree_map(_plain, (args, kwargs))
+        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        of_card = any(map(on_card, tensors))
+        if name in ("numpy", "__array__") and of_card:
+            raise Misplaced("an array cannot be made of a tensor on a card: .cpu() first")
+        if "generator" in kwargs and kwargs["generator"] is not None and (of_card or wanted == CARD):
+            raise Misplaced(f"{name}: a generator of the processor cannot draw on a card")
+        if name not in _CROSSING | _SILENT | {"__get__", "__set__"}:
+            _check(name, args, tensors)
+        result = func(*args, **kwargs)
+        if (name.endswith("_") and not name.endswith("__")) or name == "__setitem__":
+            return result  # in place: it lies where it lay
+        lies = of_card if wanted is None else wanted == CARD
+        return _placed(result, args, lies=lies)
+
+
+def _wanted(name: str, args: Any, kwargs: Any) -> torch.device | None:
+    """The device that a call names, also that of another tensor; None where it names none."""
+    if name == "cpu":
+        return torch.device("cpu")
+    named = [kwargs.get("device"), *args[1:]] if name == "to" else [kwargs.get("device")]
+    for value in named:
+        if isinstance(value, Tensor):
+            return CARD if on_card(value) else torch.device("cpu")
+        if isinstance(value, torch.device) or (isinstance(value, str) and value in ("cpu", "cuda", "cuda:0")):
+            return CARD if torch.device(value).type == "cuda" else torch.device(value)
+    return None
+
+
+def _plain(value: Any) -> Any:
+    """A device that is there, for torch itself."""
+    if isinstance(value, torch.device) and value.type == "cuda":
+        return torch.device("cpu")
+    return "cpu" if isinstance(value, str) and value in ("cuda", "cuda:0") else value
+
+
+def _check(name: str, args: Any, tensors: list[Tensor]) -> None:
+    """Refuses tensors of two devices; single numbers may come from the processor, and so may indices."""
+    if name in ("__getitem__", "__setitem__", "index", "index_put_"):
+        index = [one for one in tree_flatten(args[1])[0] if isinstance(one, Tensor)]
+        if any(map(on_card, index)) and not on_card(args[0]):
+            raise Misplaced(f"{name}: indices on a card into a tensor on the processor")
+        slices = not index  # a slice is filled by a copy, which crosses devices
+        tensors = [args[0], *(v for v in args[2:] if isinstance(v, Tensor) and not slices)]
+    sizable = [tensor for tensor in tensors if tensor.dim()] or tensors
+    lie = {on_card(tensor) for tensor in sizable}
+    if len(lie) > 1 or (not all(map(on_card, tensors)) and name in ("stack", "cat") and True in lie):
+        shapes = ", ".join(f"{tuple(t.shape)} on {'the card' if on_card(t) else 'cpu'}" for t in tensors)
+        raise Misplaced(f"{name}: tensors of two devices, {shapes}")
+
+
+def _placed(result: Any, args: Any, *, lies: bool) -> Any:
+    given = {id(value) for value in tree_flatten(args)[0] if isinstance(value, Tensor)}
+
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        if id(value) in given and on_card(value) != lies:
+            value = value.detach().clone().requires_grad_(value.requires_grad)  # it was moved: another tensor
+        _mark(value, lies)
+        return value
+
+    return tree_map(place, result)
+
+
+def _mark(value: Tensor, lies: bool) -> None:
+    value._on_card = lies  # type: ignore[attr-defined]
+
+
+@contextmanager
+def pretended(monkeypatch: Any) -> Iterator[None]:
+    """Code inside believes in `CARD`."""
+    genuine = torch.Tensor._make_subclass
+
+    def make_subclass(cls: Any, data: Tensor, *rest: Any, **options: Any) -> Tensor:
+        made = genuine(cls, data, *rest, **options)  # a Parameter, which lies where its data lie
+        _mark(made, on_card(data))
+        return made
+
+    monkeypatch.setattr(torch.Tensor, "_make_subclass", staticmethod(make_subclass))
+    with Pretend():
+        yield
