@@ -53,11 +53,12 @@ from moleflow.cells import CellGaussians
 from moleflow.config import Cells, FlowConfig, ScoringConfig, TrainingConfig, Whole
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import Item, Product, read_dataset
+from moleflow.data.sources import evenly
 from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor, Features
 from moleflow.flow.expert import Base, Expert
 from moleflow.metrics import pixel_ap
-from moleflow.product import combine, spread
+from moleflow.product import combine
 from moleflow.training import learn_base, learn_expert
 from moleflow.verdict.calibration import TwoVoices, Voice
 from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
@@ -259,7 +260,7 @@ def look(shelf: Shelf, product: Product, options: argparse.Namespace) -> Look:
     tested = [
         item
         for label in (0, 1)
-        for item in spread([one for one in product.test if one.label == label], options.tested)
+        for item in evenly([one for one in product.test if one.label == label], options.tested)
     ]
     kinds = itertools.cycle(KINDS)
     defects = [altered(item, SyntheticDefect(next(kinds), options.seed)) for item in held]

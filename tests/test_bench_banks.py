@@ -17,12 +17,11 @@ from moleflow.bench.methods.banks import (
     greedy_centres,
     select,
 )
-from moleflow.bench.methods.base import Pictures, Setting
+from moleflow.bench.methods.base import Pictures, Setting, split
 from moleflow.bench.methods.shared import SharedBankOptions, SharedCoreset, _exchanged
 from moleflow.config import LineConfig, ScoringConfig
 from moleflow.errors import ConfigError, TaskError, TrainingError
 from moleflow.features.backbones import get_backbone
-from moleflow.product import split
 from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
 
 GRID, CHANNELS = (6, 6), 12

@@ -17,7 +17,7 @@ from moleflow.data.factory import make_sample
 from moleflow.data.images import camera_of, resize
 from moleflow.errors import ImageError, MoleFlowError
 from moleflow.lesson import KEPT, Lesson, review
-from moleflow.product import learn_product
+from moleflow.product_learning import learn_product
 from moleflow.suspects import KINDS, Suspect, facts_of, find_suspects
 from moleflow.teaching_report import histogram, write_teaching_report
 

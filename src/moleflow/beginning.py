@@ -11,10 +11,10 @@ import torch
 from .cells import CellGaussians
 from .config import Cells
 from .data.shapes import Proposal, Size, one_shape, propose
-from .data.sources import Source
+from .data.sources import Source, evenly
 from .errors import ConfigError, ImageError
 from .features.extractor import Extractor, Features
-from .intake import FITS, Fit, Intake, Picture, sizes_of, spread, without_border
+from .intake import FITS, Fit, Intake, Picture, sizes_of, without_border
 
 FitWish = Literal["auto", "squeeze", "letterbox"]
 
@@ -115,7 +115,7 @@ def better_fit(extractor: Extractor, intake: Intake, sources: Sequence[tuple[Sou
     Each way, the Gaussians of the cells learn from every second of at most 32 images, and meet the others.
     Fewer than eight images say too little.
     """
-    chosen = spread(sources, LOOKED_AT)
+    chosen = evenly(sources, LOOKED_AT)
     left: dict[Fit, float] = {}
     for fit in FITS:
         pictures = _readable(replace(intake, fit=fit), chosen)

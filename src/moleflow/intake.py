@@ -22,7 +22,7 @@ from .data.intensity import (
     levels_of,
     levels_of_8_bits,
 )
-from .data.sources import Errors, Source, name_of
+from .data.sources import Errors, Source, evenly, name_of
 from .errors import ConfigError, ImageError
 from .pose import Placement
 from .results import Failure
@@ -186,7 +186,7 @@ class Intake:
         if self.intensity.plain:
             return 0.0
         shares = []
-        for source, value in spread(sources):
+        for source, value in evenly(sources, SAMPLE):
             with suppress(ImageError):  # learning and inspection are where such a file is dealt with
                 shares.append(self._decoded(source, value)[1])
         return float(np.mean(shares)) if shares else 0.0
@@ -261,7 +261,7 @@ def without_border(features: Tensor, pictures: Sequence[Picture]) -> Tensor:
 def _sampled(sources: Sequence[tuple[Source, Any]]) -> list[Levels]:
     """Levels of an even sample of the images, one in memory at a time."""
     found, unreadable = [], None
-    for source, value in spread(sources):
+    for source, value in evenly(sources, SAMPLE):
         try:
             found.append(_levels(source, value))
         except ImageError as error:  # learning reads the same file again, and is where it is dealt with
@@ -271,16 +271,10 @@ def _sampled(sources: Sequence[tuple[Source, Any]]) -> list[Levels]:
     return found
 
 
-def spread(sources: Sequence[tuple[Source, Any]], most: int = SAMPLE) -> list[tuple[Source, Any]]:
-    """An even sample of the images."""
-    places = np.linspace(0, len(sources) - 1, min(len(sources), most)).round().astype(int)
-    return [sources[place] for place in places]
-
-
 def sizes_of(sources: Sequence[tuple[Source, Any]]) -> list[tuple[int, int]]:
     """(H, W) of an even sample of the images; those that cannot be read are left out."""
     found = []
-    for source, value in spread(sources):
+    for source, value in evenly(sources, SAMPLE):
         with suppress(ImageError):  # learning reads the same file again, and is where it is dealt with
             found.append(size_of(value, where=name_of(source)))
     return found

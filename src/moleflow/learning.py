@@ -20,16 +20,18 @@ from .blocks import make_blocks
 from .changes import Note, changes_of, note_of, reference_of
 from .config import Cells, LineConfig, to_dict
 from .data.images import camera_of
-from .data.sources import Errors, Source, list_sources, name_of
+from .data.sources import Errors, Source, evenly, list_sources, name_of
 from .errors import ConfigError, ImageError
 from .features.extractor import Extractor, Features
 from .flow.expert import Base
 from .intake import Intake, Picture, check_readable, pictures_in, readable
+from .left_out import learn_first_base
 from .lesson import Lesson, review
 from .line import Line, rerouted_by
 from .pose import Placement, Pose, thumbnail
 from .pose_learning import Wish, settle_pose
-from .product import Altered, Product, learn_first_base, learn_product, spread
+from .product import Product
+from .product_learning import Altered, learn_product
 from .results import Failure
 from .routing.gaussian import describe
 from .sensor import sensor_floor
@@ -313,7 +315,7 @@ def _still_there(
 
 def _altered(material: Material, intake: Intake, extractor: Extractor) -> Altered:
     """A few of the images, aligned, as decoding and the sensor alone might have made them."""
-    chosen = spread(list(range(len(material.sources))), ALTERED_IMAGES)
+    chosen = evenly(list(range(len(material.sources))), ALTERED_IMAGES)
     taken = [_taken_again(_laid_as(material.pose, intake.read(*material.sources[i]))) for i in chosen]
     seen = [see(extractor, pictures) for pictures in taken]
     originals = [i for i, pictures in zip(chosen, taken, strict=True) for _ in pictures]

@@ -16,9 +16,10 @@ import numpy as np
 
 from ..data.images import read_image, resize
 from ..data.layouts import Item, Mask, Product, load_mask, nearest
+from ..data.sources import evenly
 from ..features.cache import FeatureCache
 from ..learning import ALTERED_IMAGES
-from ..product import Altered, spread
+from ..product_learning import Altered
 from ..sensor import SENSOR_ALTERATIONS, sensor_floor
 from .methods.base import Pictures
 
@@ -118,7 +119,7 @@ class Shelf:
 
     def _altered(self, items: Sequence[Item]) -> Altered:
         """A few images as decoding and the sensor alone might have changed them, as the line sees to it."""
-        size, chosen = self.cache.extractor.image_size, spread(range(len(items)), ALTERED_IMAGES)
+        size, chosen = self.cache.extractor.image_size, evenly(range(len(items)), ALTERED_IMAGES)
         originals = [i for i in chosen for _ in range(SENSOR_ALTERATIONS)]
         seen = self.cache.features(
             [

@@ -7,13 +7,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ..errors import ImageError
 from .images import find_entries
 from .lists import Entry, Missing
+
+T = TypeVar("T")
 
 Source = Path | int
 """A file's path, or the position of an array among those that were passed in."""
@@ -68,3 +70,9 @@ def name_of(source: Source) -> str:
 def _is_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")  # a tensor can only have come if torch is imported
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def evenly(items: Sequence[T], most: int) -> list[T]:
+    """At most so many of the items, evenly spread over all of them."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[place] for place in places]

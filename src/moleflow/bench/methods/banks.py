@@ -18,11 +18,10 @@ from ...config import check
 from ...errors import ConfigError, TrainingError
 from ...features.backbones import get_backbone
 from ...features.extractor import Features
-from ...product import split
 from ...training import require_finite
 from ...verdict.calibration import ScoreCalibration
 from ...verdict.maps import LEAST_SPREAD, PositionCalibration, smooth
-from .base import Inspection, PerProduct, Pictures, Setting, State, judged
+from .base import Inspection, PerProduct, Pictures, Setting, State, judged, split
 from .line import FALSE_ALARM_RATE
 
 CHUNK = 16  # images read at a time

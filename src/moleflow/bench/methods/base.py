@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...config import LineConfig
 from ...features.extractor import Features
-from ...product import Altered, split
+from ...product_learning import Altered
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Decision, Router
 from ...verdict.maps import image_scores, smooth
@@ -394,3 +394,20 @@ def judged(maps: Tensor, setting: Setting) -> tuple[float, np.ndarray]:
     scoring = setting.config.scoring
     smoothed = smooth(maps, scoring.smoothing)
     return float(image_scores(smoothed, scoring)[0]), smoothed[0].cpu().numpy()
+
+
+def split(count: int, config: LineConfig, seed: int) -> tuple[list[int], list[list[int]], str]:
+    """Images to learn from, the groups that calibrate, and how: for the bench's rivals that hold out.
+
+    With enough images a share of them is held out. With few, every image calibrates in turn: for each fold
+    a density is learned from the others.
+    """
+    scoring = config.scoring
+    order = np.random.default_rng(seed).permutation(count).tolist()
+    if count == 1:
+        return order, [order], "in-sample"
+    if count < scoring.cross_fit_below:
+        folds = min(scoring.folds, count)
+        return sorted(order), [sorted(order[i::folds]) for i in range(folds)], "cross-fitted"
+    held = min(max(scoring.holdout_least, round(scoring.holdout * count)), count // 2)
+    return sorted(order[held:]), [sorted(order[:held])], "held-out"

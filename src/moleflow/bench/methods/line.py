@@ -13,7 +13,9 @@ from ...config import Dia, FlowConfig, LineConfig, Lora
 from ...errors import ConfigError
 from ...features.extractor import Features
 from ...flow.expert import Base
-from ...product import FirstBase, Product, learn_first_base, learn_product
+from ...left_out import FirstBase, learn_first_base
+from ...product import Product
+from ...product_learning import learn_product
 from ...routing.gaussian import DescriptorStatistics
 from ...routing.router import Decision
 from .base import Inspection, PerProduct, Pictures, Setting, State

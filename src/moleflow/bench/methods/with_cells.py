@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...blocks import Blocks, make_blocks
-from ...cells import CellGaussians, fit_without_each
-from ...config import ScoringConfig
+from ...blocks import make_blocks
+from ...cells import CellGaussians
 from ...errors import ConfigError, TrainingError
 from ...features.extractor import Features
+from ...left_out import cells_left_out, whole_left_out
 from ...product import combine
 from ...verdict.calibration import TwoVoices, Voice
 from ...verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
@@ -87,11 +87,13 @@ class WithCells(PerProduct):
         """Cells and whole pictures, left out block by block, and all calibrations."""
         scoring, seen = self.setting.config.scoring, pictures.seen
         blocks = make_blocks(len(seen), scoring)
-        cells, of_cells = _cells_left_out(seen.patches, blocks, scoring)
+        cells, of_cells = cells_left_out(seen.patches, seen.patches[:0], blocks, scoring)
+        assert cells is not None  # a setting without cells was refused
+        assert of_cells is not None
         of_flow = torch.cat([self._flow_scores(image) for image in seen.patches.split(1)])
         positions = PositionCalibration.fit(of_flow, scoring), PositionCalibration.fit(of_cells, scoring)
         maps = smooth(combine([of_flow, of_cells], positions, scoring.flow_weight), scoring.smoothing)
-        whole, of_whole = _whole_left_out(seen.pooled, blocks, scoring)
+        whole, of_whole = whole_left_out(seen.pooled, seen.pooled[:0], blocks, scoring)
         places = Voice(_numbers(image_scores(maps, scoring)))
         wholes = None if of_whole is None else Voice(_numbers(of_whole))
         return _Part(cells, whole, positions, TwoVoices(places, wholes, blocks.sessions))
@@ -166,33 +168,6 @@ class WithCells(PerProduct):
     def _flow_scores(self, patches: Tensor) -> Tensor:
         assert self.single.flow is not None
         return self.single.flow.scores(patches)
-
-
-def _cells_left_out(patches: Tensor, blocks: Blocks, scoring: ScoringConfig) -> tuple[CellGaussians, Tensor]:
-    """Cells of all images (N, h, w, D), and what cells without an image's block say of it (N, h, w)."""
-    assert scoring.cells is not None
-    if blocks.count < 2:
-        cells, _ = fit_without_each(patches, [None] * len(patches), scoring.cells)
-        return cells, torch.cat([cells(image) for image in patches.split(1)])
-    cells, without = fit_without_each(patches, blocks.left_out, scoring.cells)
-    found = [without[block](patches[i : i + 1]) for i, block in enumerate(blocks.left_out)]
-    return cells, torch.cat(found)
-
-
-def _whole_left_out(
-    pooled: Tensor, blocks: Blocks, scoring: ScoringConfig
-) -> tuple[WholeGaussian | None, Tensor | None]:
-    """The same of whole pictures (N, E), (N,); None without that density or without such features."""
-    if scoring.whole is None or not pooled.shape[1]:
-        return None, None
-    whole = WholeGaussian.fit(pooled, scoring.whole)
-    if blocks.count < 2:
-        return whole, whole(pooled)
-    found = torch.empty(len(pooled), dtype=torch.float64)
-    for block in range(blocks.count):
-        mine = torch.tensor([own == block for own in blocks.left_out])
-        found[mine] = WholeGaussian.fit(pooled[~mine], scoring.whole)(pooled[mine])
-    return whole, found
 
 
 def _numbers(values: Tensor) -> tuple[float, ...]:

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from ...product import split
 from ...verdict.calibration import Voice
 from ...whole import WholeGaussian
-from .base import Inspection, Method, PerProduct, Pictures, Setting, State
+from .base import Inspection, Method, PerProduct, Pictures, Setting, State, split
 from .gaussians import COMMON, fit_whole
 
 if TYPE_CHECKING:

@@ -1,0 +1,202 @@
+"""What a product's densities say of images they did not learn from, for little more than one fit.
+
+The flow is left out by halves: two short flows, each of which saw half of the blocks, judge the other half,
+and the final one goes on from the first of them. Closed forms are left out block by block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .blocks import Blocks, make_blocks
+from .cells import CellGaussians, fit_without_each
+from .config import LineConfig, ScoringConfig
+from .data.sources import evenly
+from .flow.expert import Base, Expert
+from .training import learn_base, learn_expert
+from .verdict.maps import PositionCalibration
+from .whole import WholeGaussian
+
+Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
+
+HALF_SHARE = 0.25  # of the flow's steps for each of the two flows that calibrate; the final one has the rest
+GAP_IMAGES = 12  # of each half, by which a flow's optimism about what it learned from is measured
+
+
+@dataclass(frozen=True, eq=False)
+class FirstBase:
+    """A line's base with the two that calibrate the product it was learned from.
+
+    Attributes:
+        final: what all products share, learned from all images of the first.
+        without: learned without the first half of its blocks, and without the second; None where there are
+            no two halves. A base that knows an image says too little against it.
+    """
+
+    final: Base
+    without: tuple[Base, Base] | None
+
+
+def learn_first_base(
+    patches: Tensor,
+    config: LineConfig,
+    *,
+    seed: int,
+    progress: Callable[[float], None] = lambda share: None,
+    groups: Sequence[Hashable] | None = None,
+    copies: Sequence[int] | None = None,
+    blocks: Blocks | None = None,
+) -> FirstBase:
+    """The base from a line's first product, in as many steps as one takes; arguments as `learn_product`.
+
+    `blocks` are given where the patches are of several products that a line begins with together.
+    """
+    blocks = blocks or make_blocks(len(patches), config.scoring, groups=groups, copies=copies)
+    learn = partial(learn_base, flow=config.flow, training=config.training)
+    if blocks.count < 2:
+        return FirstBase(learn(patches, seed=seed, progress=progress), None)
+    halves = [
+        learn(
+            patches[blocks.half(1 - parity)],
+            seed=seed,
+            share=HALF_SHARE,
+            progress=lambda done, parity=parity: progress(HALF_SHARE * (parity + done)),  # type: ignore[misc]
+        )
+        for parity in (0, 1)
+    ]
+    share = 1 - 2 * HALF_SHARE
+    final = learn(
+        patches,
+        seed=seed + 1,
+        share=share,
+        begun=halves[0],
+        progress=lambda done: progress(2 * HALF_SHARE + share * done),
+    )
+    return FirstBase(final, (halves[0], halves[1]))
+
+
+@dataclass(frozen=True, eq=False)
+class Flows:
+    """A product's flow, its calibration over the image, and left-out patch scores (n, h, w) of all images."""
+
+    final: Expert
+    position: PositionCalibration
+    left_out: Tensor
+
+
+def flows_left_out(
+    bases: tuple[Base, Base, Base],
+    patches: Tensor,
+    memory: Tensor,
+    blocks: Blocks,
+    config: LineConfig,
+    seed: int,
+    progress: Progress,
+) -> Flows:
+    """The flow in as many steps as one would take, two short flows included that each saw half of the blocks.
+
+    What the short ones say of the other half's blocks calibrates. The final flow goes on from the first of
+    them with all images; its scores of images it learned from are corrected by the gap that the short ones
+    show between the images they learned from and those they did not.
+
+    Args:
+        bases: of the final flow, and of each of the short ones.
+    """
+    base, *halves = bases
+    training, scoring, count = config.training, config.scoring, len(patches)
+    if blocks.count < 2:
+        final = learn_expert(
+            base, torch.cat([patches, memory]), training, seed=seed, progress=_part_of(progress, 0.0, 1.0)
+        )
+        scores = _scores(base, final, patches)
+        return Flows(final, PositionCalibration.fit(scores, scoring), scores)
+    left_out = torch.empty(patches.shape[:3], device=patches.device)
+    begun: Expert | None = None
+    gaps: list[tuple[float, float]] = []
+    for parity in (0, 1):
+        out, learn = blocks.half(parity), blocks.half(1 - parity)
+        half = learn_expert(
+            halves[parity],
+            torch.cat([patches[learn], memory]),
+            training,
+            seed=seed,
+            share=HALF_SHARE,
+            progress=_part_of(progress, parity * HALF_SHARE, HALF_SHARE),
+        )
+        left_out[out] = _scores(halves[parity], half, patches[out])
+        known = _scores(halves[parity], half, patches[evenly(learn, GAP_IMAGES)])
+        fresh = left_out[evenly(out, GAP_IMAGES)]
+        gaps.append((float(fresh.mean() - known.mean()), float(fresh.std() / known.std().clamp_min(1e-9))))
+        left_out[out] -= float(left_out[out].mean())  # each short flow has a level of its own
+        begun = begun or half
+    share = 1 - 2 * HALF_SHARE
+    final = learn_expert(
+        base,
+        torch.cat([patches, memory]),
+        training,
+        seed=seed + 1,
+        share=share,
+        begun=begun,
+        progress=_part_of(progress, 2 * HALF_SHARE, share),
+    )
+    known = _scores(base, final, patches[evenly(list(range(count)), 4 * GAP_IMAGES)])
+    position = PositionCalibration.fit(known, scoring).moved(
+        float(np.mean([gap for gap, _ in gaps])), max(1.0, float(np.mean([ratio for _, ratio in gaps])))
+    )
+    return Flows(final, position, left_out)
+
+
+def _part_of(progress: Progress, start: float, share: float) -> Callable[[float], None]:
+    return lambda done: progress("learning", min(1.0, start + share * done))
+
+
+@torch.no_grad()
+def _scores(base: Base, expert: Expert, patches: Tensor) -> Tensor:
+    return torch.cat([-base.log_prob(expert, base.prepare(image)) for image in patches.split(1)])
+
+
+@torch.no_grad()
+def cells_left_out(
+    patches: Tensor, memory: Tensor, blocks: Blocks, scoring: ScoringConfig
+) -> tuple[CellGaussians | None, Tensor | None]:
+    """The cells, and what cells without an image's block say of it (n, h, w)."""
+    if scoring.cells is None:
+        return None, None
+    together, labels = torch.cat([patches, memory]), [*blocks.left_out, *[None] * len(memory)]
+    if blocks.count < 2 and not len(memory):
+        cells = CellGaussians((patches.shape[1], patches.shape[2]), patches.shape[3], scoring.cells).to(
+            patches.device
+        )
+        cells.fit(together)
+        return cells, torch.cat([cells(image) for image in patches.split(1)])
+    cells, without = fit_without_each(together, labels, scoring.cells)
+    left_out = torch.empty(patches.shape[:3], device=patches.device)
+    for block, others in enumerate(without):
+        for i in blocks.images_of(block):
+            left_out[i] = others(patches[i : i + 1])[0]
+    return cells, left_out
+
+
+def whole_left_out(
+    pooled: Tensor, memory: Tensor, blocks: Blocks, scoring: ScoringConfig
+) -> tuple[WholeGaussian | None, Tensor | None]:
+    """The density of whole pictures, and what one without an image's block says of it (n,)."""
+    if scoring.whole is None or not pooled.shape[1]:
+        return None, None
+    whole = WholeGaussian.fit(torch.cat([pooled, memory]), scoring.whole)
+    if blocks.count < 2:
+        return whole, whole(pooled)
+    left_out = torch.empty(len(pooled), dtype=torch.float64)
+    for block in range(blocks.count):
+        images = blocks.images_of(block)
+        others = [i for i, own in enumerate(blocks.left_out) if own != block]
+        left_out[images] = WholeGaussian.fit(torch.cat([pooled[others], memory]), scoring.whole)(
+            pooled[images]
+        )
+    return whole, left_out

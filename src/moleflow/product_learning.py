@@ -1,0 +1,193 @@
+"""A product is learned from the features of its good images: densities, calibration, router statistics."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .blocks import Blocks, make_blocks
+from .config import LineConfig, ScoringConfig
+from .data.sources import evenly
+from .features.extractor import Features
+from .flow.expert import Base
+from .left_out import cells_left_out, flows_left_out, whole_left_out
+from .product import Densities, Product, combine
+from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
+from .verdict.calibration import TwoVoices, Voice
+from .verdict.maps import PositionCalibration, image_scores, smooth
+from .verdict.unknown import ORDINARY, Familiarity
+
+Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
+
+MEMORY_LEAST, MEMORY_MOST = 32, 128  # images drawn from a product's past when it is updated
+
+
+@dataclass(frozen=True, eq=False)
+class Altered:
+    """Good images again, as decoding and the sensor alone might have made them.
+
+    Attributes:
+        originals: position of the good image behind each.
+        seen: their features.
+    """
+
+    originals: tuple[int, ...]
+    seen: Features
+
+
+def learn_product(
+    base: Base,
+    seen: Features,
+    config: LineConfig,
+    *,
+    seed: int,
+    progress: Progress = lambda stage, share: None,
+    previous: Product | None = None,
+    groups: Sequence[Hashable] | None = None,
+    copies: Sequence[int] | None = None,
+    altered: Altered | None = None,
+    without: tuple[Base, Base] | None = None,
+    routed: Tensor | None = None,
+) -> Product:
+    """Learns a product on a frozen base from the features of its good images.
+
+    All images teach, and all calibrate: block by block they are left out of the closed-form densities, and
+    half by half of the flow, whose final form goes on from one of the halves. See docs/calibration.md.
+
+    Args:
+        base: the frozen base.
+        seen: of the good images at hand.
+        config: all options.
+        seed: fixes initial weights, sampling and noise.
+        progress: told stage and share.
+        previous: what was known of the product. Its images are gone, but its densities can draw
+            features like theirs, which are learned beside the new ones.
+        groups: session or lot of every image, where it is known; see `make_blocks`.
+        copies: number of every image's group of near-copies, where that is known.
+        altered: some of the images as the sensor alone might have changed them: no spread that follows
+            from the images is believed to be smaller than what that makes of a score.
+        without: bases that have not seen one half of the blocks or the other, where `base` itself was
+            learned from these images; see `FirstBase`.
+        routed: patches (N, h, w, D) of the same images as the router sees them, where `seen` is of aligned
+            ones.
+    """
+    started = time.perf_counter()
+    blocks = make_blocks(len(seen), config.scoring, groups=groups, copies=copies)
+    memory = _remembered(previous, seen, seed)
+    bases = (base, *(without or (base, base)))
+    flows = flows_left_out(bases, seen.patches, memory.patches, blocks, config, seed, progress)
+    learned = time.perf_counter()
+    progress("calibration", 0.0)
+    cells, left_out_cells = cells_left_out(seen.patches, memory.patches, blocks, config.scoring)
+    progress("calibration", 0.5)
+    densities = Densities(flows.final, cells)
+    left_out = [flows.left_out] if left_out_cells is None else [flows.left_out, left_out_cells]
+    positions = (flows.position, *(PositionCalibration.fit(s, config.scoring) for s in left_out[1:]))
+    calibrated = _calibrated_without_own(left_out, blocks, config.scoring)
+    whole, left_out_whole = whole_left_out(seen.pooled, memory.pooled, blocks, config.scoring)
+    calibration, familiarity = _verdict(calibrated, left_out_whole, blocks, config.scoring)
+    product = Product(
+        config=config,
+        densities=densities,
+        whole=whole,
+        positions=positions,
+        calibration=calibration,
+        familiarity=familiarity,
+        descriptors=_descriptors(
+            seen.patches if routed is None else routed, config=config, previous=previous
+        ),
+        images=len(seen) + (previous.images if previous else 0),
+    )
+    if altered is not None:
+        product = _floored(product, base, altered)
+    progress("calibration", 1.0)
+    product.seconds.update(learning=learned - started, calibration=time.perf_counter() - learned)
+    return product
+
+
+def _calibrated_without_own(left_out: list[Tensor], blocks: Blocks, scoring: ScoringConfig) -> Tensor:
+    """Calibrated maps (n, h, w), each with a position calibration that its block had no part in.
+
+    Its own spread would make each image look more ordinary than the next one will.
+    """
+    calibrated = torch.empty_like(left_out[0])
+    for block in range(blocks.count):
+        images = blocks.images_of(block)
+        rest = [i for i, own in enumerate(blocks.left_out) if own != block] or images
+        seen = [PositionCalibration.fit(score[rest], scoring) for score in left_out]
+        calibrated[images] = combine([score[images] for score in left_out], seen, scoring.flow_weight)
+    return calibrated
+
+
+def _verdict(
+    calibrated: Tensor, whole: Tensor | None, blocks: Blocks, scoring: ScoringConfig
+) -> tuple[TwoVoices, Familiarity]:
+    """Both voices' left-out scores and the strangeness of good images, one of each group of near-copies."""
+    first = list(blocks.first)
+    places = image_scores(smooth(calibrated, scoring.smoothing), scoring)[first]
+    calibration = TwoVoices(
+        Voice(_numbers(places)), None if whole is None else Voice(_numbers(whole[first])), blocks.sessions
+    )
+    familiarity = Familiarity(ORDINARY, ())
+    return calibration, Familiarity(ORDINARY, _numbers(familiarity.of(calibrated[first])))
+
+
+def _numbers(values: Tensor) -> tuple[float, ...]:
+    return tuple(values.double().cpu().tolist())
+
+
+def _floored(product: Product, base: Base, altered: Altered) -> Product:
+    """The product with its spreads held above what decoding and the sensor alone make of a score."""
+    calibration = product.calibration
+    assert isinstance(calibration, TwoVoices)
+    told = [product.inspect(base, one) for one in altered.seen.split()]
+    place = _moved([one.place for one in told], altered) * calibration.place.spread
+    calibration = replace(calibration, place=replace(calibration.place, floor=place))
+    if calibration.whole is not None:
+        moved = _moved([one.whole or 0.0 for one in told], altered) * calibration.whole.spread
+        calibration = replace(calibration, whole=replace(calibration.whole, floor=moved))
+    strange = _moved([one.strangeness for one in told], altered)
+    return replace(
+        product,
+        calibration=calibration,
+        familiarity=replace(product.familiarity, floor=strange),
+    )
+
+
+def _moved(values: list[float], altered: Altered) -> float:
+    """Standard deviation of what is said of one picture in its versions, none of which was learned."""
+    originals = np.array(altered.originals)
+    groups = [np.array(values)[originals == i] for i in sorted(set(altered.originals))]
+    return math.sqrt(float(np.mean([group.var() for group in groups])))
+
+
+def _remembered(previous: Product | None, seen: Features, seed: int) -> Features:
+    """Features like those of the earlier images, about as many as there are new ones; none without a past."""
+    if previous is None or previous.densities.cells is None:
+        return seen.take([])
+    generator = torch.Generator().manual_seed(seed)
+    count = min(previous.images, max(len(seen), MEMORY_LEAST), MEMORY_MOST)
+    patches = previous.densities.cells.sample(count, generator).to(seen.patches)
+    pooled = seen.pooled[:0] if previous.whole is None else previous.whole.sample(count, generator)
+    return Features(patches, pooled.to(seen.pooled))
+
+
+def _descriptors(patches: Tensor, *, config: LineConfig, previous: Product | None) -> DescriptorStatistics:
+    """The router's statistics, of new images and of the earlier ones it remembers descriptors of."""
+    learned = describe(patches)
+    held = learned[evenly(list(range(len(learned))), WITNESSES)]
+    if len(learned) > 1:
+        # Seen from a mean they helped to make they lie too near; a new image would lie this much farther.
+        mean = learned.mean(0)
+        held = mean + (held - mean) * math.sqrt((len(learned) + 1) / (len(learned) - 1))
+    if previous is not None:
+        old = previous.descriptors.witnesses
+        learned = torch.cat([learned, old])
+        held = torch.cat([held[: WITNESSES - len(old) // 2], old[: len(old) // 2 + len(old) % 2]])
+    return DescriptorStatistics.fit(learned, held, rank=config.router.rank)
