@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moleflow import product as learning
+from moleflow import left_out as learning
 from moleflow.bench.methods.base import Inspection, Setting
 from moleflow.bench.methods.line import MoleFlow
 from moleflow.bench.pictures import Shelf
