@@ -5,7 +5,7 @@
 Sizes follow from the shapes alone, so nothing is learned: a product of zeros is measured, of the size of one
 that so many photographs taught. Kilobytes are what a saved line holds: 16 bits a number, mostly. Seconds are
 those of the processor for one step of the base and one of an expert, on random features with a share of a
-step's patches, times all patches and all steps; one thread by default.
+step's patches and with twice as many, drawn out to all patches, times all steps; one thread by default.
 """
 
 from __future__ import annotations
@@ -120,18 +120,29 @@ def timed(base: Base, config: LineConfig) -> tuple[str, str]:
     training, (height, width) = config.training, base.position.shape[:2]
     window = min(training.window, height) * min(training.window, width)
     taken = max(window, training.patches // SHARE // window * window)
-    share = TrainingConfig(**{**vars(training), "patches": taken})
-    times = max(1.0, training.patches / taken)
+    sizes = (taken, min(2 * taken, training.patches))
     features = torch.randn(2, height, width, base.channels)
     expert = Expert(base)
     expert.start(base, base.prepare(features))
-    loss = partial(likelihood_loss, base, expert, features, share)
-    of_expert = seconds_of(list(expert.parameters()), loss, share)
+
+    def step(owned: list[nn.Parameter]) -> float:
+        """Seconds of one: what every step costs, whatever it looks at, and what every patch adds."""
+        shares = [TrainingConfig(**{**vars(training), "patches": size}) for size in sizes]
+        few, more = (
+            seconds_of(owned, partial(likelihood_loss, base, expert, features, share), share)
+            for share in shares
+        )
+        if sizes[0] == sizes[1]:
+            return few
+        each = max(0.0, more - few) / (sizes[1] - sizes[0])
+        return few + each * (training.patches - sizes[0])
+
+    of_expert = step(list(expert.parameters()))
     expert.adapters = nn.ModuleList()
     base.requires_grad_(True)
-    of_base = seconds_of([*base.parameters(), *expert.parameters()], loss, share)
+    of_base = step([*base.parameters(), *expert.parameters()])
     base.requires_grad_(False)
-    return f"{of_base * times * training.base_steps:,.0f}", f"{of_expert * times * training.steps:,.0f}"
+    return f"{of_base * training.base_steps:,.0f}", f"{of_expert * training.steps:,.0f}"
 
 
 def seconds_of(

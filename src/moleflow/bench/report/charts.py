@@ -16,6 +16,8 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "va
 DASHES = ("none", "7 4", "2 3", "9 3 2 3")
 WIDTH, LEFT, RIGHT, TOP, BOTTOM = 560, 62, 16, 14, 44
 SIZE = 11.5  # of text; a character is about 0.6 of it wide
+NEAR = 52  # pixels up or down from its point within which a name is rather put than on a span
+DOWN = (0, *(way * 13 * step for step in range(1, 13) for way in (-1, 1)))  # where else it may stand
 
 
 @dataclass(frozen=True)
@@ -217,20 +219,27 @@ def _legend(series: Sequence[Series], top: float) -> tuple[list[str], float]:
 def _labels(
     points: Sequence[tuple[float, float, str]], spans: Sequence[Sequence[float]], height: int
 ) -> list[str]:
-    """The names of points beside them, each at the first place that is free of others, points and spans."""
-    taken: list[Sequence[float]] = [*spans, *((x - 5, y - 5, x + 5, y + 5) for x, y, _ in points)]
+    """The names of points beside them, each at the first place that is free of others, points and spans.
+
+    Among many a name may lie on a span, and one far from its point is tied to it by a line.
+    """
+    taken: list[Sequence[float]] = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in points]
     parts = []
     for x, y, name in (point for point in points if point[2]):
         wide = _width(name)
         places = [
             (left, y + 4 + down, left, y - 7 + down, left + wide, y + 6 + down)
-            for down in (0, -13, 13, -26, 26, -39, 39, -52, 52)
+            for down in DOWN
             for left in (x + 8, x - 8 - wide, x - wide / 2)
             if left >= LEFT and left + wide <= WIDTH and TOP - 8 <= y + down <= height - BOTTOM
         ]
         free = [p for p in places if not any(_meet(p[2:], other) for other in taken)]
-        chosen = (free or places or [(x + 8, y + 4, x + 8, y - 7, x + 8 + wide, y + 6)])[0]
+        clear = [p for p in free if not any(_meet(p[2:], span) for span in spans)]
+        near = [p for p in clear if abs(p[1] - y - 4) <= NEAR]
+        chosen = (near or free or places or [(x + 8, y + 4, x + 8, y - 7, x + 8 + wide, y + 6)])[0]
         taken.append(chosen[2:])
+        if abs(chosen[1] - y - 4) > NEAR / 2:
+            parts.append(_line(x, y, min(max(x, chosen[2]), chosen[4]), chosen[1] - 4, "var(--line)"))
         parts.append(_text(chosen[0], chosen[1], name, "start", ink=True))
     return parts
 

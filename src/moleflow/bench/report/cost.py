@@ -7,7 +7,7 @@ from collections.abc import Callable
 from ... import report as html
 from ...report import Html, number
 from .charts import Axis, Point, Series, plot
-from .findings import MAIN, METRICS, Findings
+from .findings import MAIN, METRICS, MOST, Findings
 from .tables import amount, count, plus_minus
 
 
@@ -75,4 +75,5 @@ def _trade(bench: Findings, metric: str, cost: Callable[[str], float | None], x:
     level = bench.results.get("uncertainty", {}).get("level", 0)
     bars = f"{100 * level:g} % intervals over test images and seeds" if drawn else "deviations over seeds"
     title = f"{METRICS[metric]} against {x.title}"
-    return plot(title, series, x, Axis(METRICS[metric]), caption=f"Bars: {bars}.")
+    height = 320 if len(series) <= MOST else 320 + 10 * (len(series) - MOST)  # room for their names
+    return plot(title, series, x, Axis(METRICS[metric]), caption=f"Bars: {bars}.", height=height)
