@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import pytest
 from moleflow.bench import figures, results
 from moleflow.bench.benchmark import benchmark, used
 from moleflow.bench.files import read_json, read_state
-from moleflow.bench.methods import METHODS
+from moleflow.bench.methods import METHODS, make
 from moleflow.bench.methods.banks import MemoryBank
+from moleflow.bench.methods.base import PerProduct
 from moleflow.bench.methods.padim import PaDiM
 from moleflow.bench.methods.single import SingleFlow
 from moleflow.bench.plan import Plan, Unit, Variant, Work
@@ -23,6 +25,7 @@ from moleflow.bench.unit import unit_folder
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.metrics.resampling import REPLICATES
+from rows import SETTING, SMALL, faulty, taught, tell
 
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 SIZE = 64
@@ -128,6 +131,33 @@ def test_all_methods_of_one_flow_begin_alike(data, tmp_path, monkeypatch):
     monkeypatch.setattr(SingleFlow, "_fitted", counted)
     assert run(job(data, tmp_path / "all", *singles, streams=first)) == {}
     assert len(fitted) == 1
+
+
+PER_PRODUCT = [name for name, method in METHODS.items() if issubclass(method, PerProduct)]
+
+
+@pytest.mark.parametrize("name", PER_PRODUCT)
+def test_what_a_part_says_follows_from_the_part_and_not_from_the_seed(name):
+    first = taught(name)
+    other = make(name, replace(SETTING, seed=5), SMALL.get(name, {}))
+    other.restore(first.state())
+    pictures = faulty("a")
+    for i in range(len(pictures)):
+        said = [m.inspect_part(m.parts["a"], pictures.seen_of(i)) for m in (first, other)]
+        assert tell(said[:1]) == tell(said[1:])
+
+
+def test_a_method_without_chance_inspects_once_for_all_seeds(data, tmp_path, monkeypatch):
+    asked, inspect = [], PaDiM.inspect_part
+
+    def watched(self, part, seen):
+        asked.append(1)
+        return inspect(self, part, seen)
+
+    monkeypatch.setattr(PaDiM, "inspect_part", watched)
+    work = job(data, tmp_path / "out", "padim", seeds=(0, 1))
+    assert run(work) == {}
+    assert len(asked) == sum(len(product.test) for product in work.products.values())
 
 
 def test_a_row_with_something_beside_it_takes_what_it_shares(data, tmp_path, monkeypatch):

@@ -2,8 +2,8 @@
 
 Everything is kept in a run's folder by what it follows from, so a later unit that asks for the very same
 takes it from there: another order of the same products, another rival that begins with the same flow, the
-next step of a method whose parts stay as they are. What is taken is the same to the bit as what would be
-found.
+next step of a method whose parts stay as they are, another seed of one that leaves nothing to chance. What
+is taken is the same to the bit as what would be found.
 Seconds are kept beside it and charged again: a method's cost does not depend on who went first.
 """
 
@@ -141,10 +141,10 @@ class Memory:
         part = method.parts[product]
         # The part is held on to, so that no other can take its place in memory and its number with it.
         if id(part) not in self._parts:
-            self._parts[id(part)] = (
-                part,
-                key_of(self.setting, method.name, method.common(), method.part_state(part)),
-            )
+            # Not by the seed: what a part says follows from the part, and some are the same from all seeds.
+            asked = {name: value for name, value in self.setting.items() if name != "seed"}
+            key = key_of(asked, method.name, method.common(), method.part_state(part))
+            self._parts[id(part)] = (part, key)
         return self._parts[id(part)][1]
 
     def _path(self, kind: str, key: str) -> Path:
