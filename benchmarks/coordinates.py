@@ -13,17 +13,19 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from moleflow.config import FlowConfig
+from moleflow.config import LineConfig
 from moleflow.data.factory import make_sample
 from moleflow.data.images import read_image, resize
 from moleflow.data.layouts import read_dataset
 from moleflow.features.extractor import Extractor
 from moleflow.flow.expert import Base, Expert
+from moleflow.presets import layered
 
 DRAWN = ("gear", "wood", "bottle_cap")
 
@@ -69,7 +71,8 @@ def products(options: argparse.Namespace, size: tuple[int, int]) -> Iterator[tup
 
 def started(extractor: Extractor, features: torch.Tensor, kind: str) -> tuple[float, torch.Tensor]:
     """log|det| of the statistics, and the prepared features that they are of."""
-    base = Base(extractor.grid, extractor.dim, FlowConfig(normalisation=kind))  # type: ignore[arg-type]
+    flow = replace(layered(LineConfig()).flow, normalisation=kind)
+    base = Base(extractor.grid, extractor.dim, flow)
     expert, prepared = Expert(base), base.prepare(features)
     expert.start(base, prepared)
     assert expert.statistics is not None

@@ -50,7 +50,7 @@ from moleflow.bench.pictures import Alteration, AlteredItem, Shelf, has_masks, i
 from moleflow.bench.ranking import Agreement, agreement, areas, drawn_again, ranks
 from moleflow.bench.synthetic import KINDS, SyntheticDefect
 from moleflow.cells import CellGaussians
-from moleflow.config import Cells, FlowConfig, ScoringConfig, TrainingConfig, Whole
+from moleflow.config import Cells, LineConfig, ScoringConfig, TrainingConfig, Whole
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import Item, Product, read_dataset
 from moleflow.data.sources import evenly
@@ -58,6 +58,7 @@ from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor, Features
 from moleflow.flow.expert import Base, Expert
 from moleflow.metrics import pixel_ap
+from moleflow.presets import layered
 from moleflow.product import combine
 from moleflow.training import learn_base, learn_expert
 from moleflow.verdict.calibration import TwoVoices, Voice
@@ -100,10 +101,11 @@ class Configuration:
         return f"ridge {self.ridge:g} rank {self.rank} {flow} {whole} top {self.top_share:g}"
 
 
+FLOW = layered(LineConfig())  # over normalised features, with cells beside it
 DEFAULT = Configuration(
     Cells().ridge,
     Cells().rank,
-    TrainingConfig().noise,
+    FLOW.training.noise,
     ScoringConfig().flow_weight,
     True,
     ScoringConfig().top_share,
@@ -166,7 +168,7 @@ def arguments(told: str | None, **more: Any) -> argparse.Namespace:
     parser.add_argument("--held", type=int, default=20, help="more of them, for the criteria")
     parser.add_argument("--tested", type=int, default=60, help="good and defective test images, each at most")
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=TrainingConfig().steps, help="of base and expert")
+    parser.add_argument("--steps", type=int, default=FLOW.training.steps, help="of base and expert")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=500, help="of the bootstrap")
     for name, given in more.items():
@@ -210,7 +212,7 @@ def measure(options: argparse.Namespace, cache: Path) -> Iterator[Found]:
         for noise in noises:
             config = TrainingConfig(steps=training.steps, base_steps=training.base_steps, noise=noise)
             if noise not in bases:
-                bases[noise] = learn_base(own.learned.patches, FlowConfig(), config, seed=options.seed)
+                bases[noise] = learn_base(own.learned.patches, FLOW.flow, config, seed=options.seed)
             flows[noise] = learn_expert(bases[noise], own.learned.patches, config, seed=options.seed)
         others = looks[(number + 1) % len(looks)].stacks["held"].patches
         yield Judge(own, bases, flows, others, options.seed).found()
@@ -346,10 +348,10 @@ class Judge:
     def _maps(self, of_cells: dict[str, Tensor], noise: float | None, weight: float) -> dict[str, Tensor]:
         """Calibrated and smoothed maps of every stack; without the flow the cells stand in, at weight 0."""
         flow = of_cells if noise is None else self.flow_scores[noise]
-        scoring = ScoringConfig()
+        scoring = ScoringConfig(cells=Cells(), coreset=None, flow_weight=weight)
         positions = [PositionCalibration.fit(part["calibration"], scoring) for part in (flow, of_cells)]
         return {
-            name: smooth(combine([flow[name], of_cells[name]], positions, weight), scoring.smoothing)
+            name: smooth(combine([flow[name], of_cells[name]], positions, scoring), scoring.smoothing)
             for name in of_cells
         }
 

@@ -30,7 +30,6 @@ from moleflow import (
     FlowConfig,
     LineConfig,
     MoleFlowError,
-    ScoringConfig,
     TrainingConfig,
 )
 from moleflow.data.factory import make_sample
@@ -40,9 +39,8 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # nor does a GPU that was opened
 
 SIZE = 64
 QUICK = LineConfig(
-    flow=FlowConfig(hidden=32, dia=Dia(hidden=32)),
+    flow=FlowConfig(cells=Cells(side=2, rank=8, mean_side=4), hidden=32, dia=Dia(hidden=32)),
     training=TrainingConfig(steps=2, base_steps=2, patches=128),
-    scoring=ScoringConfig(cells=Cells(side=2, rank=8, mean_side=4)),
 )
 UNTOUCHED, CHANGED = ("gear", "wood"), "bottle_cap"
 PHASES = ("before any file", "writing files", "moving them into place", "behind the new line.json")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from moleflow.cells import CellGaussians
 from moleflow.config import LineConfig, TrainingConfig
+from moleflow.coreset import PatchCoreset
 from moleflow.features.extractor import Extractor
 from moleflow.flow.expert import Base, Expert
 from moleflow.presets import PRESETS, get_preset
@@ -33,7 +34,7 @@ from moleflow.verdict.unknown import ORDINARY, Familiarity
 from moleflow.whole import WholeGaussian
 
 BACKBONES = ("vit_base_patch16", "wide_resnet50", "dinov2_vit_b14", "efficientnet_lite0")
-COLUMNS = ("whitening", "lora", "dia", "cells", "whole", "router", "calibration")
+COLUMNS = ("whitening", "lora", "dia", "cells", "coreset", "whole", "router", "calibration")
 SHARE = 8  # of a step's patches are timed, as far as whole windows allow
 
 
@@ -89,18 +90,21 @@ def numbers(module: nn.Module) -> int:
 def blank(base: Base, extractor: Extractor, config: LineConfig, images: int) -> Product:
     """A product in the shape of one that so many photographs taught, all zeros."""
     scoring, channels, wide = config.scoring, base.channels, extractor.pooled_dim
-    cells = None if scoring.cells is None else CellGaussians(extractor.grid, channels, scoring.cells)
+    beside = scoring.cells
+    cells = None if beside is None else CellGaussians(extractor.grid, channels, beside)
     rank = 0 if scoring.whole is None else min(scoring.whole.rank, images - 1, wide - 1)
     whole = WholeGaussian(
         torch.zeros(wide), torch.zeros(wide), torch.zeros(rank, wide), torch.zeros(rank), 1.0
     )
     position = PositionCalibration(0.0, torch.ones(extractor.grid))
+    kept = 0 if scoring.coreset is None else scoring.coreset.patches
+    coreset = PatchCoreset.of(torch.zeros(kept, channels)) if kept else None
     scores = tuple(float(i) / 3 for i in range(images))  # of as many digits as real ones
     return Product(
         config=config,
-        densities=Densities(Expert(base), cells),
+        densities=Densities(Expert(base), cells, coreset),
         whole=None if scoring.whole is None else whole,
-        positions=(position,) if cells is None else (position, position),
+        positions=(position,) * (1 + (cells is not None) + (coreset is not None)),
         descriptors=DescriptorStatistics(
             torch.zeros(channels),
             torch.zeros(min(config.router.rank, images - 1, channels - 1), channels),

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 
-from moleflow import Cells, Detector, Dia, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
+from moleflow import Cells, Coreset, Detector, Dia, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
 from moleflow.archive import Archive
 from moleflow.data.factory import make_sample
 
@@ -39,9 +39,9 @@ def pictures():
 def quick():
     """Options with every part of the method in place, and few steps."""
     return LineConfig(
-        flow=FlowConfig(hidden=32, dia=Dia(hidden=32)),
+        flow=FlowConfig(cells=Cells(side=2, rank=8, mean_side=4), hidden=32, dia=Dia(hidden=32)),
         training=TrainingConfig(steps=2, base_steps=2, patches=128),
-        scoring=ScoringConfig(cells=Cells(side=2, rank=8, mean_side=4), folds=2),
+        scoring=ScoringConfig(coreset=Coreset(patches=60), folds=2),
     )
 
 

@@ -2,19 +2,52 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
-from moleflow.bench.methods import make
+from moleflow.bench.methods import METHODS, WITH_CELLS, make
 from moleflow.bench.methods.base import Pictures, Setting
-from moleflow.config import Cells, Context, Dia, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
+from moleflow.bench.methods.line import DeCoFlow
+from moleflow.bench.methods.single import SingleFlow
+from moleflow.config import (
+    Cells,
+    Context,
+    Coreset,
+    Dia,
+    FlowConfig,
+    LineConfig,
+    ScoringConfig,
+    TrainingConfig,
+    override,
+    to_dict,
+)
+from moleflow.presets import LAYERED
 
 GRID, CHANNELS, POOLED = (6, 6), 12, 20
 CONFIG = LineConfig(
-    flow=FlowConfig(hidden=8, context=Context(kernel=3), dia=Dia(hidden=8)),
+    flow=FlowConfig(
+        cells=Cells(side=2, rank=4, mean_side=3), hidden=8, context=Context(kernel=3), dia=Dia(hidden=8)
+    ),
     training=TrainingConfig(steps=2, base_steps=2, patches=96, window=3),
-    scoring=ScoringConfig(cells=Cells(side=2, rank=4, mean_side=3), folds=2),
+    scoring=ScoringConfig(coreset=Coreset(patches=30), folds=2),
 )
 SETTING = Setting(grid=GRID, channels=CHANNELS, image_size=(48, 48), config=CONFIG)
+
+
+def normalised(config):
+    """The same with a flow over normalised features and the cells beside it, in as many steps."""
+    cells = {"scoring.cells": to_dict(config)["flow"]["cells"]}
+    start = {name: value for name, value in LAYERED.items() if name.startswith("flow.")}
+    return override(config, start | cells)
+
+
+def of_all_products(name):
+    """Whether a row has a flow that can begin in no other way."""
+    return issubclass(METHODS[name], (SingleFlow, DeCoFlow, *WITH_CELLS))
+
+
+NORMALISED = normalised(CONFIG)
 PLACE = (2, 3)  # of the defect
 SMALL = {
     "ewc": {"windows": 2},
@@ -51,8 +84,13 @@ def faulty(product, count=4):
     return pictures
 
 
-def taught(name, products=("a", "b"), setting=SETTING):
-    method = make(name, setting, SMALL.get(name, {}))
+def setting_of(name):
+    """The options that a row is tried with."""
+    return replace(SETTING, config=NORMALISED) if of_all_products(name) else SETTING
+
+
+def taught(name, products=("a", "b"), setting=None):
+    method = make(name, setting or setting_of(name), SMALL.get(name, {}))
     for product in products:
         method.learn([images(product)])
     return method

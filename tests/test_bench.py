@@ -23,9 +23,11 @@ from moleflow.bench.plan import Plan, Variant, Work
 from moleflow.bench.runner import run
 from moleflow.bench.streams import Stream, Task, streams_for
 from moleflow.cli import app
+from moleflow.config import LineConfig, override, to_dict
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import MVTEC_OBJECTS, MVTEC_TEXTURES, read_dataset
 from moleflow.errors import BenchError, ConfigError
+from moleflow.presets import LAYERED
 from trees import TREES
 
 SIZE = 64
@@ -36,9 +38,12 @@ QUICK = {
     "training.steps": 2,
     "training.base_steps": 2,
     "training.patches": 128,
-    "scoring.cells": {"side": 2, "rank": 4, "mean_side": 4, "ridge": 0.3},
+    "flow.cells": {"side": 2, "rank": 4, "mean_side": 4, "ridge": 0.3},
     "scoring.folds": 2,
 }
+NORMALISED = {name: value for name, value in LAYERED.items() if name.startswith("flow.")}
+"""The only way in which a flow over all products begins; said, so that it takes the few steps above."""
+ONE_FLOW = ("fine-tuning", "ewc", "lwf", "replay", "joint")
 
 
 @pytest.fixture(scope="session")
@@ -63,7 +68,7 @@ def work(tree, cache, tmp_path):
         dataset = read_dataset(data)
         chosen = tuple(streams or streams_for(dataset, "plain"))
         plan = Plan(
-            {name: Variant(name) for name in entries},
+            {name: Variant(name, NORMALISED if name in ONE_FLOW else {}) for name in entries},
             chosen,
             **{"seeds": (0,), "image_size": (SIZE, SIZE), "eval_size": (32, 32), "options": QUICK} | options,
         )
@@ -201,7 +206,7 @@ def test_whatever_goes_wrong_ends_one_chain_alone(work, monkeypatch):
 @pytest.mark.slow
 def test_killed_at_any_moment_and_run_again_gives_the_same_bytes(tree, tmp_path):
     """The workers of a killed run end with it, and leave nothing that another run would trip over."""
-    settings = [f"--set={name}={json.dumps(value)}" for name, value in QUICK.items()]
+    settings = [f"--set={name}={json.dumps(value)}" for name, value in (QUICK | NORMALISED).items()]
     common = ("--methods", "moleflow,padim,ewc,replay,shared-coreset", "--jobs", "2", "--seeds", "0,1")
     sizes = ("--image-size", str(SIZE), "--eval-size", "32", *settings)
 
@@ -372,22 +377,72 @@ def test_the_product_given_corrects_what_the_router_sent_astray(work, monkeypatc
     assert found["matrices"]["routed"]["image_auroc"] != given["matrices"]["routed"]["image_auroc"]
 
 
-def test_every_ablation_learns_resumes_and_reports(tree, cache, tmp_path):
+FEW = QUICK | {"training.steps": 4, "training.base_steps": 4}  # of which a half can take two
+ROUTER_ALONE, FIRST_PRODUCT_ALIKE = "covariance per product", "whole flow, longer"
+
+
+def test_every_ablation_learns_and_reports_and_is_another_density(tree, cache, tmp_path):
     dataset = read_dataset(tree)
     streams = (Stream("one", (Task(("gear",)),)),)
-    some = {row: FLOW_ALONE[row] for row in (FULL, "no LoRA", "published")}  # that rows differ: test_presets
+    some = {row: FLOW_ALONE[row] for row in (FULL, "no LoRA", "cells alone", "published")}
     for name, table in (("all", ABLATIONS), ("flow", some)):
-        plan = Plan(table, streams, (0,), image_size=(SIZE, SIZE), eval_size=(32, 32), options=QUICK)
-        found = benchmark(Work(plan, dataset.products, tmp_path / name, cache), command="moleflow ablate")
+        plan = Plan(brief(table), streams, (0,), image_size=(SIZE, SIZE), eval_size=(32, 32), options=FEW)
+        job = Work(plan, dataset.products, tmp_path / name, cache)
+        found = benchmark(job, command="moleflow ablate")
         assert all(one["complete"] for one in found["runs"])
-        # Every row is another density and none gives the full method's very scores, but for the one that
-        # changes the router alone, and the one that is the line on its first product.
-        told = {
-            chain.entry: [record["oracle"]["digest"] for record in chain.steps[-1]["products"].values()]
-            for chain in results.read_chains(Work(plan, dataset.products, tmp_path / name, cache))
-        }
-        same = {row for row in told if told[row] == told[FULL]}
-        assert same <= {FULL, "covariance per product", "whole flow, longer"}
+        alike: dict[tuple, set[str]] = {}
+        for chain in results.read_chains(job):
+            records = chain.steps[-1]["products"].values()
+            alike.setdefault(tuple(record["oracle"]["digest"] for record in records), set()).add(chain.entry)
+        # No two say the same, but for the row that changes the router alone, and the one that is the line
+        # on its first product.
+        expected = {FULL, ROUTER_ALONE, FIRST_PRODUCT_ALIKE} & set(table)
+        assert [rows for rows in alike.values() if len(rows) > 1] == ([expected] if len(expected) > 1 else [])
+
+
+def brief(table):
+    """The same rows in next to no steps, of which some have a number of their own."""
+    steps = {"training.steps": 2, "training.base_steps": 2}
+    return {
+        row: Variant(one.method, {name: steps.get(name, value) for name, value in one.options.items()})
+        for row, one in table.items()
+    }
+
+
+@pytest.mark.parametrize("table", [ABLATIONS, FLOW_ALONE], ids=["whole", "flow alone"])
+def test_no_two_rows_of_an_ablation_are_the_same(table):
+    learned = {row: (one.method, override(LineConfig(), one.options)) for row, one in table.items()}
+    for row, one in learned.items():
+        assert [other for other, options in learned.items() if options == one] == [row]
+
+
+@pytest.mark.parametrize("table", [ABLATIONS, FLOW_ALONE], ids=["whole", "flow alone"])
+def test_whatever_a_row_says_is_another_than_the_defaults(table):
+    """A row that names what is so anyway would be told to leave out what is not there."""
+    whole = flat(to_dict(LineConfig()))
+    for row, one in table.items():
+        assert one.options or one.method != "moleflow" or row == FULL, row
+        for name, value in one.options.items():
+            beside = table is FLOW_ALONE and name == "scoring.cells"  # which other wholes than ours have
+            assert beside or whole[name] != value, (row, name)
+
+
+def flat(table, prefix=""):
+    """Every option by its dotted path, parts as a whole among them."""
+    told = {}
+    for name, value in table.items():
+        told[f"{prefix}{name}"] = value
+        if isinstance(value, dict):
+            told |= flat(value, f"{prefix}{name}.")
+    return told
+
+
+def test_the_flow_alone_has_nothing_beside_it():
+    for row, one in FLOW_ALONE.items():
+        scoring = override(LineConfig(), one.options).scoring
+        assert (scoring.cells, scoring.coreset, scoring.whole) == (None, None, None), row
+    alone = (override(LineConfig(), table.options) for table in (ABLATIONS["flow alone"], FLOW_ALONE[FULL]))
+    assert len({str(config) for config in alone}) == 1
 
 
 # Layouts and scenarios

@@ -18,6 +18,7 @@ from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor
+from rows import normalised, of_all_products
 
 SIZE = 64
 PRODUCTS = ("gear", "wood")
@@ -78,7 +79,7 @@ def told(method, shelf, products):
 def run(name, device, cache, products, config):
     """What a method says after learning, and after its state was taken up by another."""
     shelf = shelf_on(device, cache)
-    setting = setting_on(shelf, config)
+    setting = setting_on(shelf, normalised(config) if of_all_products(name) else config)
     method = make(name, setting, OWN.get(name, {}))
     for product in PRODUCTS:
         lesson = shelf.pictures(products[product], "train")

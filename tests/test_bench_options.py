@@ -19,7 +19,8 @@ from moleflow.bench.methods.with_image import WithImage
 from moleflow.config import LineConfig, override, to_dict
 from moleflow.data.factory import make_sample
 from moleflow.features.extractor import Extractor
-from rows import CHANNELS, CONFIG, GRID, POOLED, SETTING, faulty, images
+from moleflow.presets import LAYERED
+from rows import CHANNELS, CONFIG, GRID, POOLED, faulty, images, setting_of
 
 BANK = {"candidates": 300, "projection": 8, "share": 0.1, "least": 20, "most": 60}
 TINY = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@11"
@@ -62,8 +63,13 @@ CHANGED["ProjectionOptions"] = {
 NEEDS_WEIGHTS = {("ucad", "backbone"), ("ucad", "weights")}  # other weights than random cannot be had here
 
 LINE = {
-    "flow.normalisation": "none",
-    "flow.statistics": False,
+    "flow.cells.side": 1,
+    "flow.cells.rank": 2,
+    "flow.cells.mean_side": 2,
+    "flow.cells.ridge": 0.9,
+    "flow.cells.bits": 16,
+    "flow.cells": None,
+    "flow.bits": 16,
     "flow.position": 0.5,
     "flow.whitening": None,
     "flow.whitening.scale_limit": 1.01,
@@ -96,14 +102,13 @@ LINE = {
     "training.tail": "image",
     "training.log_det_of": "flow",
     "training.clip": 1e-9,
-    "scoring.cells": None,
-    "scoring.cells.side": 1,
-    "scoring.cells.rank": 2,
-    "scoring.cells.mean_side": 2,
-    "scoring.cells.ridge": 0.9,
+    "scoring.coreset": None,
+    "scoring.coreset.patches": 20,
+    "scoring.coreset.candidates": 50,
+    "scoring.coreset.weight": 0.2,
     "scoring.whole": None,
     "scoring.whole.rank": 2,
-    "scoring.flow_weight": 2.0,
+    "scoring.whole.bits": 16,
     "scoring.position_calibration": False,
     "scoring.smoothing": 0.0,
     "scoring.top_share": 0.5,
@@ -113,6 +118,21 @@ LINE = {
     "router.metric": "product",
     "router.rank": 2,
 }
+AROUND_LAYERED = {
+    "flow.normalisation": "none",
+    "flow.statistics": False,
+    "flow.position": 0.5,
+    "training.noise": 0.0,
+    "scoring.cells": None,
+    "scoring.cells.side": 1,
+    "scoring.cells.rank": 2,
+    "scoring.cells.mean_side": 2,
+    "scoring.cells.ridge": 0.9,
+    "scoring.cells.bits": 8,
+    "scoring.flow_weight": 2.0,
+}
+"""Options of a flow that begins with normalised features, or that act otherwise there, and of what stands
+beside such a flow alone."""
 RIVALS = {
     "scoring.holdout": 0.4,
     "scoring.holdout_least": 5,
@@ -128,6 +148,9 @@ RIVALS_BESIDE = {
 }
 """What else has to be so for it to matter."""
 LINE_START = {"scoring.single_up_to": 4, "scoring.blocks": 4, "training.steps": 6, "training.base_steps": 6}
+LAYERED_START = {
+    **LAYERED, **LINE_START, "scoring.cells": {**to_dict(CONFIG)["flow"]["cells"], "bits": 16},
+}  # fmt: skip
 RIVAL_START = {"scoring.cross_fit_below": 6, "scoring.holdout_least": 2, "router.least_distance": 0.1}
 
 
@@ -137,7 +160,7 @@ def trace(method: Method, probes: Pictures) -> str:
     state = method.state()
     for name in sorted(state.tensors):
         told.update(name.encode() + state.tensors[name].contiguous().numpy().tobytes())
-    told.update(repr(state.notes).encode())
+    told.update(repr(timeless(state.notes)).encode())
     for task in (None, "a"):
         for one in method.inspect(probes, task):
             told.update(repr((one.task, one.known, one.score, one.threshold)).encode())
@@ -146,6 +169,13 @@ def trace(method: Method, probes: Pictures) -> str:
     if isinstance(router, PerProduct):
         told.update(repr([router.decide(probes, i).distances for i in range(len(probes))]).encode())
     return told.hexdigest()
+
+
+def timeless(notes: object) -> object:
+    """Notes without how long anything took, which is another at every run."""
+    if isinstance(notes, dict):
+        return {key: timeless(value) for key, value in notes.items() if key != "seconds"}
+    return notes
 
 
 def probes() -> Pictures:
@@ -176,7 +206,11 @@ def outcome(name: str, options: tuple) -> str:
         method, show = make(name, setting, dict(options)), photographs
         some = photographs("a").take([0, 1])
     else:
-        method, show, some = make(name, SETTING, dict(options)), functools.partial(images, count=14), probes()
+        method, show, some = (
+            make(name, setting_of(name), dict(options)),
+            functools.partial(images, count=14),
+            probes(),
+        )
     for product in ("a", "b"):
         method.learn([show(product)])
     return trace(method, some)
@@ -214,7 +248,22 @@ def leaves(table: dict, prefix: str = "") -> set[str]:
 
 def test_no_option_of_the_line_is_left_out_of_the_walk():
     sections = {"flow", "training", "scoring", "router"}
-    assert leaves(to_dict(LineConfig())) - sections == set(LINE) | set(RIVALS)
+    beginnings = LineConfig(), override(CONFIG, LAYERED_START)
+    options = set.union(*(leaves(to_dict(config)) for config in beginnings)) - sections
+    assert options == set(LINE) | set(AROUND_LAYERED) | set(RIVALS)
+
+
+def test_the_same_options_leave_the_same_trace():
+    """Or every walk would pass, whatever an option does."""
+    for name, start in (
+        ("moleflow", LINE_START),
+        ("moleflow", LAYERED_START),
+        ("memory-bank-calibrated", RIVAL_START),
+    ):
+        assert of_line(name, start, {}) == of_line(name, start, {})
+    for name in ("ewc", "dne"):
+        options = tuple(START[OPTIONS[name].__name__].items())
+        assert outcome(name, options) == unchanged(name)
 
 
 def of_line(name: str, start: dict, change: dict) -> str:
@@ -227,14 +276,19 @@ def of_line(name: str, start: dict, change: dict) -> str:
 
 
 @functools.cache
-def line_with(change: tuple) -> str:
-    return of_line("moleflow", LINE_START, dict(change))
+def line_with(change: tuple, *, layered: bool = False) -> str:
+    return of_line("moleflow", LAYERED_START if layered else LINE_START, dict(change))
 
 
 @pytest.mark.parametrize("option", LINE)
 def test_every_option_of_the_line_does_something(option):
     before = {"router.rank": CONFIG.router.rank} if option.startswith("router") else {}
     assert line_with(((option, LINE[option]),)) != line_with(tuple(before.items()))
+
+
+@pytest.mark.parametrize("option", AROUND_LAYERED)
+def test_every_option_of_a_flow_over_normalised_features_does_something(option):
+    assert line_with(((option, AROUND_LAYERED[option]),), layered=True) != line_with((), layered=True)
 
 
 @functools.cache

@@ -9,13 +9,27 @@ import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
+from moleflow.bench import ablation
 from moleflow.bench.methods import METHODS, PATCH_METHODS, TABLES, WITH_CELLS, make
 from moleflow.bench.methods.gaussians import Gaussian
 from moleflow.bench.methods.line import successor
 from moleflow.bench.methods.prototypes import _spread_points, nearest_around
 from moleflow.config import Dia, override
 from moleflow.errors import ConfigError, TrainingError
-from rows import CONFIG, GRID, PLACE, POOLED, SETTING, SMALL, faulty, images, taught, tell
+from rows import (
+    CONFIG,
+    GRID,
+    NORMALISED,
+    PLACE,
+    POOLED,
+    SETTING,
+    SMALL,
+    faulty,
+    images,
+    setting_of,
+    taught,
+    tell,
+)
 
 OWN_ROUTERS = ("gcr", "dinosaur")
 FEATURES_ALONE = [name for name in METHODS if name not in ("dne", "ucad")]
@@ -24,7 +38,7 @@ FEATURES_ALONE = [name for name in METHODS if name not in ("dne", "ucad")]
 @pytest.mark.parametrize("name", FEATURES_ALONE)
 def test_a_state_comes_back_to_the_bit_and_learns_on(name):
     method = taught(name)
-    again = make(name, SETTING, SMALL.get(name, {}))
+    again = make(name, setting_of(name), SMALL.get(name, {}))
     again.restore(method.state())
     for task in ("a", None):
         assert tell(again.inspect(faulty("a", 2), task)) == tell(method.inspect(faulty("a", 2), task))
@@ -66,21 +80,51 @@ def test_tables_name_methods_that_exist():
 # The line without its flow, and flows with what the line has
 
 
-def test_cells_alone_say_what_the_line_says_without_its_flow():
-    weightless = replace(SETTING, config=override(CONFIG, {"scoring.flow_weight": 0.0}))
-    line, cells = taught("moleflow", setting=weightless), taught("cells")
-    for ours, theirs in zip(cells.inspect(faulty("a"), "a"), line.inspect(faulty("a"), "a"), strict=True):
-        assert (ours.score, ours.threshold) == (theirs.score, theirs.threshold)
-        assert np.array_equal(ours.patch_map, theirs.patch_map)
+WEIGHTLESS = replace(SETTING, config=override(NORMALISED, {"scoring.flow_weight": 0.0}))
+
+
+def same_maps_and_scores(ours, theirs):
+    for one, other in zip(ours, theirs, strict=True):
+        assert (one.score, one.threshold) == (other.score, other.threshold)
+        assert np.array_equal(one.patch_map, other.patch_map)
+
+
+def test_cells_alone_say_what_the_line_says_with_no_weight_on_its_flow_and_no_coreset():
+    bare = replace(WEIGHTLESS, config=override(WEIGHTLESS.config, {"scoring.coreset": None}))
+    line, cells = taught("moleflow", setting=bare), taught("cells", setting=WEIGHTLESS)
+    same_maps_and_scores(cells.inspect(faulty("a"), "a"), line.inspect(faulty("a"), "a"))
+
+
+def test_cells_alone_are_those_that_the_flow_begins_with():
+    beginning, beside = taught("cells"), taught("cells", setting=WEIGHTLESS)
+    same_maps_and_scores(beginning.inspect(faulty("a"), "a"), beside.inspect(faulty("a"), "a"))
+
+
+def test_an_expert_that_learns_nothing_is_the_cells_alone():
+    """But for the level of its map, which is that of images it learned from, corrected by a gap."""
+    nothing = {"scoring.coreset": None, **ablation.NO_FLOW}
+    line = taught("moleflow", setting=replace(SETTING, config=override(CONFIG, nothing)))
+    cells, probe = taught("cells"), faulty("a")
+    part, patches = line.parts["a"], probe.features.float()
+    own = part.base.score(part.product.densities.expert, part.base.prepare(patches))
+    torch.testing.assert_close(own, cells.parts["a"].product.densities.cells(patches), rtol=0.01, atol=0)
+    for ours, theirs in zip(line.inspect(probe, "a"), cells.inspect(probe, "a"), strict=True):
+        assert np.corrcoef(ours.patch_map.ravel(), theirs.patch_map.ravel())[0, 1] > 0.9999
 
 
 def test_cells_beside_a_flow_of_no_weight_are_the_cells():
-    weightless = replace(SETTING, config=override(CONFIG, {"scoring.flow_weight": 0.0}))
-    flow, cells = taught("fine-tuning-with-cells", setting=weightless), taught("cells")
+    flow, cells = taught("fine-tuning-with-cells", setting=WEIGHTLESS), taught("cells")
     for ours, theirs in zip(flow.inspect(faulty("a"), "a"), cells.inspect(faulty("a"), "a"), strict=True):
         np.testing.assert_allclose(ours.patch_map, theirs.patch_map, rtol=0.2, atol=0.3)
     scores = [[i.score for i in m.inspect(faulty("a", 4), "a")] for m in (flow, cells)]
     assert np.argsort(scores[0]).tolist() == np.argsort(scores[1]).tolist()
+
+
+@pytest.mark.parametrize("name", ["cells", "fine-tuning-with-cells"])
+def test_rows_of_cells_have_no_coreset(name):
+    tensors = taught(name).state().tensors
+    assert [key for key in tensors if key.startswith("a/cells.")]
+    assert not [key for key in tensors if "coreset" in key]
 
 
 @pytest.mark.parametrize("method", WITH_CELLS, ids=lambda m: m.name)
@@ -105,15 +149,17 @@ def test_what_stands_beside_a_flow_stays_while_the_flow_forgets():
 
 
 def test_the_successors_shape_follows_from_the_features():
-    config = successor(CONFIG, 40)
-    assert (config.flow.couplings, config.flow.hidden, config.flow.dia) == (6, 40, Dia(2, 40))
-    assert config.scoring.cells is None
-    assert config.training == CONFIG.training
+    for given in (CONFIG, NORMALISED):
+        config = successor(given, 40)
+        assert (config.flow.couplings, config.flow.hidden, config.flow.dia) == (6, 40, Dia(2, 40))
+        assert (config.flow.cells, config.flow.normalisation) == (None, "layer")
+        assert (config.scoring.cells, config.scoring.coreset, config.scoring.whole) == (None, None, None)
+    assert successor(NORMALISED, 40).training == NORMALISED.training
 
 
 @pytest.mark.parametrize("name", ["cells", "ewc-with-cells"])
 def test_cells_cannot_be_left_out_of_what_is_named_after_them(name):
-    without = replace(SETTING, config=override(CONFIG, {"scoring.cells": None}))
+    without = replace(SETTING, config=override(CONFIG, {"flow.cells": None}))
     with pytest.raises(ConfigError, match="cells"):
         make(name, without, {})
 

@@ -24,17 +24,28 @@ from moleflow.bench.methods.single import (
     Replay,
     SingleFlow,
     Step,
+    WholeFlow,
     fisher_information,
     price,
 )
 from moleflow.config import Context, Dia, FlowConfig, LineConfig, TrainingConfig
 from moleflow.errors import ConfigError, TaskError, TrainingError
+from moleflow.flow.bijections import Place
 
 GRID, CHANNELS = (6, 6), 12
-BARE = FlowConfig(statistics=False, couplings=0, mixer=None, lora=None, dia=None, position=0.0)
-FLOW = FlowConfig(hidden=16, context=Context(kernel=3), dia=Dia(hidden=16))
-QUICK = TrainingConfig(steps=2, base_steps=3, patches=96, window=3)
-LONGER = TrainingConfig(steps=30, base_steps=30, patches=180, window=3, learning_rate=1e-2)
+BARE = FlowConfig(
+    cells=None, normalisation="layer", couplings=0, mixer=None, lora=None, dia=None, position=0.0
+)
+FLOW = FlowConfig(
+    cells=None,
+    normalisation="layer",
+    statistics=True,
+    hidden=16,
+    context=Context(kernel=3),
+    dia=Dia(hidden=16),
+)
+QUICK = TrainingConfig(steps=2, base_steps=3, patches=96, window=3, noise=0.3)
+LONGER = TrainingConfig(steps=30, base_steps=30, patches=180, window=3, learning_rate=1e-2, noise=0.3)
 METHODS = {"fine-tuning": FineTuning, "ewc": EWC, "lwf": LwF, "replay": Replay, "joint": Joint}
 SEQUENTIAL = [name for name in METHODS if name != "joint"]
 
@@ -168,6 +179,16 @@ def test_joint_is_one_task_of_all_products():
     assert flow_of(taught("joint", [product(0), product(1, 5)])) == flow_of(at_once)
 
 
+def test_it_cannot_begin_with_the_cells_of_one_product():
+    """Whatever flow the line has, this one begins with normalised features; nothing else of it changes."""
+    beginning = FlowConfig(hidden=16, context=Context(kernel=3), dia=Dia(hidden=16))
+    assert beginning.cells is not None
+    flow = WholeFlow(setting(flow=beginning))
+    assert flow.base.config == WholeFlow(setting()).base.config
+    assert set(flow.state_dict()) == set(WholeFlow(setting()).state_dict())
+    assert flow.expert.start_cells is None
+
+
 def test_it_is_the_lines_flow_without_lora():
     names = set(taught("fine-tuning", [product(0)]).flow.state_dict())
     assert {"base.mixer.gate", "base.couplings.1.scale.first.weight", "expert.whitening.a"} <= names
@@ -206,7 +227,7 @@ def test_steps_are_the_budget_times_the_products(monkeypatch):
 
 
 def test_a_flow_without_anything_to_learn_learns():
-    flow = FlowConfig(couplings=0, **dict.fromkeys(("whitening", "mixer", "context", "lora", "dia")))
+    flow = replace(FLOW, couplings=0, **dict.fromkeys(("whitening", "mixer", "context", "lora", "dia")))
     for name in METHODS:
         method = made(name, flow=flow)
         for which in (0, 1):
@@ -322,10 +343,11 @@ def test_windows_come_from_each_source_by_its_share_and_know_their_place(shares)
     sources = tuple(addressed(1 + 9 * i, i).half() for i in range(len(shares)))
     places = addressed(1, 0)[0, ..., 1:]
     training = TrainingConfig(patches=9 * 3000, window=3)
-    windows, position, _ = Mixture(sources, shares).draw(places, training, torch.Generator().manual_seed(0))
+    windows, place, _ = Mixture(sources, shares).draw(places, training, torch.Generator().manual_seed(0))
     assert windows.shape == (3000, 3, 3, 3)
     assert windows.dtype == torch.float16
-    assert torch.equal(windows[..., 1:].float(), position)
+    assert torch.equal(windows[..., 1:].float(), place.encoding)
+    assert torch.equal(6 * windows[..., 1].long() + windows[..., 2].long(), place.patches)
     found = windows[:, 0, 0, 0].long().bincount(minlength=len(shares)) / 3000
     torch.testing.assert_close(found, torch.tensor(shares), rtol=0, atol=0.03)
     assert all((count == 0) == (share == 0) for count, share in zip(found.tolist(), shares, strict=True))
@@ -395,20 +417,20 @@ def test_the_ewc_penalty_is_the_weighted_squared_distance():
 def test_distillation_is_a_divergence_in_nats():
     method = taught("lwf", [product(0)], options=Distillation(weight=2.0))
     x = method.flow.base.prepare(product(1).features)
-    position = method.flow.base.position.expand(x.shape)
+    place = Place(method.flow.base.position.expand(x.shape))
     with torch.no_grad():
-        z, log_det = method.flow.latent(x, position)
-    assert float(method.penalty(method.flow, Step(x, position, z, log_det, log_det, log_det))) == 0
+        z, log_det = method.flow.latent(x, place)
+    assert float(method.penalty(method.flow, Step(x, place, z, log_det, log_det, log_det))) == 0
 
     chance = torch.Generator().manual_seed(1)
     other = z + 0.1 * torch.randn(z.shape, generator=chance)
     expected = kl_divergence(Normal(z, 1.0), Normal(other, 1.0)).sum(-1).mean()
-    found = method.penalty(method.flow, Step(x, position, other, log_det, log_det, log_det))
+    found = method.penalty(method.flow, Step(x, place, other, log_det, log_det, log_det))
     assert float(found) == pytest.approx(2 * float(expected), rel=1e-4)
 
     swollen = torch.tensor(0.01)  # log-scale of each of the channels
     expected = CHANNELS * kl_divergence(Normal(0.0, 1.0), Normal(0.0, swollen.exp()))
-    found = method.penalty(method.flow, Step(x, position, z, log_det + CHANNELS * swollen, log_det, log_det))
+    found = method.penalty(method.flow, Step(x, place, z, log_det + CHANNELS * swollen, log_det, log_det))
     assert float(found) == pytest.approx(2 * float(expected), rel=0.02)
 
 

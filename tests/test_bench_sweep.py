@@ -38,15 +38,15 @@ SMALL = {
     "flow.mixer": None,
     "flow.context": None,
     "flow.couplings": 1,
-    "scoring.cells": {"side": 2, "rank": 4, "mean_side": 3, "ridge": 0.3},
+    "flow.cells": {"side": 2, "rank": 4, "mean_side": 3, "ridge": 0.3},
     "scoring.folds": 2,
 }
-GRID = Space.from_dict({"scoring.top_share": [0.01, 1.0], "scoring.flow_weight": [0.0, 0.5]})
+GRID = Space.from_dict({"scoring.top_share": [0.01, 1.0], "scoring.coreset.weight": [0.1, 1.0]})
 RANGES = Space.from_dict(
     {
         "scoring.smoothing": {"low": 0.1, "high": 2.0},
         "scoring.top_least": {"low": 1, "high": 9},
-        "scoring.cells": [None, SMALL["scoring.cells"]],
+        "flow.mixer": [None, {"kernel": "symmetric", "gate_limit": 0.5}],
     }
 )
 
@@ -122,10 +122,10 @@ def test_a_grid_is_tried_as_a_whole_and_the_best_chosen_by_the_criterion(whole):
     results = read_json(whole / "sweep.json")
     trials = results["trials"]
     assert [t["options"] for t in trials] == [
-        {"scoring.top_share": a, "scoring.flow_weight": b}
-        for a, b in itertools.product((0.01, 1.0), (0.0, 0.5))
+        {"scoring.top_share": a, "scoring.coreset.weight": b}
+        for a, b in itertools.product((0.01, 1.0), (0.1, 1.0))
     ]
-    assert results["unchanged"]["options"] == {"scoring.top_share": 0.01, "scoring.flow_weight": 0.5}
+    assert results["unchanged"]["options"] == {"scoring.top_share": 0.01, "scoring.coreset.weight": 1.0}
     assert results["unchanged"]["criterion"] == trials[1]["criterion"]  # the very same options
     assert results["best"]["criterion"] == max(t["criterion"] for t in trials)
     assert results["best_by_oracle"]["oracle"] == max(t["oracle"] for t in trials)
@@ -235,7 +235,7 @@ def test_a_trial_that_fails_is_told_and_not_chosen(tried, tmp_path, monkeypatch)
         tried(Space({"scoring.top_share": Choice((1.0,))}), tmp_path)
 
 
-ONE = Space({"scoring.flow_weight": Choice((0.0,))})
+ONE = Space({"scoring.coreset.weight": Choice((0.1,))})
 
 
 def test_seeds_and_products_are_averaged(tried, products, tmp_path):
@@ -247,7 +247,7 @@ def test_seeds_and_products_are_averaged(tried, products, tmp_path):
     folders = list((tmp_path / "trials").iterdir())
     assert len(folders) == 2  # the trial, and the unchanged options
     (folder,) = [
-        f for f in folders if any("scoring.flow_weight" in p.read_text() for p in f.rglob("plan.json"))
+        f for f in folders if any("scoring.coreset.weight" in p.read_text() for p in f.rglob("plan.json"))
     ]
     assert not list(tmp_path.rglob("state-*"))
     for path in folder.rglob("step-01.json"):

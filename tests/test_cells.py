@@ -1,6 +1,6 @@
 """Cell Gaussians against Mahalanobis distances written out, on grids that fit badly and with few images.
 
-Fitted weights are rounded to 16 bits, so distances agree with the explicit ones to about a percent.
+Fitted weights are rounded to 16 or 8 bits, so distances agree with the explicit ones to a percent or a few.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from moleflow.cells import CellGaussians
+from moleflow.cells import CellGaussians, fit_without_each
 from moleflow.config import Cells
 
 CHANNELS = 5
 HALF = {"rtol": 1e-3, "atol": 1e-3}
 ROUNDED = {"rtol": 1e-2, "atol": 1e-2}
-FULL = Cells(side=2, rank=CHANNELS, mean_side=64, ridge=0.3)
+FULL = Cells(side=2, rank=CHANNELS, mean_side=64, ridge=0.3, bits=16)
+in_bits = pytest.mark.parametrize("bits", [8, 16])
 
 
 def patches(images: int, grid: tuple[int, int], seed: int = 0) -> Tensor:
@@ -75,6 +76,9 @@ def test_with_full_rank_the_distance_is_the_explicit_mahalanobis_distance(grid, 
     distance = fitted(train, config)(test)
     assert distance.shape == (6, *grid)
     torch.testing.assert_close(distance.double(), explicit(train, test, config), **ROUNDED)
+    in_8 = fitted(train, replace(config, bits=8))(test)
+    torch.testing.assert_close(in_8.double(), explicit(train, test, config), rtol=5e-2, atol=5e-2)
+    assert not torch.equal(in_8, distance)
 
 
 def test_rank_beyond_the_channels_is_full_rank():
@@ -85,7 +89,7 @@ def test_rank_beyond_the_channels_is_full_rank():
 
 
 def test_with_low_rank_everything_outside_the_kept_directions_is_noise():
-    config = Cells(side=1, rank=2, mean_side=64, ridge=0.3)
+    config = Cells(side=1, rank=2, mean_side=64, ridge=0.3, bits=16)
     train, test = patches(200, (1, 1)), patches(6, (1, 1), seed=1)
     x = (train - train.mean(0)).reshape(-1, CHANNELS).double()
     values, vectors = torch.linalg.eigh(x.T @ x / len(x))
@@ -142,10 +146,185 @@ def test_a_coarse_mean_is_pooled_and_interpolated():
 
 
 def test_fitted_weights_are_what_sixteen_bits_hold():
-    cells = fitted(patches(30, (5, 7)), Cells(side=3, rank=2))
+    cells = fitted(patches(30, (5, 7)), Cells(side=3, rank=2, bits=16))
     for value in (cells.mean, cells.directions):
         assert value.abs().max() > 0
         assert torch.equal(value.half().float(), value)
+    assert cells.kept()["mean"].dtype == cells.kept()["directions"].dtype == torch.float16
+
+
+def test_in_eight_bits_every_direction_has_its_own_range_and_of_the_mean_every_channel():
+    train = patches(30, (5, 7)) * torch.tensor([1e-3, 1.0, 10.0, 1e3, 1.0])
+    cells = fitted(train, Cells(side=3, rank=2, bits=8))
+    kept = cells.kept()
+    assert kept["mean.codes"].dtype == kept["directions.codes"].dtype == torch.int8
+    assert kept["mean.codes"].numel() == cells.mean.numel()
+    assert kept["mean.step"].numel() == CHANNELS
+    assert kept["directions.step"].shape == (9, 2, 1)
+    exact = fitted(train, Cells(side=3, rank=2, bits=16)).mean
+    largest = exact.abs().flatten(0, 1).amax(0)
+    apart = (cells.mean - exact).abs().flatten(0, 1).amax(0)
+    assert (apart < largest / 127 / 2 * 1.05 + largest * 1e-3).all()
+    assert (apart > 0).all()
+
+
+@in_bits
+@pytest.mark.parametrize("rank", [2, 500])
+@pytest.mark.parametrize(("images", "grid"), [(30, (5, 7)), (1, (5, 7)), (1, (2, 2)), (3, (1, 1))])
+def test_what_is_kept_gives_the_very_same_cells_to_the_bit(bits, rank, images, grid):
+    config = Cells(side=3, rank=rank, mean_side=4, bits=bits)
+    cells = fitted(patches(images, grid), config)
+    again = CellGaussians.from_kept(grid, CHANNELS, config, cells.kept())
+    assert again.state_dict().keys() == cells.state_dict().keys()
+    for name, value in cells.state_dict().items():
+        assert again.state_dict()[name].dtype == value.dtype
+        assert torch.equal(again.state_dict()[name], value), name
+    for name, value in cells.kept().items():
+        assert torch.equal(again.kept()[name], value), name
+    test = patches(3, grid, seed=1)
+    assert torch.equal(again(test), cells(test))
+    for one, other in zip(again.whiten(test), cells.whiten(test), strict=True):
+        assert torch.equal(one, other)
+
+
+@in_bits
+def test_what_is_kept_survives_many_ways_there_and_back_at_the_width_of_real_features(bits):
+    """More directions than there are images, so most of them are of no variance at all."""
+    features = torch.randn(2, 3, 3, 70, generator=torch.Generator().manual_seed(0)) ** 3
+    config = Cells(side=3, rank=24, bits=bits)
+    cells = CellGaussians((3, 3), 70, config)
+    cells.fit(features)
+    first = cells.kept()
+    for _ in range(3):
+        cells = CellGaussians.from_kept((3, 3), 70, config, cells.kept())
+    assert all(torch.equal(value, first[name]) for name, value in cells.kept().items())
+
+
+@in_bits
+def test_kept_parts_that_are_missing_or_of_another_shape_are_refused(bits):
+    config = Cells(side=3, rank=2, bits=bits)
+    kept = fitted(patches(10, (5, 7)), config).kept()
+    suffix = ".codes" if bits == 8 else ""
+    for name in (f"mean{suffix}", f"directions{suffix}", "noise"):
+        with pytest.raises((KeyError, RuntimeError)):
+            CellGaussians.from_kept((5, 7), CHANNELS, config, {k: v for k, v in kept.items() if k != name})
+    for other in (replace(config, rank=3), replace(config, side=2), replace(config, mean_side=2)):
+        with pytest.raises((KeyError, RuntimeError)):
+            CellGaussians.from_kept((5, 7), CHANNELS, other, kept)
+
+
+# -- white features ----------------------------------------------------------------------------------
+
+
+@in_bits
+@pytest.mark.parametrize("rank", [1, 3, CHANNELS])
+@pytest.mark.parametrize("grid", [(4, 4), (5, 7), (1, 1), (7, 2)])
+def test_the_length_of_a_white_patch_is_its_mahalanobis_distance(bits, rank, grid):
+    config = replace(FULL, side=3, rank=rank, bits=bits)
+    cells, test = fitted(patches(40, grid), config), 2 * patches(6, grid, seed=1)
+    white, _ = cells.whiten(test)
+    rounded = 1e-2 if bits == 8 else 1e-3  # directions once rounded are not quite at right angles
+    torch.testing.assert_close(white.norm(dim=-1), cells(test), rtol=rounded, atol=rounded)
+
+
+def test_white_patches_of_a_cell_have_the_covariance_that_its_variances_and_the_ridge_leave():
+    config = replace(FULL, side=1)
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(CHANNELS, CHANNELS, generator=generator)
+    train = torch.randn(500, 1, 1, CHANNELS, generator=generator) @ mixing
+    white = fitted(train, config).whiten(train)[0].reshape(-1, CHANNELS)
+    covariance = train.reshape(-1, CHANNELS).T.cov(correction=0).double()
+    values = torch.linalg.eigvalsh(covariance)
+    expected = values / (values + 0.3 * values.mean())
+    got = torch.linalg.eigvalsh(white.T.cov(correction=0).double())
+    torch.testing.assert_close(got, expected.sort().values, rtol=1e-2, atol=1e-2)
+
+
+@in_bits
+@pytest.mark.parametrize("rank", [1, 3, CHANNELS])
+def test_whitening_is_the_symmetric_root_of_the_precision(bits, rank):
+    config = replace(FULL, rank=rank, bits=bits)
+    cells = fitted(patches(40, (4, 4)), config)
+    with torch.no_grad():
+        offset = cells._mean_grid().expand(CHANNELS, 4, 4, CHANNELS).clone()
+        offset += torch.eye(CHANNELS)[:, None, None]
+    roots = cells.whiten(offset)[0].permute(1, 2, 0, 3)  # (h, w, D, D): of every unit vector
+    _, log_det = cells.whiten(offset)
+    rounded = 1e-2 if bits == 8 else 1e-3
+    for i, (rows, columns) in enumerate(cells._cells()):
+        root = roots[rows, columns].flatten(0, 1)
+        torch.testing.assert_close(root, root.mT, rtol=rounded, atol=rounded)
+        own = cells.directions[i]
+        precision = (torch.eye(CHANNELS) - own.T @ own) / cells.noise
+        torch.testing.assert_close(root @ root, precision.expand_as(root), rtol=rounded, atol=rounded)
+        expected = torch.linalg.slogdet(root.double()).logabsdet.float()
+        torch.testing.assert_close(log_det[0, rows, columns].flatten(), expected, rtol=1e-4, atol=1e-4)
+
+
+@in_bits
+@pytest.mark.parametrize("rank", [1, 3, CHANNELS])
+@pytest.mark.parametrize("grid", [(4, 4), (5, 7), (1, 1)])
+def test_unwhitening_undoes_whitening_and_negates_its_log_det(bits, rank, grid):
+    cells = fitted(patches(40, grid), replace(FULL, side=3, rank=rank, bits=bits))
+    test = 2 * patches(6, grid, seed=1)
+    white, log_det = cells.whiten(test)
+    back, inverse_log_det = cells.unwhiten(white)
+    torch.testing.assert_close(back, test, rtol=1e-4, atol=1e-4)
+    assert torch.equal(inverse_log_det, -log_det)
+    assert log_det.shape == (6, *grid)
+
+
+def test_numbered_patches_are_whitened_as_they_are_where_they_lie():
+    cells, test = fitted(patches(40, (5, 7)), replace(FULL, side=3, rank=2)), patches(2, (5, 7), seed=1)
+    numbers = torch.tensor([[[33, 0], [8, 8]], [[6, 34], [12, 20]]])
+    image = torch.arange(2)[:, None, None]
+    whole, log_det = cells.whiten(test)
+    own, own_log_det = cells.whiten(test.flatten(1, 2)[image, numbers], numbers)
+    torch.testing.assert_close(own, whole.flatten(1, 2)[image, numbers], rtol=1e-5, atol=1e-5)
+    assert torch.equal(own_log_det, log_det.flatten(1)[image, numbers])
+
+
+def test_what_whitening_worked_out_is_not_remembered_of_other_cells():
+    train, other, test = patches(30, (4, 4)), 5 * patches(30, (4, 4), seed=5), patches(2, (4, 4), seed=1)
+    cells = fitted(train, FULL)
+    before = cells.whiten(test)
+    cells.fit(other)
+    after, fresh = cells.whiten(test), fitted(other, FULL).whiten(test)
+    for then, now, expected in zip(before, after, fresh, strict=True):
+        assert torch.equal(now, expected)
+        assert not torch.equal(now, then)
+    in_double = cells.double().whiten(test)[0]
+    assert in_double.dtype == torch.float64
+    torch.testing.assert_close(in_double.float(), after[0], rtol=1e-4, atol=1e-4)
+
+
+@in_bits
+def test_a_direction_of_huge_variance_whitens_to_numbers(bits):
+    cells = CellGaussians((2, 2), CHANNELS, Cells(side=1, rank=1, bits=bits))
+    cells.directions[0, 0, 0] = 1.0005  # rounded up beyond a unit vector
+    along = torch.zeros(1, 2, 2, CHANNELS)
+    along[..., 0] = 100.0
+    white, log_det = cells.whiten(along)
+    assert torch.isfinite(white).all()
+    assert torch.isfinite(log_det).all()
+    torch.testing.assert_close(cells.unwhiten(white)[0], along, rtol=1e-2, atol=1e-2)
+
+
+# -- without each block ------------------------------------------------------------------------------
+
+
+@in_bits
+def test_cells_without_a_block_are_those_of_the_other_images(bits):
+    train, config = patches(30, (4, 4)), replace(FULL, bits=bits)
+    blocks = [None if i < 6 else i % 3 for i in range(30)]
+    every, without = fit_without_each(train, blocks, config)
+    test, rounded = patches(3, (4, 4), seed=1), (2e-2 if bits == 8 else 2e-3)
+    torch.testing.assert_close(every(test), fitted(train, config)(test), rtol=1e-4, atol=1e-4)
+    assert len(without) == 3
+    for block, cells in enumerate(without):
+        others = fitted(train[[i for i, own in enumerate(blocks) if own != block]], config)
+        torch.testing.assert_close(cells(test), others(test), rtol=rounded, atol=rounded)
+        assert (cells(test) - every(test)).abs().max() > 0.05
 
 
 def test_places_with_a_spread_of_their_own_judge_by_it():
@@ -170,12 +349,16 @@ def test_one_image_is_enough(grid):
 @pytest.mark.parametrize("value", [0.0, 7.0])
 def test_constant_features_give_no_nan(images, value):
     constant = torch.full((images, 6, 6, CHANNELS), value)
-    cells = fitted(constant, Cells())
-    assert all(torch.isfinite(buffer).all() for buffer in cells.state_dict().values())
-    torch.testing.assert_close(cells(constant), torch.zeros(images, 6, 6))
-    off = cells(constant + 1)
-    assert torch.isfinite(off).all()
-    assert (off > 0).all()
+    for bits in (8, 16):
+        cells = fitted(constant, Cells(bits=bits))
+        assert all(torch.isfinite(buffer).all() for buffer in cells.state_dict().values())
+        off = cells(constant + 1)
+        assert torch.isfinite(off).all()
+        assert (off > cells(constant) + 1).all()
+        white, log_det = cells.whiten(constant)
+        assert torch.isfinite(white).all()
+        assert torch.isfinite(log_det).all()
+    torch.testing.assert_close(cells(constant), torch.zeros(images, 6, 6))  # sixteen bits hold it
 
 
 def test_constant_features_that_sixteen_bits_do_not_hold_give_no_nan():

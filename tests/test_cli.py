@@ -175,9 +175,13 @@ def test_predict_lists_regions(line, data):
 
 
 def test_regions_of_images_called_good_are_listed_when_asked(line, data):
-    photo = data / "gear" / "test" / "good" / "000.png"
-    prediction = Detector.load(line).predict(photo, task="gear")[0]
-    # Just above the image's score, which is a mean of the highest patches: the highest of them lies above.
+    photos = sorted((data / "gear" / "test" / "good").glob("*.png"))
+    told = Detector.load(line).predict(photos, task="gear")
+    # Of which the map says more than the picture as a whole. Just above the image's score, which is a mean
+    # of the highest patches: the highest of them lies above.
+    photo, prediction = max(
+        zip(photos, told, strict=True), key=lambda pair: pair[1].place_score - pair[1].whole_score
+    )
     run("threshold", line, "gear", "--value", prediction.pred_score + 0.001)
     for options, listed in ((), False), (("--regions",), True):
         shown = run("predict", line, photo, "--task", "gear", "--json", "-", *options).stdout
@@ -478,13 +482,13 @@ def test_a_new_line_says_its_size_and_cost_before_it_learns(data, tmp_path, monk
     monkeypatch.setattr(Detector, "add_task", stop)
     folder = strips(tmp_path / "strips")
     said = run("add", tmp_path / "line", "strip", folder, "--smallest-defect", 8, code=1).stdout
-    assert "images 64x256 (height x width) are brought to 192x768, squeezed;" in said
-    assert "a defect of 8 pixels covers 3.0 cells" in said
+    assert "images 64x256 (height x width) are brought to 256x1024, squeezed;" in said
+    assert "a defect of 8 pixels covers 4.0 cells" in said
     assert re.search(r"about \d+ ms an image", said)
     said = run("add", tmp_path / "line", "strip", folder, "--smallest-defect", 1, code=1).stdout
     assert "would take 1024x4096, more than four times" in said
     said = run("add", tmp_path / "line", "gear", good(data), code=1).stdout
-    assert "images 64x64 (height x width) are brought to 384x384, squeezed;" in said
+    assert "images 64x64 (height x width) are brought to 512x512, squeezed;" in said
     assert not (tmp_path / "line").exists()
 
 

@@ -140,7 +140,7 @@ def test_a_line_of_the_published_parts_comes_back_to_the_bit_and_is_another_line
 ):
     config = replace(
         quick,
-        flow=replace(quick.flow, normalisation="sphere", mixer=Mixer(kernel="full")),
+        flow=replace(quick.flow, cells=None, normalisation="sphere", mixer=Mixer(kernel="full")),
         training=replace(quick.training, margin=2, tail="image", log_det_of="flow"),
     )
     published = new_line(config=config)

@@ -188,7 +188,7 @@ def test_shapes(name: str, size: tuple[int, int], grid: tuple[int, int], dim: in
 
 def test_default_size_is_the_rows() -> None:
     extractor = Extractor()
-    assert (extractor.image_size, extractor.grid, extractor.dim) == ((384, 384), (48, 48), 152)
+    assert (extractor.image_size, extractor.grid, extractor.dim) == ((512, 512), (64, 64), 152)
 
 
 @pytest.mark.parametrize(

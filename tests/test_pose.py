@@ -45,9 +45,9 @@ def lying_anywhere(product, count, first=0):
 
 def new_line():
     config = LineConfig(
-        flow=FlowConfig(hidden=32, dia=Dia(hidden=32)),
+        flow=FlowConfig(cells=Cells(side=4, rank=8, mean_side=12), hidden=32, dia=Dia(hidden=32)),
         training=TrainingConfig(steps=2, base_steps=2, patches=128),
-        scoring=ScoringConfig(cells=Cells(side=4, rank=8, mean_side=12), flow_weight=0, folds=2),
+        scoring=ScoringConfig(folds=2),
     )
     return Detector(image_size=SIZE, device="cpu", config=config)
 

@@ -4,19 +4,30 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from moleflow import Detector, LineConfig
 from moleflow.bench.ablation import ABLATIONS, FLOW_ALONE, rows_for
 from moleflow.bench.plan import Plan, Variant
 from moleflow.bench.streams import Stream, Task
 from moleflow.bench.sweep import Points, read_space
-from moleflow.config import from_dict, override, to_dict
+from moleflow.config import Cells, Coreset, FlowConfig, from_dict, override, to_dict
 from moleflow.errors import ConfigError
 from moleflow.flow.expert import Base, Expert
-from moleflow.presets import DEFAULT, PRESETS, flow_lora, flow_rate, flow_width, get_preset
+from moleflow.presets import (
+    DEFAULT,
+    LAYERED,
+    PRESETS,
+    flow_lora,
+    flow_rate,
+    flow_width,
+    get_preset,
+    layered,
+)
 from moleflow.storage import total
 
-ORIGINALS = [name for name in PRESETS if name != DEFAULT]
+OURS = (DEFAULT, "lean", "layered")
+ORIGINALS = [name for name in PRESETS if name not in OURS]
 GRID = Path(__file__).parents[1] / "benchmarks" / "deck_grid.yaml"
 STREAM = Stream("a", (Task(("gear",)),))
 
@@ -52,6 +63,56 @@ def test_width_and_rank_grow_with_the_channels_and_the_rate_falls():
     assert rates[1] == pytest.approx(2e-3 * 64 / 144)
 
 
+def test_lean_is_the_default_with_nothing_to_learn():
+    lean, whole = get_preset("lean").at(768), get_preset(DEFAULT).at(768)
+    base, expert = flow_of("lean", 768)
+    assert not [*base.parameters(), *expert.parameters()]
+    assert expert.gaussians is not None
+    assert (lean.scoring, lean.router, lean.training) == (whole.scoring, whole.router, LineConfig().training)
+    assert lean.flow.cells == whole.flow.cells == Cells()
+    assert lean == get_preset("lean").at(8)
+
+
+def test_a_lean_line_says_what_its_closed_forms_do_and_keeps_nothing_else(
+    new_line, quick, pictures, tmp_path
+):
+    nothing = dict.fromkeys(f"flow.{part}" for part in ("whitening", "mixer", "context", "lora", "dia"))
+    line = new_line(config=override(quick, {"flow.couplings": 0, **nothing}))
+    line.add_task("gear", pictures("gear", 8))
+    assert set(line.info("gear").parts) == {"cells", "coreset", "whole", "router", "calibration"}
+    product, base = line._line.products["gear"], line._line.base
+    patches = torch.randn(2, *base.position.shape, generator=torch.Generator().manual_seed(0))
+    said, _ = product.densities.scores(base, patches)
+    torch.testing.assert_close(said, product.densities.gaussians(patches), rtol=1e-2, atol=1e-2)
+    line.save(tmp_path / "line")
+    probe = pictures("gear", 2, first=500)
+    again = Detector.load(tmp_path / "line", device="cpu").predict(probe)
+    assert [p.pred_score for p in again] == [p.pred_score for p in line.predict(probe)]
+
+
+def test_layered_is_the_older_flow_with_cells_beside_it():
+    config = get_preset("layered").at(152)
+    assert (config.flow.cells, config.flow.normalisation, config.flow.statistics) == (None, "layer", True)
+    assert (config.training.steps, config.training.base_steps, config.training.noise) == (500, 400, 0.3)
+    assert config.scoring.cells == Cells(bits=16)
+    assert config.scoring.coreset is None
+    assert config.scoring.whole == LineConfig().scoring.whole
+    assert get_preset("layered").at(768).flow.hidden == flow_width(768)
+    _, expert = flow_of("layered", 152)
+    assert expert.gaussians is None
+    assert expert.statistics is not None
+
+
+def test_layered_turns_a_flow_that_begins_with_cells_and_leaves_any_other():
+    turned = layered(override(LineConfig(), {"flow.hidden": 8, "training.tail_weight": 0.1}))
+    assert turned == override(LineConfig(), {**LAYERED, "flow.hidden": 8, "training.tail_weight": 0.1})
+    assert (turned.flow.cells, turned.scoring.coreset) == (None, Coreset())
+    assert layered(turned) is turned
+    bare = LineConfig(flow=FlowConfig(cells=None))
+    assert layered(bare) is bare
+    assert layered(get_preset("deck").at(8)) == get_preset("deck").at(8)
+
+
 def test_the_originals_configurations_say_what_is_published():
     deck, main, balanced, best = (get_preset(name).at(768) for name in ORIGINALS)
     said = [(c.flow.couplings, c.flow.dia.blocks, c.flow.lora.rank) for c in (deck, main, balanced, best)]
@@ -67,6 +128,9 @@ def test_the_originals_configurations_say_what_is_published():
         ("image", "flow")
     }
     assert {c.flow.normalisation for c in (deck, main, balanced, best)} == {"layer"}
+    assert {c.flow.statistics for c in (deck, main, balanced, best)} == {True}
+    beside = {(c.flow.cells, c.scoring.cells, c.scoring.coreset) for c in (deck, main, balanced, best)}
+    assert beside == {(None, None, None)}
     assert {c.training.learning_rate for c in (deck, main, balanced, best)} == {3e-4}
     assert balanced == replace(deck, scoring=replace(deck.scoring, top_least=5))
     assert get_preset("deck").at(1536).flow.dia.hidden == 1536
@@ -89,7 +153,9 @@ def test_the_published_overhead_is_that_of_half_the_rank_without_dia():
 
 
 def test_unknown_presets_are_refused():
-    with pytest.raises(ConfigError, match="unknown preset 'dek'; known are default, deck, deck-main"):
+    with pytest.raises(
+        ConfigError, match="unknown preset 'dek'; known are default, lean, layered, deck, deck-main"
+    ):
         get_preset("dek")
     with pytest.raises(ConfigError, match="a preset or a config"):
         Detector(image_size=64, preset="deck", config=LineConfig())
@@ -109,7 +175,8 @@ def test_a_line_stores_the_numbers_and_the_name(monkeypatch, quick, pictures, tm
 def test_a_product_owns_all_that_is_saved_of_it(line):
     info = line.info("gear")
     parts = info.parts
-    assert {"statistics", "whitening", "lora", "dia", "cells", "whole", "router", "calibration"} <= set(parts)
+    owned = {"whitening", "lora", "dia", "cells", "coreset", "whole", "router", "calibration"}
+    assert owned == set(parts)
     assert info.parameters == total(parts).numbers == sum(part.numbers for part in parts.values())
     assert info.bytes == sum(part.bytes for part in parts.values())
     product = line._line.products["gear"]
@@ -117,7 +184,15 @@ def test_a_product_owns_all_that_is_saved_of_it(line):
     saved = sum(t.numel() for t in tensors)
     assert info.parameters > saved > numbers(product.densities.expert)
     assert parts["whitening"].numbers == 2 * line.extractor.dim
-    assert parts["lora"].bytes == 2 * parts["lora"].numbers  # 16 bits
+    low_rank = product.densities.expert.adapters.state_dict().items()
+    biases = sum(value.numel() for name, value in low_rank if name.endswith("bias"))
+    rows = sum(len(value) for _, value in low_rank if value.ndim == 2)
+    matrices = sum(value.numel() for _, value in low_rank if value.ndim == 2)
+    assert parts["lora"].numbers == matrices + rows + biases
+    assert parts["lora"].bytes == matrices + 4 * rows + 2 * biases  # 8 bits, the step of every row, 16 bits
+    remembered = product.densities.coreset.codes
+    assert parts["coreset"].numbers == remembered.numel() + 2 * line.extractor.dim
+    assert parts["coreset"].bytes == remembered.numel() + 2 * 4 * line.extractor.dim
 
 
 def test_a_plan_runs_with_its_preset_at_the_backbones_width():
@@ -142,11 +217,36 @@ def test_the_ablation_of_the_defaults_is_as_it_was():
 
 
 @pytest.mark.parametrize("table", [ABLATIONS, FLOW_ALONE], ids=["whole", "flow alone"])
+@pytest.mark.parametrize("name", [DEFAULT, "layered", "deck-main"])
+def test_only_a_flow_of_its_own_divides_the_steps_of_the_whole(table, name):
+    whole = get_preset(name).at(768)
+    for row, variant in rows_for(table, whole).items():
+        if row == "whole flow per product":
+            continue
+        steps = override(whole, variant.options).training.steps
+        begins_otherwise = whole.flow.cells is not None and "flow.normalisation" in variant.options
+        assert steps == (LAYERED["training.steps"] if begins_otherwise else whole.training.steps), row
+
+
+def test_every_row_of_the_defaults_is_possible_and_changes_something():
+    for table in (ABLATIONS, FLOW_ALONE):
+        told = [(variant.method, override(LineConfig(), variant.options)) for variant in table.values()]
+        assert all(one not in told[:i] for i, one in enumerate(told))
+    nothing = override(LineConfig(), ABLATIONS["no flow"].options)
+    assert nothing.flow == get_preset("lean").says.flow
+    cells = override(LineConfig(), ABLATIONS["cells alone"].options)
+    assert (cells.flow, cells.scoring.coreset) == (nothing.flow, None)
+    normalised = override(LineConfig(), ABLATIONS["flow over normalised features"].options)
+    assert normalised == layered(LineConfig())
+
+
+@pytest.mark.parametrize("table", [ABLATIONS, FLOW_ALONE], ids=["whole", "flow alone"])
 def test_every_row_around_a_preset_changes_something(table):
     whole = get_preset("deck-main").at(768)
     rows = rows_for(table, whole)
     assert {"no DIA", "no whitening", "no LoRA", "no spatial context", "no tail loss"} <= set(rows)
-    assert not {"flow alone", "cells alone", "no feature noise", "no position calibration"} & set(rows)
+    lacking = {"flow alone", "no coreset", "no feature noise", "no position calibration"}
+    assert not (lacking | {"flow over normalised features"}) & set(rows)
     assert not {"full mixer kernel", "tail per image", "whole images"} & set(rows)
     assert not [name for name in rows if name.startswith("published")]
     assert {"on the sphere"} <= set(rows)

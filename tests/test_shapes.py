@@ -206,10 +206,10 @@ def test_impossible_wishes_are_refused(options: dict[str, Any]) -> None:
 
 def test_an_oblong_product_settles_an_oblong_line(pictures: Any) -> None:
     line = Detector(device="cpu")
-    assert line.extractor.image_size == OWN
+    assert line.extractor.image_size == (512, 512)
     assert line.settle(wide(pictures, 2)).images == (64, 192)
-    assert line.extractor.image_size == line.intake.size == (224, 656)
-    assert line.extractor.grid == (28, 82)
+    assert line.extractor.image_size == line.intake.size == (288, 912)
+    assert line.extractor.grid == (36, 114)
     with pytest.raises(LineError, match="settled already"):
         line.settle(wide(pictures, 2))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
@@ -12,17 +11,26 @@ import torch
 from torch import Tensor, nn
 
 from moleflow import training
-from moleflow.config import Context, Dia, FlowConfig, Lora, Mixer, TrainingConfig
+from moleflow.cells import CellGaussians
+from moleflow.config import Cells, Context, Dia, FlowConfig, Lora, Mixer, TrainingConfig
 from moleflow.errors import TrainingError
+from moleflow.flow.bijections import Place
 from moleflow.flow.coupling import NeighbourContext
 from moleflow.flow.expert import Base, Expert
-from moleflow.training import learn_base, learn_expert, loss_of, sample_windows
+from moleflow.training import Windows, learn_base, learn_expert, loss_of, sample_windows
 
 FLOW = FlowConfig(
-    hidden=16, context=Context(kernel=3), lora=Lora(rank=4, alpha=4.0), dia=Dia(blocks=2, hidden=16)
+    cells=Cells(side=2, rank=3, mean_side=3),
+    hidden=16,
+    context=Context(kernel=3),
+    lora=Lora(rank=4, alpha=4.0),
+    dia=Dia(blocks=2, hidden=16),
 )
+LAYERED = replace(FLOW, cells=None, normalisation="layer", statistics=True)
+FLOWS = {"cells": FLOW, "layer": LAYERED}
+every_flow = pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS.keys())
 QUICK = TrainingConfig(steps=12, base_steps=12, patches=96, window=3)
-LONGER = TrainingConfig(steps=120, base_steps=120, patches=256, window=3, learning_rate=3e-3)
+LONGER = TrainingConfig(steps=120, base_steps=120, patches=256, window=3, learning_rate=3e-3, noise=0.3)
 GRID, CHANNELS = (5, 6), 8
 
 
@@ -41,18 +49,24 @@ def weights(module: nn.Module) -> dict[str, bytes]:
     return {name: value.numpy().tobytes() for name, value in module.state_dict().items()}
 
 
+def cells_of(features: Tensor, config: Cells = FLOW.cells) -> CellGaussians:
+    cells = CellGaussians(GRID, CHANNELS, config)
+    cells.fit(features)
+    return cells
+
+
 def held_out_loss(base: Base, expert: Expert, features: Tensor, config: TrainingConfig) -> float:
     """The very loss that is learned, on whole images with the same kind of noise."""
     x = base.prepare(features)
-    x = x + config.noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
+    noise = config.noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(7))
     with torch.no_grad():
-        penalised = base.passage(expert, x).penalised(config.log_det_of)
-        return float(loss_of(base.log_prob(expert, x), penalised, config))
+        passage = base.passage(expert, x, noise=noise)
+        return float(loss_of(passage.log_prob, passage.penalised(config.log_det_of), config))
 
 
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return learn_base(product(0), FLOW, QUICK, seed=3)
+@pytest.fixture(scope="module", params=FLOWS.values(), ids=FLOWS.keys())
+def base(request) -> Base:
+    return learn_base(product(0), request.param, QUICK, seed=3)
 
 
 # -- nothing else moves ------------------------------------------------------------------------------
@@ -80,11 +94,12 @@ def test_learning_an_expert_does_not_depend_on_earlier_experts(base):
     assert weights(learn_expert(base, product(2), QUICK, seed=2)) == weights(alone)
 
 
-def test_learning_leaves_features_and_global_random_state_alone():
+@every_flow
+def test_learning_leaves_features_and_global_random_state_alone(flow):
     features = product(0)
     before = features.clone()
     torch_state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    fresh = learn_base(features, FLOW, QUICK, seed=3)
+    fresh = learn_base(features, flow, QUICK, seed=3)
     learn_expert(fresh, features, QUICK, seed=3)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert np.array_equal(np.random.get_state()[1], numpy_state)
@@ -102,7 +117,7 @@ def test_a_failure_leaves_the_global_random_state_alone_too(base):
 
 
 def test_the_same_seed_gives_the_same_bytes(base):
-    assert weights(learn_base(product(0), FLOW, QUICK, seed=3)) == weights(base)
+    assert weights(learn_base(product(0), base.config, QUICK, seed=3)) == weights(base)
     torch.manual_seed(991)  # the caller's own state plays no part
     torch.rand(5)
     experts = [learn_expert(base, product(1), QUICK, seed=5) for _ in range(2)]
@@ -110,10 +125,11 @@ def test_the_same_seed_gives_the_same_bytes(base):
 
 
 def test_another_seed_gives_other_weights(base):
-    other = weights(learn_base(product(0), FLOW, QUICK, seed=4))
+    other = weights(learn_base(product(0), base.config, QUICK, seed=4))
     assert all(other[name] != value for name, value in weights(base).items() if name.endswith("first.weight"))
     first, second = (weights(learn_expert(base, product(1), QUICK, seed=seed)) for seed in (5, 6))
-    learned = [name for name in first if not name.startswith("statistics.")]
+    learned = [name for name in first if not name.startswith(("statistics.", "start_cells."))]
+    assert len(learned) < len(first)
     assert all(first[name] != second[name] for name in learned)
     assert all(first[name] == second[name] for name in first if name not in learned)
 
@@ -128,11 +144,12 @@ def test_the_seed_also_chooses_what_is_looked_at_and_the_noise():
 # -- it learns ---------------------------------------------------------------------------------------
 
 
-def test_learning_a_base_lowers_the_held_out_loss():
+@every_flow
+def test_learning_a_base_lowers_the_held_out_loss(flow):
     features, unseen = product(0), product(0, seed=50)
     losses = []
     for steps in (1, 120):
-        learned = learn_base(features, FLOW, replace(LONGER, base_steps=steps), seed=3)
+        learned = learn_base(features, flow, replace(LONGER, base_steps=steps), seed=3)
         bare = Expert(learned)
         bare.start(learned, learned.prepare(features))
         losses.append(held_out_loss(learned, bare, unseen, LONGER))
@@ -154,17 +171,71 @@ def test_an_expert_prefers_its_own_product(base):
         assert loss[own] < loss[1 - own] - 0.5
 
 
-def test_the_statistics_are_the_products_own(base):
+def test_the_statistics_are_the_products_own():
     features = product(1)
-    expert = learn_expert(base, features, QUICK, seed=1)
-    z, _ = expert.statistics(base.prepare(features) + base.position)
+    layered = learn_base(product(0), LAYERED, QUICK, seed=3)
+    expert = learn_expert(layered, features, QUICK, seed=1)
+    z, _ = expert.statistics(layered.prepare(features) + layered.position)
     torch.testing.assert_close(z.mean((0, 1, 2)), torch.zeros(CHANNELS), rtol=0, atol=5e-3)
     torch.testing.assert_close(z.std((0, 1, 2)), torch.ones(CHANNELS), rtol=0, atol=5e-3)
 
 
-def test_one_image_is_enough():
+def test_the_cells_are_the_products_own_and_of_all_its_images():
+    fresh = learn_base(product(0), FLOW, QUICK, seed=3)
+    features = product(1, images=2 * training.START_IMAGES + 1)
+    expert = learn_expert(fresh, features, QUICK, seed=1)
+    assert weights(expert.gaussians) == weights(cells_of(features))
+    assert weights(expert.gaussians) != weights(cells_of(training.some(features)))
+
+
+def test_cells_that_are_given_are_begun_with_and_stay_as_they_are():
+    fresh = learn_base(product(0), FLOW, QUICK, seed=3)
+    cells = cells_of(product(1, seed=4))
+    kept, features = weights(cells), product(1)
+    expert = learn_expert(fresh, features, LONGER, seed=1, cells=cells)
+    assert weights(cells) == kept == weights(expert.gaussians)
+    assert weights(expert) != weights(learn_expert(fresh, features, LONGER, seed=1))
+    same = learn_expert(fresh, features, LONGER, seed=1, cells=cells_of(features))
+    assert weights(same) == weights(learn_expert(fresh, features, LONGER, seed=1))
+    with_cells = learn_base(product(0), FLOW, QUICK, seed=3, cells=cells)
+    assert weights(cells) == kept
+    assert weights(with_cells) != weights(fresh)
+    own = learn_base(product(0), FLOW, QUICK, seed=3, cells=cells_of(product(0)))
+    assert weights(own) == weights(fresh)
+
+
+@every_flow
+def test_going_on_from_an_expert_keeps_its_start_and_leaves_it_as_it_is(flow):
+    fresh = learn_base(product(0), flow, QUICK, seed=3)
+    begun = learn_expert(fresh, product(1), QUICK, seed=1)
+    before = weights(begun)
+    further = learn_expert(fresh, product(1, seed=4), QUICK, seed=2, begun=begun)
+    after = weights(further)
+    assert weights(begun) == before
+    start = [name for name in before if name.startswith(("statistics.", "start_cells."))]
+    assert start
+    assert all(after[name] == before[name] for name in start)
+    assert all(after[name] != before[name] for name in before if name not in start)
+    assert not any(p.requires_grad for p in begun.parameters())
+
+
+def test_learning_behind_cells_lowers_the_loss_and_moves_neither_base_nor_cells():
+    features, unseen = product(1), product(1, seed=50)
+    fresh = learn_base(product(0), FLOW, QUICK, seed=3)
+    before, cells = weights(fresh), cells_of(features)
+    start = Expert(fresh).beginning_with(cells)
+    kept = weights(cells)
+    learned = learn_expert(fresh, features, LONGER, seed=1, cells=cells)
+    assert held_out_loss(fresh, learned, unseen, LONGER) < held_out_loss(fresh, start, unseen, LONGER) - 0.2
+    assert held_out_loss(fresh, learned, features, LONGER) < held_out_loss(fresh, start, features, LONGER)
+    assert weights(fresh) == before
+    assert weights(learned.gaussians) == kept == weights(cells)
+
+
+@every_flow
+def test_one_image_is_enough(flow):
     features = product(0, images=1)
-    lone = learn_base(features, FLOW, QUICK, seed=3)
+    lone = learn_base(features, flow, QUICK, seed=3)
     expert = learn_expert(lone, features, QUICK, seed=3)
     assert torch.isfinite(lone.log_prob(expert, lone.prepare(product(0, seed=50)))).all()
 
@@ -174,27 +245,91 @@ def test_half_precision_features_learn_too(base):
     assert torch.isfinite(base.log_prob(expert, base.prepare(product(1).half()))).all()
 
 
-@pytest.mark.parametrize("missing", ["whitening", "mixer", "context", "lora", "dia"])
-def test_learning_works_without_any_one_part(missing):
-    flow = replace(FLOW, **{missing: None})
+@every_flow
+@pytest.mark.parametrize("missing", ["cells", "whitening", "mixer", "context", "lora", "dia"])
+def test_learning_works_without_any_one_part(flow, missing):
+    flow = replace(flow, **{missing: None})
     fresh = learn_base(product(0), flow, QUICK, seed=3)
     expert = learn_expert(fresh, product(1), QUICK, seed=3)
     assert torch.isfinite(fresh.log_prob(expert, fresh.prepare(product(1)))).all()
 
 
-def test_learning_works_without_anything_to_learn():
-    flow = FlowConfig(couplings=0, **dict.fromkeys(("whitening", "mixer", "context", "lora", "dia")))
+@every_flow
+def test_learning_works_without_anything_to_learn(flow):
+    flow = replace(flow, couplings=0, **dict.fromkeys(("whitening", "mixer", "context", "lora", "dia")))
     fresh = learn_base(product(0), flow, QUICK, seed=3)
     expert = learn_expert(fresh, product(0), QUICK, seed=3)
     assert not list(expert.parameters())
     assert torch.isfinite(fresh.log_prob(expert, fresh.prepare(product(0)))).all()
 
 
-def test_every_weight_of_an_expert_is_what_sixteen_bits_hold(base):
-    for name, value in learn_expert(base, product(1), QUICK, seed=1).state_dict().items():
-        assert torch.isfinite(value.half()).all(), name
-        assert torch.equal(value.half().float(), value), name
-    assert any(not torch.equal(v.half().float(), v) for v in base.state_dict().values())
+@every_flow
+@pytest.mark.parametrize("bits", [8, 16])
+def test_an_expert_is_to_the_bit_what_is_kept_of_it(flow, bits):
+    cells = flow.cells and replace(flow.cells, bits=bits)
+    fresh = learn_base(product(0), replace(flow, cells=cells, bits=bits), QUICK, seed=3)
+    expert = learn_expert(fresh, product(1), LONGER, seed=1)
+    kept = expert.kept()
+    assert not [name for name in kept if name.startswith("start_cells.")]  # which are kept by themselves
+    again = Expert(fresh)
+    assert weights(again) != weights(expert)
+    again.take_kept(kept)
+    if expert.gaussians is not None:
+        own = expert.gaussians
+        again = again.beginning_with(CellGaussians.from_kept(GRID, CHANNELS, own.config, own.kept()))
+    assert weights(again) == weights(expert)
+    assert all(torch.equal(value, expert.kept()[name]) for name, value in again.kept().items())
+    x = fresh.prepare(product(1, seed=9))
+    assert torch.equal(fresh.score(again.eval(), x), fresh.score(expert, x))
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_matrices_of_an_expert_are_kept_in_its_bits_and_the_rest_in_sixteen(bits):
+    fresh = learn_base(product(0), replace(FLOW, bits=bits), QUICK, seed=3)
+    expert = learn_expert(fresh, product(1), LONGER, seed=1)
+    kept, matrices = expert.kept(), 0
+    for name, value in expert.named_parameters():
+        if value.ndim == 2 and bits == 8:
+            matrices += 1
+            assert kept[f"{name}.codes"].dtype == torch.int8
+            assert kept[f"{name}.codes"].shape == value.shape
+            assert kept[f"{name}.step"].shape == (len(value), 1)
+        else:
+            assert kept[name].dtype == torch.float16
+            assert torch.isfinite(kept[name]).all()
+            assert torch.equal(kept[name].float(), value), name
+    assert bool(matrices) == (bits == 8)
+    assert any(not torch.equal(v.half().float(), v) for v in fresh.state_dict().values())
+
+
+def test_rounding_an_expert_moves_no_weight_by_more_than_half_a_step_and_leaves_the_cells():
+    fresh = learn_base(product(0), FLOW, QUICK, seed=3)
+    expert = learn_expert(fresh, product(1), QUICK, seed=1)
+    chance, cells = torch.Generator().manual_seed(5), weights(expert.gaussians)
+    for parameter in expert.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=chance)
+    before = {name: value.clone() for name, value in expert.named_parameters()}
+    expert.round_to_kept()
+    once = weights(expert)
+    for name, value in expert.named_parameters():
+        largest = before[name].abs().amax(-1, keepdim=True)
+        most = largest / 127 / 2 * 1.001 if value.ndim == 2 else largest * 2.0**-11
+        assert ((value - before[name]).abs() <= most).all(), name
+        assert not torch.equal(value, before[name]), name
+    assert weights(expert.gaussians) == cells
+    expert.round_to_kept()
+    assert weights(expert) == once
+
+
+def test_what_does_not_fit_an_expert_is_refused():
+    fresh = learn_base(product(0), FLOW, QUICK, seed=3)
+    expert = learn_expert(fresh, product(1), QUICK, seed=1)
+    kept = expert.kept()
+    missing = dict(kept)
+    del missing["whitening.a"]
+    for wrong in (missing, {**kept, "whitening.a": torch.zeros(CHANNELS + 1)}, {**kept, "x": torch.zeros(1)}):
+        with pytest.raises(RuntimeError):
+            expert.take_kept(wrong)
 
 
 def test_progress_rises_to_one(base):
@@ -213,13 +348,13 @@ def test_features_that_are_not_finite_are_an_error(base, bad):
     features = product(1)
     features[3, 2, 2, 1] = bad
     with pytest.raises(TrainingError):
-        learn_base(features, FLOW, QUICK, seed=3)
+        learn_base(features, base.config, QUICK, seed=3)
     with pytest.raises(TrainingError):
         learn_expert(base, features, QUICK, seed=3)
 
 
-def test_features_too_large_for_the_density_are_an_error(base):
-    flow = replace(FLOW, normalisation="none", statistics=False)
+def test_features_too_large_for_the_density_are_an_error():
+    flow = replace(LAYERED, normalisation="none", statistics=False)
     with pytest.raises(TrainingError, match="did not stay finite"):
         learn_base(product(0) * 1e25, flow, QUICK, seed=3)
     fresh = learn_base(product(0), flow, QUICK, seed=3)
@@ -323,10 +458,12 @@ OPTIONS = {
     "mixer": ({"mixer": Mixer(kernel="full")}, {}),
     "sphere": ({"normalisation": "sphere"}, {}),
 }
+PUBLISHED = {f"layer-{name}": (LAYERED, *row) for name, row in OPTIONS.items()}
+PUBLISHED |= {f"cells-{name}": (FLOW, *row) for name, row in OPTIONS.items() if name != "sphere"}
 
 
-@pytest.mark.parametrize(("flow", "how"), OPTIONS.values(), ids=OPTIONS.keys())
-def test_every_published_part_changes_what_is_learned_and_still_learns(flow, how):
+@pytest.mark.parametrize(("whole", "flow", "how"), PUBLISHED.values(), ids=PUBLISHED.keys())
+def test_every_published_part_changes_what_is_learned_and_still_learns(whole, flow, how):
     plain = replace(LONGER, steps=40, base_steps=40, log_det_weight=how.get("log_det_weight", 1e-4))
     features = product(0, 24)
 
@@ -335,19 +472,20 @@ def test_every_published_part_changes_what_is_learned_and_still_learns(flow, how
         return fresh, learn_expert(fresh, features, training, seed=3)
 
     config = replace(plain, **how)
-    fresh, expert = taught(replace(FLOW, **flow), config)
+    fresh, expert = taught(replace(whole, **flow), config)
     untaught = Expert(fresh)
     untaught.start(fresh, fresh.prepare(features))
     held = product(0, seed=9)
     assert held_out_loss(fresh, expert, held, config) < held_out_loss(fresh, untaught, held, config)
-    _, other = taught(FLOW, plain)
+    _, other = taught(whole, plain)
     assert weights(expert) != weights(other)
 
 
-def test_the_full_mixer_learns_more_of_a_neighbourhood_than_the_symmetric_one_may():
+@every_flow
+def test_the_full_mixer_learns_more_of_a_neighbourhood_than_the_symmetric_one_may(flow):
     moved = []
     for kernel in ("symmetric", "full"):
-        fresh = learn_base(product(0), replace(FLOW, mixer=Mixer(kernel=kernel)), LONGER, seed=3)
+        fresh = learn_base(product(0), replace(flow, mixer=Mixer(kernel=kernel)), LONGER, seed=3)
         x = fresh.prepare(product(0, 2))
         with torch.no_grad():
             moved.append(float((fresh.mixer(x)[0] - x).square().mean().sqrt()))
@@ -356,7 +494,7 @@ def test_the_full_mixer_learns_more_of_a_neighbourhood_than_the_symmetric_one_ma
 
 def test_the_penalty_on_the_flow_alone_does_not_feel_the_statistics():
     """Features a hundred times as large move the statistics' log-determinant and nothing else."""
-    flow = replace(FLOW, normalisation="none", position=0.0)
+    flow = replace(LAYERED, normalisation="none", position=0.0)
     losses = {}
     for whose in ("chain", "flow"):
         config = replace(QUICK, log_det_of=whose, tail_weight=0.0, log_det_weight=1.0, noise=0.0)
@@ -374,6 +512,23 @@ def test_the_penalty_on_the_flow_alone_does_not_feel_the_statistics():
     assert losses["chain", 100.0] - losses["chain", 1.0] > 2 * moved
 
 
+def test_no_penalty_feels_how_large_the_features_are_that_cells_whiten():
+    losses = {}
+    for whose in ("chain", "flow"):
+        config = replace(QUICK, log_det_of=whose, tail_weight=0.0, log_det_weight=1.0, noise=0.0)
+        for size in (1.0, 100.0):
+            features = size * product(0)
+            fresh = Base(GRID, CHANNELS, FLOW)
+            expert = Expert(fresh)
+            expert.start(fresh, fresh.prepare(features))
+            generator = torch.Generator().manual_seed(0)
+            with torch.no_grad():
+                loss = training.likelihood_loss(fresh, expert, features, config, generator)
+            losses[whose, size] = float(loss)
+        moved = CHANNELS * math.log(100)  # of the likelihood itself, in nats
+        assert losses[whose, 100.0] - losses[whose, 1.0] == pytest.approx(moved, rel=1e-3)
+
+
 @pytest.mark.parametrize("margin", [1, 2, 9])
 def test_windows_with_a_margin_count_the_very_patches_of_windows_without(margin):
     features, position = addressed()
@@ -383,30 +538,31 @@ def test_windows_with_a_margin_count_the_very_patches_of_windows_without(margin)
         for config in (plain, replace(plain, margin=margin))
     ]
     assert torch.equal(draws[1].counted(draws[1].features), draws[0].features)
-    assert torch.equal(draws[1].counted(draws[1].position), draws[0].position)
-    assert torch.equal(draws[1].features[..., 1:], draws[1].position)
+    assert torch.equal(draws[1].counted(draws[1].place.encoding), draws[0].place.encoding)
+    assert torch.equal(draws[1].counted(draws[1].place.patches), draws[0].place.patches)
+    assert torch.equal(draws[1].features[..., 1:], draws[1].place.encoding)
     assert draws[1].features.shape[1:3] == (min(5, 3 + 2 * margin), min(6, 3 + 2 * margin))
 
 
-def test_a_patch_in_a_window_with_a_margin_sees_what_it_sees_in_the_whole_image():
+@every_flow
+def test_a_patch_in_a_window_with_a_margin_sees_what_it_sees_in_the_whole_image(flow):
     """Its z and its couplings' log-determinant are the image's own, at the image's border as well."""
-    flow = replace(FLOW, couplings=2, context=Context(kernel=5, gate=0.5), mixer=Mixer(kernel="full"))
+    flow = replace(flow, couplings=2, context=Context(kernel=5, gate=0.5), mixer=Mixer(kernel="full"))
     fresh = Base((13, 14), CHANNELS, flow)
     expert, chance = Expert(fresh), torch.Generator().manual_seed(1)
     for parameter in (*fresh.parameters(), *expert.parameters()):
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=chance)
     features = torch.randn(1, 13, 14, CHANNELS, generator=chance)
-    where = torch.arange(13 * 14.0).reshape(13, 14, 1)
+    expert.start(fresh, fresh.prepare(torch.randn(20, 13, 14, CHANNELS, generator=chance)))
     agreed = {}
     with torch.no_grad():
         whole = fresh.passage(expert, fresh.prepare(features))
         for margin in (0, 2, fresh.reach):
             config = TrainingConfig(patches=16 * 60, window=4, margin=margin)
-            draw = partial(sample_windows, training=config)
-            windows = draw(features, fresh.position, generator=torch.Generator().manual_seed(0))
-            places = draw(features, where, generator=torch.Generator().manual_seed(0))
-            own = fresh.passage(expert, fresh.prepare(windows.features), position=windows.position)
-            patches = places.counted(places.position)[..., 0].long()
+            chosen = torch.Generator().manual_seed(0)
+            windows = sample_windows(features, fresh.position, config, chosen)
+            own = fresh.passage(expert, fresh.prepare(windows.features), place=windows.place)
+            patches = windows.counted(windows.place.patches)
             z = whole.z[0].flatten(0, 1)[patches]
             log_det = whole.log_det_flow[0].flatten()[patches]
             apart = (windows.counted(own.z) - z).abs().max()
@@ -430,7 +586,7 @@ def test_the_context_of_a_patch_is_the_whole_images_with_a_margin_of_two():
         for margin in (0, 1, 2):
             config = TrainingConfig(patches=16 * 40, window=4, margin=margin)
             windows = sample_windows(features, where, config, torch.Generator().manual_seed(0))
-            patches = windows.counted(windows.position)[..., 0].long()
+            patches = windows.counted(windows.place.encoding)[..., 0].long()
             own = windows.counted(context(windows.features))
             apart.append(float((own - whole[patches]).abs().max()))
     assert apart[2] < 1e-4
@@ -451,11 +607,12 @@ def addressed() -> tuple[Tensor, Tensor]:
 def test_windows_are_whole_pieces_with_the_position_they_were_cut_at(window, shape):
     features, position = addressed()
     config = TrainingConfig(patches=360, window=window)
-    windows, places, _ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
+    windows, place, _ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
     batch = 360 // (shape[0] * shape[1])
     assert windows.shape == (batch, *shape, 3)
-    assert places.shape == (batch, *shape, 2)
-    assert torch.equal(windows[..., 1:], places)
+    assert place.encoding.shape == (batch, *shape, 2)
+    assert torch.equal(windows[..., 1:], place.encoding)
+    assert torch.equal(place.patches, (6 * windows[..., 1] + windows[..., 2]).long())
     corner = windows[:, :1, :1]
     assert torch.equal(windows[..., 0], corner[..., 0].expand(batch, *shape))  # of one image
     steps = torch.stack(torch.meshgrid(torch.arange(shape[0]), torch.arange(shape[1]), indexing="ij"), -1)
@@ -474,6 +631,24 @@ def test_there_is_a_window_even_when_one_is_larger_than_the_patches_asked_for():
     config = TrainingConfig(patches=2, window=4)
     windows, *_ = sample_windows(features, position, config, torch.Generator().manual_seed(0))
     assert windows.shape == (1, 4, 4, 3)
+
+
+@pytest.mark.parametrize("margin", [0, 1])
+def test_windows_of_several_products_are_joined_with_all_that_belongs_to_them(margin):
+    features, position = addressed()
+    config = TrainingConfig(patches=90, window=3, margin=margin)
+    draws = [
+        sample_windows(features, position, config, torch.Generator().manual_seed(seed)) for seed in (1, 2)
+    ]
+    both = Windows.joined(draws)
+    assert isinstance(both.place, Place)
+    for i, draw in enumerate(draws):
+        part = slice(10 * i, 10 * i + 10)
+        assert torch.equal(both.features[part], draw.features)
+        assert torch.equal(both.place.encoding[part], draw.place.encoding)
+        assert torch.equal(both.place.patches[part], draw.place.patches)
+        assert torch.equal(both.counted(both.features)[part], draw.counted(draw.features))
+    assert not torch.equal(draws[0].features, draws[1].features)
 
 
 def test_windows_depend_on_the_generator_alone():

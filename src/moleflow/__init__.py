@@ -8,6 +8,7 @@ from . import errors
 from .config import (
     Cells,
     Context,
+    Coreset,
     Dia,
     FlowConfig,
     LineConfig,
@@ -17,6 +18,7 @@ from .config import (
     ScoringConfig,
     TrainingConfig,
     Whitening,
+    Whole,
 )
 from .errors import MoleFlowError
 
@@ -44,6 +46,7 @@ __all__ = [
     "Cells",
     "Changes",
     "Context",
+    "Coreset",
     "Detector",
     "Dia",
     "Facts",
@@ -63,6 +66,7 @@ __all__ = [
     "TaskInfo",
     "TrainingConfig",
     "Whitening",
+    "Whole",
     "__version__",
     "errors",
 ]

@@ -1,8 +1,7 @@
 """A Gaussian for every cell of a coarse grid: where a patch lies decides what is normal there.
 
-The flow sees normalised patches and shares what it knows over the whole image; this companion sees the
-patches as they are, with their magnitude, and knows each place by itself. Their calibrated sum is the
-anomaly map (measured against each alone in docs/results.md).
+It sees patches as they are, with their magnitude, and knows each place by itself. A product's flow begins
+with it (`flow.start`); a flow over normalised patches has it beside it.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Cells
+from .packing import LEVELS, packed, unpacked
 
 
 class CellGaussians(nn.Module):
@@ -43,6 +43,7 @@ class CellGaussians(nn.Module):
     )
     rest: Tensor
     _members: Tensor
+    _cell_of: Tensor
 
     def __init__(self, grid: tuple[int, int], channels: int, config: Cells) -> None:
         super().__init__()
@@ -56,6 +57,8 @@ class CellGaussians(nn.Module):
         self.register_buffer("variances", torch.zeros(self.directions.shape[:2]))
         self.register_buffer("rest", torch.zeros(self.directions.shape[0]))
         self.register_buffer("_members", self._numbers(), persistent=False)
+        self.register_buffer("_cell_of", self._owners(), persistent=False)
+        self._known: tuple[Tensor, int, tuple[Tensor, Tensor, Tensor]] | None = None
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
@@ -71,6 +74,97 @@ class CellGaussians(nn.Module):
         within[:, self._members] = inside
         outside = x.square().sum(-1) - within
         return (outside.clamp_min(0) / self.noise).sqrt().unflatten(1, self.grid)
+
+    def whiten(self, features: Tensor, patches: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Raw features (B, h, w, D) to white ones, and the log-determinant per patch (B, h, w).
+
+        y = (1 + U (sqrt(rho / (lambda + rho)) - 1) U^T) (x - mean) / sqrt(rho), the symmetric square root of
+        the Gaussian's precision: |y| is the Mahalanobis distance.
+
+        Args:
+            features: of the whole grid, or of any patches.
+            patches: their numbers on the grid, (B, h, w); the whole grid's by default.
+        """
+        if patches is None:
+            x = (features.float() - self._mean_grid()).flatten(1, 2)
+            gathered = x[:, self._members]  # B, cells, most, D
+            axes, shrink, log_dets = self._white
+            cell = self._cell_of
+            along = torch.einsum("bcnd,crd->bcnr", gathered, axes)
+            y = torch.empty_like(x)
+            y[:, self._members] = gathered + torch.einsum("bcnr,cr,crd->bcnd", along, shrink, axes)
+            y = y.unflatten(1, self.grid)
+            log_det = log_dets[cell].view(1, *self.grid).expand(y.shape[:-1])
+        else:
+            axes, shrink, log_dets = self._white
+            cell = self._cell_of[patches]
+            x = features.float() - self._mean_grid().flatten(0, 1)[patches]
+            own = axes[cell]  # B, h, w, r, D
+            along = torch.einsum("bhwd,bhwrd->bhwr", x, own) * shrink[cell]
+            y = x + torch.einsum("bhwr,bhwrd->bhwd", along, own)
+            log_det = log_dets[cell]
+        return y / self.noise.sqrt(), log_det
+
+    def unwhiten(self, white: Tensor) -> tuple[Tensor, Tensor]:
+        """The inverse of `whiten` over the whole grid, and its log-determinant."""
+        x = (white * self.noise.sqrt()).flatten(1, 2)
+        axes, shrink, log_dets = self._white
+        gathered, axes, shrink = x[:, self._members], axes.double(), shrink.double()
+        # (1 + U S U^T)^-1 = 1 - U (1 + S U^T U)^-1 S U^T
+        inner = torch.eye(axes.shape[1], device=axes.device) + shrink[..., None] * (axes @ axes.mT)
+        undo = torch.linalg.solve(inner, torch.diag_embed(shrink) @ axes)
+        along = torch.einsum("bcnd,crd->bcnr", gathered.double(), undo)
+        y = torch.empty_like(x)
+        y[:, self._members] = gathered - torch.einsum("bcnr,crd->bcnd", along, axes).float()
+        log_det = -log_dets[self._cell_of].view(1, *self.grid).expand(white.shape[:-1])
+        return y.unflatten(1, self.grid) + self._mean_grid(), log_det
+
+    @property
+    def _white(self) -> tuple[Tensor, Tensor, Tensor]:
+        """What `whiten` needs of every cell, worked out once for the same directions.
+
+        The axes u_i (cells, rank, D), orthonormal but for rounding, zeros where there are fewer; what is
+        added to 1 along each, sqrt(rho / (lambda + rho)) - 1 (cells, rank), from the length of the
+        directions; and the log-determinants (cells,).
+        """
+        source, version = self.directions, self.directions._version
+        if self._known is None or self._known[0] is not source or self._known[1] != version:
+            axes = F.normalize(self.directions, dim=-1)
+            length = self.directions.square().sum(-1).clamp(max=1 - 1e-6)
+            shrink = (1 - length).sqrt() - 1
+            # det(1 + U S U^T) = det(1 + S U^T U), where U is orthonormal but for rounding
+            inner = torch.eye(axes.shape[1], device=axes.device)
+            inner = inner + shrink.double()[..., None] * (axes.double() @ axes.double().mT)
+            scale = 0.5 * self.mean.shape[-1] * self.noise.double().log()
+            log_dets = (torch.linalg.slogdet(inner).logabsdet - scale).float()
+            self._known = source, version, (axes, shrink, log_dets)
+        return self._known[2]
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a saved line keeps."""
+        parts: dict[str, Tensor] = {}
+        for name, tensor in self.state_dict().items():
+            if name not in ("mean", "directions"):
+                parts[name] = tensor
+            elif self.config.bits == 16:
+                parts[name] = tensor.half()
+            else:  # of the mean every channel in its own range
+                parts |= packed(name, tensor.flatten(0, 1).T if name == "mean" else tensor)
+        return parts
+
+    @classmethod
+    def from_kept(
+        cls, grid: tuple[int, int], channels: int, config: Cells, kept: dict[str, Tensor]
+    ) -> CellGaussians:
+        """The inverse of `kept`, to the bit. Raises KeyError or RuntimeError on a misfit."""
+        cells = cls(grid, channels, config)
+        cells.load_state_dict(cells._state(kept))
+        return cells
+
+    def _state(self, kept: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = unpacked(kept)
+        state["mean"] = state["mean"].T if state["mean"].ndim == 2 else state["mean"]
+        return state | {"mean": state["mean"].reshape(self.mean.shape)}
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -101,11 +195,21 @@ class CellGaussians(nn.Module):
         most = max(len(cell) for cell in cells)
         return torch.stack([torch.cat([cell, cell[:1].expand(most - len(cell))]) for cell in cells])
 
+    def _owners(self) -> Tensor:
+        """The cell of every patch, (h w,)."""
+        owners = torch.empty(self.grid, dtype=torch.long)
+        for i, (rows, columns) in enumerate(self._cells()):
+            owners[rows, columns] = i
+        return owners.flatten()
+
     def _take(self, spectra: list[_Spectrum]) -> None:
         """Directions and noise from every cell's spectrum; the mean stands already."""
         channels = self.mean.shape[-1]
-        # Never below what rounding the mean to 16 bits alone would make of it.
-        rounding = float(self.mean.square().mean()) * 2.0**-20
+        # Never below what rounding the mean alone would make of it.
+        if self.config.bits == 16:
+            rounding = float(self.mean.square().mean()) * 2.0**-20
+        else:
+            rounding = float(self.mean.flatten(0, 1).abs().amax(0).square().mean()) / LEVELS**2
         rho = self.config.ridge * max(float(np.mean([s.average for s in spectra])), rounding, 1e-12)
         self.noise.fill_(rho)
         for i, s in enumerate(spectra):
@@ -113,9 +217,8 @@ class CellGaussians(nn.Module):
             self.variances[i].copy_(s.values)
             outside = channels * s.average - float(s.values.sum())
             self.rest[i].fill_(max(outside, 0.0) / max(channels - self.rank, 1))
-        # What 16 bits hold, so that saved cells are small and yet the very same ones.
-        for tensor in (self.mean, self.directions):
-            tensor.copy_(tensor.half().float())
+        # What is kept, so that saved cells are small and yet the very same ones.
+        self.load_state_dict(self._state(self.kept()))
 
 
 @dataclass(frozen=True, eq=False)

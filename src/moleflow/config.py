@@ -83,11 +83,34 @@ class Dia:
 
 
 @dataclass(frozen=True)
-class FlowConfig:
-    """Shape of the density: what is shared (couplings, mixer) and what a product owns."""
+class Cells:
+    """One Gaussian per cell of a coarse grid, on features as they are."""
 
-    normalisation: Literal["layer", "sphere", "none"] = "layer"  # sphere: in what layer leaves free
-    statistics: bool = True  # start from the product's own mean and spread per channel
+    side: int = 8  # cells per side
+    rank: int = 24  # directions kept of each covariance
+    mean_side: int = 16  # resolution of the mean
+    ridge: float = 0.3  # noise variance as a share of the average variance per channel
+    bits: int = 8  # a number of mean and directions is kept in
+
+    def __post_init__(self) -> None:
+        check(self, positive=("side", "rank", "mean_side", "ridge"))
+        if self.bits not in (8, 16):
+            raise ConfigError(f"Cells.bits: expected 8 or 16, got {self.bits!r}")
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """Shape of the density: what is shared (couplings, mixer) and what a product owns.
+
+    It begins with a product's cells: mean by place and whitening by cell in closed form, so that an expert
+    that has learned nothing is a Gaussian for every cell. What is learned sees where a patch lies and starts
+    at the identity. Without cells it begins with normalised features, the place added to them, in the spread
+    of each channel.
+    """
+
+    cells: Cells | None = field(default_factory=Cells)
+    normalisation: Literal["layer", "sphere", "none"] = "none"  # sphere: in what layer leaves free
+    statistics: bool = False  # start from the product's own mean and spread per channel
     position: float = 1.0  # amplitude of the 2-D sinusoidal encoding; 0 leaves it out
     whitening: Whitening | None = field(default_factory=Whitening)
     mixer: Mixer | None = field(default_factory=Mixer)
@@ -97,23 +120,30 @@ class FlowConfig:
     context: Context | None = field(default_factory=Context)
     lora: Lora | None = field(default_factory=Lora)
     dia: Dia | None = field(default_factory=Dia)
+    bits: int = 8  # a number of a product's own weights is kept in
 
     def __post_init__(self) -> None:
         check(self, positive=("hidden", "clamp"), least_zero=("position", "couplings"))
+        if self.bits not in (8, 16):
+            raise ConfigError(f"FlowConfig.bits: expected 8 or 16, got {self.bits!r}")
         _check_choice(self, "normalisation", ("layer", "sphere", "none"))
+        if self.cells is not None and (self.normalisation != "none" or self.statistics):
+            raise ConfigError(
+                "FlowConfig: cells are the start, of features as they are; expected normalisation 'none' and "
+                f"no statistics with them, got {self.normalisation!r} and {self.statistics}"
+            )
 
 
 @dataclass(frozen=True)
-class Cells:
-    """Companion density: one Gaussian per cell of a coarse grid, on features as they are."""
+class Coreset:
+    """A few remembered patches beside the density: distance from the nearest, of normalised patches."""
 
-    side: int = 8  # cells per side
-    rank: int = 24  # directions kept of each covariance
-    mean_side: int = 16  # resolution of the mean
-    ridge: float = 0.3  # noise variance as a share of the average variance per channel
+    patches: int = 300  # kept, 8 bits a number
+    candidates: int = 60_000  # patches drawn at random to select them from
+    weight: float = 1.0  # of these distances in the map, against that of the densities together
 
     def __post_init__(self) -> None:
-        check(self, positive=("side", "rank", "mean_side", "ridge"))
+        check(self, positive=("patches", "candidates", "weight"))
 
 
 @dataclass(frozen=True)
@@ -121,17 +151,20 @@ class Whole:
     """Density of the picture as a whole, on pooled features of all stages."""
 
     rank: int = 24  # directions kept of its covariance
+    bits: int = 8  # a number of the directions is kept in
 
     def __post_init__(self) -> None:
         check(self, positive=("rank",))
+        if self.bits not in (8, 16):
+            raise ConfigError(f"Whole.bits: expected 8 or 16, got {self.bits!r}")
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a flow learns from cached features."""
 
-    steps: int = 500
-    base_steps: int = 400
+    steps: int = 200
+    base_steps: int = 200
     patches: int = 1024  # per step
     window: int = 4  # side of the patch windows a step looks at
     margin: int = 0  # patches around a window that its own look at and the loss does not count
@@ -141,7 +174,7 @@ class TrainingConfig:
     tail: Literal["step", "image"] = "step"  # of all patches of a step together, or of each window's own
     log_det_weight: float = 1e-4
     log_det_of: Literal["chain", "flow"] = "chain"  # flow: of couplings and DIA, nothing else
-    noise: float = 0.3  # standard deviation added to normalised features
+    noise: float = 1.0  # standard deviation added to what the flow begins with
     clip: float = 5.0  # largest gradient norm of a step
 
     def __post_init__(self) -> None:
@@ -161,7 +194,8 @@ class TrainingConfig:
 class ScoringConfig:
     """From patch scores to a map, a score and a verdict."""
 
-    cells: Cells | None = field(default_factory=Cells)
+    cells: Cells | None = None  # a density of their own beside a flow that does not begin with them
+    coreset: Coreset | None = field(default_factory=Coreset)
     whole: Whole | None = field(default_factory=Whole)
     flow_weight: float = 0.5  # of the flow against the cells; 0 leaves the flow out of the map
     position_calibration: bool = True
@@ -207,6 +241,13 @@ class LineConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
 
+    def __post_init__(self) -> None:
+        if self.flow.cells is not None and self.scoring.cells is not None:
+            raise ConfigError(
+                "LineConfig: the flow begins with cells, so scoring.cells would say the same again; "
+                "expected one of flow.cells and scoring.cells to be left out"
+            )
+
 
 def check(
     config: Any,
@@ -241,6 +282,17 @@ def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(
             f"{type(config).__name__}.{name}: expected one of {', '.join(choices)}, got {value!r}"
         )
+
+
+def stored_line(values: dict[str, Any]) -> LineConfig:
+    """The options of a saved line. One older than what a flow begins with, or 8 bits, goes on without."""
+    flow = {"cells": None, "bits": 16, **values["flow"]}
+    scoring = dict(values["scoring"])
+    if scoring.get("cells") is not None:
+        scoring["cells"] = {"bits": 16, **scoring["cells"]}
+    if scoring.get("whole") is not None:
+        scoring["whole"] = {"bits": 16, **scoring["whole"]}
+    return from_dict(LineConfig, {**values, "flow": flow, "scoring": scoring})
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import torch
 
 from .archive import Archive, restore
 from .beginning import Beginning, FitWish, Wishes, begin, intake_of, see
-from .config import LineConfig, from_dict, to_dict
+from .config import LineConfig, stored_line, to_dict
 from .data.intensity import parse_intensity
 from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
@@ -504,7 +504,7 @@ class Detector:
                 device=device,
                 seed=settings["seed"],
                 false_alarm_rate=settings["false_alarm_rate"],
-                config=from_dict(LineConfig, settings["config"]),
+                config=stored_line(settings["config"]),
             )
             detector.preset = settings.get("preset")
             detector.extractor.check_same(settings["backbone"])

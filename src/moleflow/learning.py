@@ -239,7 +239,7 @@ def _settled_pose(
             chosen, intake, extractor, change=lambda picture: picture.aligned(next(given), window)
         ).patches
 
-    cells = config.scoring.cells or Cells()
+    cells = config.flow.cells or config.scoring.cells or Cells()
     return settle_pose(wish, material.features.patches, cells=cells, thumbnails=thumbnails, see=seen)
 
 

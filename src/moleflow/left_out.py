@@ -16,7 +16,8 @@ from torch import Tensor
 
 from .blocks import Blocks, make_blocks
 from .cells import CellGaussians, fit_without_each
-from .config import LineConfig, ScoringConfig
+from .config import Cells, LineConfig, ScoringConfig
+from .coreset import PatchCoreset, coresets_without_each
 from .data.sources import evenly
 from .flow.expert import Base, Expert
 from .training import learn_base, learn_expert
@@ -58,7 +59,10 @@ def learn_first_base(
     `blocks` are given where the patches are of several products that a line begins with together.
     """
     blocks = blocks or make_blocks(len(patches), config.scoring, groups=groups, copies=copies)
-    learn = partial(learn_base, flow=config.flow, training=config.training)
+    cells = None
+    if config.flow.cells is not None:
+        cells = _cells_of(patches, config.flow.cells)
+    learn = partial(learn_base, flow=config.flow, training=config.training, cells=cells)
     if blocks.count < 2:
         return FirstBase(learn(patches, seed=seed, progress=progress), None)
     halves = [
@@ -101,18 +105,30 @@ def flows_left_out(
 ) -> Flows:
     """The flow in as many steps as one would take, two short flows included that each saw half of the blocks.
 
-    What the short ones say of the other half's blocks calibrates. The final flow goes on from the first of
-    them with all images; its scores of images it learned from are corrected by the gap that the short ones
-    show between the images they learned from and those they did not.
+    What the short ones say of the other half's blocks calibrates, behind cells without the block where the
+    flow begins with cells. The final flow goes on from the first of them with all images; its scores of
+    images it learned from are corrected by the gap that the short ones show between the images they learned
+    from and those they did not.
 
     Args:
         bases: of the final flow, and of each of the short ones.
     """
     base, *halves = bases
     training, scoring, count = config.training, config.scoring, len(patches)
+    cells: CellGaussians | None = None
+    without: list[CellGaussians] = []
+    if config.flow.cells is not None:
+        named = blocks.left_out if blocks.count > 1 else (None,) * count
+        labels = [*named, *[None] * len(memory)]
+        cells, without = fit_without_each(_together(patches, memory), labels, config.flow.cells)
     if blocks.count < 2:
         final = learn_expert(
-            base, torch.cat([patches, memory]), training, seed=seed, progress=_part_of(progress, 0.0, 1.0)
+            base,
+            _together(patches, memory),
+            training,
+            seed=seed,
+            cells=cells,
+            progress=_part_of(progress, 0.0, 1.0),
         )
         scores = _scores(base, final, patches)
         return Flows(final, PositionCalibration.fit(scores, scoring), scores)
@@ -123,13 +139,19 @@ def flows_left_out(
         out, learn = blocks.half(parity), blocks.half(1 - parity)
         half = learn_expert(
             halves[parity],
-            torch.cat([patches[learn], memory]),
+            _together(patches[learn], memory),
             training,
             seed=seed,
             share=HALF_SHARE,
+            cells=cells,
             progress=_part_of(progress, parity * HALF_SHARE, HALF_SHARE),
         )
-        left_out[out] = _scores(halves[parity], half, patches[out])
+        if cells is None:
+            left_out[out] = _scores(halves[parity], half, patches[out])
+        for block in range(parity, blocks.count, 2) if cells is not None else ():
+            images = blocks.images_of(block)
+            stranger = half.beginning_with(without[block])
+            left_out[images] = _scores(halves[parity], stranger, patches[images])
         known = _scores(halves[parity], half, patches[evenly(learn, GAP_IMAGES)])
         fresh = left_out[evenly(out, GAP_IMAGES)]
         gaps.append((float(fresh.mean() - known.mean()), float(fresh.std() / known.std().clamp_min(1e-9))))
@@ -138,7 +160,7 @@ def flows_left_out(
     share = 1 - 2 * HALF_SHARE
     final = learn_expert(
         base,
-        torch.cat([patches, memory]),
+        _together(patches, memory),
         training,
         seed=seed + 1,
         share=share,
@@ -158,7 +180,41 @@ def _part_of(progress: Progress, start: float, share: float) -> Callable[[float]
 
 @torch.no_grad()
 def _scores(base: Base, expert: Expert, patches: Tensor) -> Tensor:
-    return torch.cat([-base.log_prob(expert, base.prepare(image)) for image in patches.split(1)])
+    return torch.cat([base.score(expert, base.prepare(image)) for image in patches.split(1)])
+
+
+def _together(patches: Tensor, memory: Tensor) -> Tensor:
+    """Both, without a copy where there is no memory."""
+    return torch.cat([patches, memory]) if len(memory) else patches
+
+
+def _cells_of(patches: Tensor, config: Cells) -> CellGaussians:
+    cells = CellGaussians((patches.shape[1], patches.shape[2]), patches.shape[3], config).to(patches.device)
+    cells.fit(patches)
+    return cells
+
+
+def coreset_left_out(
+    patches: Tensor, memory: Tensor, known: Tensor | None, blocks: Blocks, scoring: ScoringConfig, seed: int
+) -> tuple[PatchCoreset | None, Tensor | None]:
+    """The coreset, and what one without an image's block says of it (n, h, w).
+
+    `known` are patches that an earlier version of the product remembers.
+    """
+    if scoring.coreset is None:
+        return None, None
+    named: tuple[int | None, ...] = blocks.left_out if blocks.count > 1 else (None,) * len(patches)
+    together, labels = patches, named
+    if known is None and len(memory):
+        together, labels = _together(patches, memory), (*named, *[None] * len(memory))
+    coreset, without = coresets_without_each(together, labels, scoring.coreset, seed=seed, known=known)
+    if blocks.count < 2:
+        return coreset, torch.cat([coreset(image) for image in patches.split(1)])
+    left_out = torch.empty(patches.shape[:3], device=patches.device)
+    for block, others in enumerate(without):
+        for i in blocks.images_of(block):
+            left_out[i] = others(patches[i : i + 1])[0]
+    return coreset, left_out
 
 
 @torch.no_grad()
@@ -168,12 +224,9 @@ def cells_left_out(
     """The cells, and what cells without an image's block say of it (n, h, w)."""
     if scoring.cells is None:
         return None, None
-    together, labels = torch.cat([patches, memory]), [*blocks.left_out, *[None] * len(memory)]
+    together, labels = _together(patches, memory), [*blocks.left_out, *[None] * len(memory)]
     if blocks.count < 2 and not len(memory):
-        cells = CellGaussians((patches.shape[1], patches.shape[2]), patches.shape[3], scoring.cells).to(
-            patches.device
-        )
-        cells.fit(together)
+        cells = _cells_of(together, scoring.cells)
         return cells, torch.cat([cells(image) for image in patches.split(1)])
     cells, without = fit_without_each(together, labels, scoring.cells)
     left_out = torch.empty(patches.shape[:3], device=patches.device)

@@ -86,6 +86,8 @@ THEIRS: Mapping[str, Rule] = {"flow.hidden": _all_channels, "flow.dia.hidden": _
 """The original's subnets are twice as wide as their input, D / 2. Its adapters' blocks have two nets of three
 maps of width D / 2; ours have one of two maps, which at width D has as many weights."""
 
+_LEARNED = ("whitening", "mixer", "context", "lora", "dia")
+
 _THEIR_CHANNELS = 768
 _AN_EPOCH = 15  # steps: 242 images, a product's of MVTec AD on average, sixteen a step
 WHOLE_IMAGES = 1024  # side of a window that no grid is larger than
@@ -105,6 +107,9 @@ def _original(
     """The original's method as far as our parts are its parts, with what its configurations differ in."""
     return LineConfig(
         flow=FlowConfig(
+            cells=None,
+            normalisation="layer",
+            statistics=True,
             couplings=couplings,
             hidden=_THEIR_CHANNELS,
             mixer=Mixer(kernel="full"),
@@ -127,6 +132,7 @@ def _original(
         ),
         scoring=ScoringConfig(
             cells=None,
+            coreset=None,
             whole=None,
             position_calibration=False,
             top_share=1e-6,  # so that `top_least` decides
@@ -136,8 +142,57 @@ def _original(
     )
 
 
+LAYERED: Mapping[str, Any] = {
+    "flow.cells": None,
+    "flow.normalisation": "layer",
+    "flow.statistics": True,
+    "training.steps": 500,
+    "training.base_steps": 400,
+    "training.noise": 0.3,
+}
+"""A flow that begins with normalised features and their spread per channel, as the original's does, in this
+project's size. One flow over all products can begin no other way: cells are of one product."""
+
+
+def layered(config: LineConfig) -> LineConfig:
+    """The same with a flow that begins with normalised features; as it is where it does so already.
+
+    Options of learning that were set to others than the defaults stay as set.
+    """
+    if config.flow.cells is not None:
+        return override(config, layered_options(config))
+    return config
+
+
+def layered_options(config: LineConfig) -> dict[str, Any]:
+    """`LAYERED` without options of learning that this config sets to others than the defaults."""
+    usual = {f"training.{name}": value for name, value in vars(TrainingConfig()).items()}
+    now = {f"training.{name}": value for name, value in vars(config.training).items()}
+    return {name: value for name, value in LAYERED.items() if now.get(name) == usual.get(name)}
+
+
+_BESIDE = {
+    "scoring.cells": {"side": 8, "rank": 24, "mean_side": 16, "ridge": 0.3, "bits": 16},
+    "scoring.coreset": None,
+}
+
 _ROWS = (
     Preset(DEFAULT, "this project; docs/results.md", LineConfig(), OURS),
+    Preset(
+        "lean",
+        "this project without any learned part: cells, coreset, the picture as a whole",
+        override(
+            LineConfig(),
+            {"flow.couplings": 0} | dict.fromkeys((f"flow.{part}" for part in _LEARNED), None),
+        ),
+        {},
+    ),
+    Preset(
+        "layered",
+        "this project's first default: a flow over normalised features, cells beside it",
+        override(LineConfig(), {**LAYERED, **_BESIDE}),
+        OURS,
+    ),
     Preset(
         "deck",
         "the original's deck, its text: 8 couplings, DIA 4, LoRA 64, tail 0.55 of 5 %, 3e-4, 60 epochs",

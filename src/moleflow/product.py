@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .cells import CellGaussians
-from .config import LineConfig
+from .config import LineConfig, ScoringConfig
+from .coreset import PatchCoreset
 from .features.extractor import Features
 from .flow.expert import Base, Expert
 from .pose import Pose
@@ -33,15 +34,21 @@ LEAST_RATE = 1e-12  # that a threshold set by hand is taken to mean
 
 @dataclass(frozen=True, eq=False)
 class Densities:
-    """The two densities of a product over the same patches; higher scores are stranger."""
+    """What a product says of the same patches; higher scores are stranger."""
 
     expert: Expert
     cells: CellGaussians | None
+    coreset: PatchCoreset | None = None
+
+    @property
+    def gaussians(self) -> CellGaussians | None:
+        """The cells: those that the flow begins with, or those beside it."""
+        return self.expert.gaussians or self.cells
 
     def scores(self, base: Base, patches: Tensor) -> list[Tensor]:
-        """Patch scores (B, h, w) of each density for raw features (B, h, w, D)."""
-        scores = [-base.log_prob(self.expert, base.prepare(patches))]
-        return scores if self.cells is None else [*scores, self.cells(patches)]
+        """Patch scores (B, h, w) of flow, cells and coreset for raw features (B, h, w, D)."""
+        scores = [base.score(self.expert, base.prepare(patches))]
+        return scores + [part(patches) for part in (self.cells, self.coreset) if part is not None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +75,7 @@ class Product:
     """One product: densities, their calibration, and what the router needs to recognise it.
 
     Attributes:
-        densities: flow expert and cell Gaussians.
+        densities: flow expert, cell Gaussians, coreset.
         whole: density of the picture as a whole; None where the line or an older product has none.
         positions: calibration of each density's patch scores over the image.
         descriptors: the router's statistics.
@@ -96,10 +103,10 @@ class Product:
     def inspect(self, base: Base, seen: Features) -> Judgement:
         """One image's features to what this product says of it."""
         scoring = self.config.scoring
-        calibrated = combine(self.densities.scores(base, seen.patches), self.positions, scoring.flow_weight)
-        maps = smooth(calibrated, scoring.smoothing)
+        scores = self.densities.scores(base, seen.patches)
+        maps = smooth(combine(scores, self.positions, scoring), scoring.smoothing)
         place = float(image_scores(maps, scoring)[0])
-        strangeness = float(self.familiarity.of(calibrated)[0])
+        strangeness = float(self.familiarity.of(density_map(scores, self.positions, scoring))[0])
         if isinstance(self.calibration, ScoreCalibration):  # of a line's first format
             score = float(self.calibration.standardise(image_scores(maps, scoring))[0])
             return Judgement(self.calibration.standardise(maps)[0], score, score, None, strangeness)
@@ -134,11 +141,11 @@ class Product:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a saved line keeps of the product; expert and cells fit 16 bits by construction."""
-        parts = {f"flow.{k}": v.half() for k, v in self.densities.expert.state_dict().items()}
-        if self.densities.cells is not None:
-            state = self.densities.cells.state_dict()
-            halves = ("mean", "directions")
-            parts |= {f"cells.{k}": v.half() if k in halves else v for k, v in state.items()}
+        parts = {f"flow.{k}": v for k, v in self.densities.expert.kept().items()}
+        if self.densities.gaussians is not None:
+            parts |= {f"cells.{k}": v for k, v in self.densities.gaussians.kept().items()}
+        if self.densities.coreset is not None:
+            parts |= {f"coreset.{k}": v for k, v in self.densities.coreset.tensors().items()}
         if self.whole is not None:
             parts |= {f"whole.{k}": v for k, v in self.whole.tensors().items()}
         for i, position in enumerate(self.positions):
@@ -174,24 +181,32 @@ class Product:
     ) -> Product:
         """The inverse of `tensors` and `info`, to the bit. Raises KeyError or RuntimeError on a misfit."""
         device = base.position.device
-        expert = Expert(base)
-        expert.load_state_dict({k: v.float() for k, v in _part(tensors, "flow.").items()})
+        options = config.flow.cells or config.scoring.cells
         cells = None
-        if config.scoring.cells is not None:
-            cells = CellGaussians(_grid(base), base.channels, config.scoring.cells)
-            cells.load_state_dict({k: v.float() for k, v in _part(tensors, "cells.").items()})
-            cells = cells.to(device)
+        if options is not None:
+            kept = _part(tensors, "cells.")
+            cells = CellGaussians.from_kept(_grid(base), base.channels, options, kept).to(device)
+        expert = Expert(base)
+        if config.flow.cells is not None:
+            assert cells is not None
+            expert, cells = expert.beginning_with(cells), None
+        expert.take_kept(_part(tensors, "flow."))
+        coreset = _part(tensors, "coreset.")
         positions = tuple(
             PositionCalibration(
                 float(tensors[f"position.{i}.level"][0]),
                 tensors[f"position.{i}.spread"].float().clamp_min(LEAST_SPREAD),
             )
-            for i in range(1 if cells is None else 2)
+            for i in range(1 + (cells is not None) + bool(coreset))
         )
         whole = _part(tensors, "whole.")
         return cls(
             config=config,
-            densities=Densities(expert.requires_grad_(False).eval().to(device), cells),
+            densities=Densities(
+                expert.requires_grad_(False).eval().to(device),
+                cells,
+                PatchCoreset.from_tensors(coreset).to(device) if coreset else None,
+            ),
             whole=WholeGaussian.from_tensors(whole) if whole else None,
             positions=positions,
             descriptors=DescriptorStatistics.from_tensors(_part(tensors, "router.")),
@@ -210,12 +225,34 @@ def _familiarity_from(values: Any, config: LineConfig) -> Familiarity:
     return Familiarity(values["quantile"], tuple(values["values"]), floor=values["floor"])
 
 
-def combine(scores: list[Tensor], positions: Sequence[PositionCalibration], flow_weight: float) -> Tensor:
-    """Weighted mean of the calibrated densities' patch scores, (B, h, w)."""
-    flow, *rest = (calibrate(score) for calibrate, score in zip(positions, scores, strict=True))
-    if not rest:
-        return flow
-    return (flow_weight * flow + rest[0]) / (flow_weight + 1)
+def combine(
+    scores: Sequence[Tensor], positions: Sequence[PositionCalibration], scoring: ScoringConfig
+) -> Tensor:
+    """Weighted mean of the calibrated patch scores of flow, cells and coreset, (B, h, w)."""
+    densities = density_map(scores, positions, scoring)
+    if len(scores) == _densities(scoring):
+        return densities
+    assert scoring.coreset is not None
+    weight = scoring.coreset.weight
+    return (densities + weight * positions[-1](scores[-1])) / (1 + weight)
+
+
+def density_map(
+    scores: Sequence[Tensor], positions: Sequence[PositionCalibration], scoring: ScoringConfig
+) -> Tensor:
+    """The same of flow and cells alone: what says whether a picture is of the product at all.
+
+    A coreset cannot: some remembered patch is like an ordinary place of most pictures.
+    """
+    parts = [positions[i](scores[i]) for i in range(_densities(scoring))]
+    if len(parts) == 1:
+        return parts[0]
+    return (scoring.flow_weight * parts[0] + parts[1]) / (scoring.flow_weight + 1)
+
+
+def _densities(scoring: ScoringConfig) -> int:
+    """How many of a product's scores are of densities; the coreset's comes behind them."""
+    return 1 if scoring.cells is None else 2
 
 
 def _grid(base: Base) -> tuple[int, int]:

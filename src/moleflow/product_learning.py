@@ -16,8 +16,8 @@ from .config import LineConfig, ScoringConfig
 from .data.sources import evenly
 from .features.extractor import Features
 from .flow.expert import Base
-from .left_out import cells_left_out, flows_left_out, whole_left_out
-from .product import Densities, Product, combine
+from .left_out import cells_left_out, coreset_left_out, flows_left_out, whole_left_out
+from .product import Densities, Product, combine, density_map
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
 from .verdict.calibration import TwoVoices, Voice
 from .verdict.maps import PositionCalibration, image_scores, smooth
@@ -85,13 +85,19 @@ def learn_product(
     learned = time.perf_counter()
     progress("calibration", 0.0)
     cells, left_out_cells = cells_left_out(seen.patches, memory.patches, blocks, config.scoring)
+    before = None if previous is None else previous.densities.coreset
+    known = None if before is None else before.patches
+    coreset, left_out_coreset = coreset_left_out(
+        seen.patches, memory.patches, known, blocks, config.scoring, seed
+    )
     progress("calibration", 0.5)
-    densities = Densities(flows.final, cells)
-    left_out = [flows.left_out] if left_out_cells is None else [flows.left_out, left_out_cells]
+    densities = Densities(flows.final, cells, coreset)
+    others = (left_out_cells, left_out_coreset)
+    left_out = [flows.left_out, *(scores for scores in others if scores is not None)]
     positions = (flows.position, *(PositionCalibration.fit(s, config.scoring) for s in left_out[1:]))
     calibrated = _calibrated_without_own(left_out, blocks, config.scoring)
     whole, left_out_whole = whole_left_out(seen.pooled, memory.pooled, blocks, config.scoring)
-    calibration, familiarity = _verdict(calibrated, left_out_whole, blocks, config.scoring)
+    calibration, familiarity = _verdict(*calibrated, left_out_whole, blocks, config.scoring)
     product = Product(
         config=config,
         densities=densities,
@@ -111,22 +117,26 @@ def learn_product(
     return product
 
 
-def _calibrated_without_own(left_out: list[Tensor], blocks: Blocks, scoring: ScoringConfig) -> Tensor:
-    """Calibrated maps (n, h, w), each with a position calibration that its block had no part in.
+def _calibrated_without_own(
+    left_out: list[Tensor], blocks: Blocks, scoring: ScoringConfig
+) -> tuple[Tensor, Tensor]:
+    """Calibrated maps (n, h, w) and those of the densities alone, by positions their block had no part in.
 
     Its own spread would make each image look more ordinary than the next one will.
     """
-    calibrated = torch.empty_like(left_out[0])
+    calibrated, densities = torch.empty_like(left_out[0]), torch.empty_like(left_out[0])
     for block in range(blocks.count):
         images = blocks.images_of(block)
         rest = [i for i, own in enumerate(blocks.left_out) if own != block] or images
         seen = [PositionCalibration.fit(score[rest], scoring) for score in left_out]
-        calibrated[images] = combine([score[images] for score in left_out], seen, scoring.flow_weight)
-    return calibrated
+        own = [score[images] for score in left_out]
+        calibrated[images] = combine(own, seen, scoring)
+        densities[images] = density_map(own, seen, scoring)
+    return calibrated, densities
 
 
 def _verdict(
-    calibrated: Tensor, whole: Tensor | None, blocks: Blocks, scoring: ScoringConfig
+    calibrated: Tensor, densities: Tensor, whole: Tensor | None, blocks: Blocks, scoring: ScoringConfig
 ) -> tuple[TwoVoices, Familiarity]:
     """Both voices' left-out scores and the strangeness of good images, one of each group of near-copies."""
     first = list(blocks.first)
@@ -135,11 +145,12 @@ def _verdict(
         Voice(_numbers(places)), None if whole is None else Voice(_numbers(whole[first])), blocks.sessions
     )
     familiarity = Familiarity(ORDINARY, ())
-    return calibration, Familiarity(ORDINARY, _numbers(familiarity.of(calibrated[first])))
+    return calibration, Familiarity(ORDINARY, _numbers(familiarity.of(densities[first])))
 
 
 def _numbers(values: Tensor) -> tuple[float, ...]:
-    return tuple(values.double().cpu().tolist())
+    """As JSON keeps them: with seven digits."""
+    return tuple(float(f"{value:.7g}") for value in values.double().cpu().tolist())
 
 
 def _floored(product: Product, base: Base, altered: Altered) -> Product:
@@ -169,11 +180,12 @@ def _moved(values: list[float], altered: Altered) -> float:
 
 def _remembered(previous: Product | None, seen: Features, seed: int) -> Features:
     """Features like those of the earlier images, about as many as there are new ones; none without a past."""
-    if previous is None or previous.densities.cells is None:
+    gaussians = None if previous is None else previous.densities.gaussians
+    if previous is None or gaussians is None:
         return seen.take([])
     generator = torch.Generator().manual_seed(seed)
     count = min(previous.images, max(len(seen), MEMORY_LEAST), MEMORY_MOST)
-    patches = previous.densities.cells.sample(count, generator).to(seen.patches)
+    patches = gaussians.sample(count, generator).to(seen.patches)
     pooled = seen.pooled[:0] if previous.whole is None else previous.whole.sample(count, generator)
     return Features(patches, pooled.to(seen.pooled))
 

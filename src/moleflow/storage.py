@@ -15,6 +15,7 @@ PARTS = {  # by the beginning of the names under which a line saves tensors
     "lora": ("flow.adapters.",),
     "dia": ("flow.dia.",),
     "cells": ("cells.",),
+    "coreset": ("coreset.",),
     "whole": ("whole.",),
     "router": ("router.",),
     "pose": ("pose.",),

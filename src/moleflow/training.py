@@ -15,8 +15,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .cells import CellGaussians
 from .config import FlowConfig, TrainingConfig
 from .errors import TrainingError
+from .flow.bijections import Place
 from .flow.expert import Base, Expert
 
 Progress = Callable[[float], None]  # called with the share done, 0..1
@@ -34,6 +36,7 @@ def learn_base(
     seed: int,
     share: float = 1.0,
     begun: Base | None = None,
+    cells: CellGaussians | None = None,
     progress: Progress | None = None,
 ) -> Base:
     """The shared base, learned with the first product and frozen.
@@ -45,6 +48,7 @@ def learn_base(
         seed: fixes initial weights, sampling and noise.
         share: of the steps that `training` gives.
         begun: a base to go on from, which stays as it is.
+        cells: that the flow begins with; fitted to the features by default.
         progress: told the share done.
 
     Raises:
@@ -58,7 +62,10 @@ def learn_base(
         companion = Expert(base).to(features.device)
     companion.adapters = nn.ModuleList()  # while W itself learns, a low-rank change of it is redundant
     if flow.couplings or flow.mixer:
-        companion.start(base, base.prepare(some(features)))
+        if cells is None:
+            companion.start(base, _to_start(base, features))
+        else:
+            companion = companion.beginning_with(cells)
         fit(
             [*base.parameters(), *companion.parameters()],
             partial(likelihood_loss, base, companion, features, training),
@@ -78,6 +85,7 @@ def learn_expert(
     seed: int,
     share: float = 1.0,
     begun: Expert | None = None,
+    cells: CellGaussians | None = None,
     progress: Progress | None = None,
 ) -> Expert:
     """One product's expert on a frozen base; depends on nothing but the base, these images and the seed.
@@ -85,7 +93,8 @@ def learn_expert(
     Args:
         base, features, training, seed, progress: as for `learn_base`.
         share: of the steps that `training` gives.
-        begun: an expert of the same product to go on from, which stays as it is; its statistics are kept.
+        begun: an expert of the same product to go on from, which stays as it is; its start is kept.
+        cells: that the flow begins with; fitted to the features by default.
 
     Raises:
         TrainingError: learning did not stay finite.
@@ -94,7 +103,10 @@ def learn_expert(
     if begun is None:
         with seeded(seed):
             expert = Expert(base).to(features.device)
-        expert.start(base, base.prepare(some(features)))
+        if cells is None:
+            expert.start(base, _to_start(base, features))
+        else:
+            expert = expert.beginning_with(cells)
     else:
         expert = copy.deepcopy(begun).requires_grad_(True).train()
     owned = list(expert.parameters())
@@ -102,8 +114,13 @@ def learn_expert(
         loss = partial(likelihood_loss, base, expert, features, training)
         steps = max(1, round(share * training.steps))
         fit(owned, loss, training, steps=steps, seed=seed, progress=progress)
-    round_to_half(expert)
+    expert.round_to_kept()
     return expert.requires_grad_(False).eval()
+
+
+def _to_start(base: Base, features: Tensor) -> Tensor:
+    """What the closed-form start is fitted to: cells to everything, as it is; a spread needs but some."""
+    return features if base.config.cells is not None else base.prepare(some(features))
 
 
 def require_finite(features: Tensor) -> None:
@@ -118,12 +135,6 @@ def require_finite(features: Tensor) -> None:
 def some(features: Tensor) -> Tensor:
     """Every n-th image, START_IMAGES at most: enough for a mean and a spread per channel."""
     return features[:: max(1, len(features) // START_IMAGES)][:START_IMAGES]
-
-
-def round_to_half(module: nn.Module) -> None:
-    """Rounds weights to what 16 bits hold, so that a saved expert is small and yet the very same one."""
-    for tensor in (*module.parameters(), *module.buffers()):
-        tensor.data.copy_(tensor.data.half().float())
 
 
 def loss_of(log_prob: Tensor, log_det: Tensor, training: TrainingConfig) -> Tensor:
@@ -202,8 +213,8 @@ def likelihood_loss(
     """Loss of one step: random windows of raw features (N, h, w, D), with noise."""
     windows = sample_windows(features, base.position, training, generator)
     x = base.prepare(windows.features)
-    noise = torch.randn(x.shape, generator=generator).to(x.device)
-    passage = base.passage(expert, x + training.noise * noise, position=windows.position)
+    noise = training.noise * torch.randn(x.shape, generator=generator).to(x.device)
+    passage = base.passage(expert, x, place=windows.place, noise=noise)
     penalised = passage.penalised(training.log_det_of)
     return loss_of(windows.counted(passage.log_prob), windows.counted(penalised), training)
 
@@ -213,22 +224,23 @@ class Windows(NamedTuple):
 
     Attributes:
         features: raw, (B, S, S, D).
-        position: encoding of where they were cut, (B, S, S, d).
+        place: where they were cut.
         inner: rows (B, s, 1) and columns (B, 1, s) of the patches that count; None where all do.
     """
 
     features: Tensor
-    position: Tensor
+    place: Place
     inner: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def joined(cls, windows: Iterable[Windows]) -> Windows:
         """All of them, in turn; of one size and margin."""
-        features, position, inner = zip(*windows, strict=True)
+        features, places, inner = zip(*windows, strict=True)
+        place = Place(*(torch.cat(parts) for parts in zip(*places, strict=True)))
         if inner[0] is None:
-            return cls(torch.cat(features), torch.cat(position))
+            return cls(torch.cat(features), place)
         rows, columns = zip(*inner, strict=True)
-        return cls(torch.cat(features), torch.cat(position), (torch.cat(rows), torch.cat(columns)))
+        return cls(torch.cat(features), place, (torch.cat(rows), torch.cat(columns)))
 
     def counted(self, values: Tensor) -> Tensor:
         """Of values (B, S, S, …) those of the patches that count, (B, s, s, …)."""
@@ -263,7 +275,8 @@ def sample_windows(
             (top - outer_top)[:, None, None] + torch.arange(side_h)[:, None],
             (left - outer_left)[:, None, None] + torch.arange(side_w),
         )
-    return Windows(features[image, rows, columns], position[rows, columns], inner)
+    place = Place(position[rows, columns], rows * width + columns)
+    return Windows(features[image, rows, columns], place, inner)
 
 
 def _with_margin(start: Tensor, side: int, size: int, margin: int) -> tuple[Tensor, Tensor]:

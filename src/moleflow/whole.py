@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import Whole
+from .packing import pack, packed, unpack, unpacked
 
 LEAST_SPREAD = 1e-3  # of a number that never moves, as a share of the typical number's spread
 
@@ -29,6 +30,7 @@ class WholeGaussian:
         directions: (r, E), the u_i.
         variances: (r,), the lambda_i.
         noise: rho.
+        bits: a number of the directions is kept in.
     """
 
     mean: Tensor
@@ -36,10 +38,11 @@ class WholeGaussian:
     directions: Tensor
     variances: Tensor
     noise: float
+    bits: int = 8
 
     @classmethod
     def fit(cls, pooled: Tensor, config: Whole) -> WholeGaussian:
-        """From pooled features (N, E) of good images; what is stored in 16 bits is rounded at once."""
+        """From pooled features (N, E) of good images; what is stored in fewer bits is rounded at once."""
         x = pooled.cpu().double().numpy()
         mean, spread = x.mean(0), x.std(0)
         typical = float(np.median(spread))
@@ -50,12 +53,14 @@ class WholeGaussian:
         shrink = _shrinkage((x - mean) / spread, level)
         values = (1 - shrink) * values + shrink * level
         rest = (x.shape[1] * level - values.sum()) / max(x.shape[1] - len(values), 1)
+        directions = torch.from_numpy(np.ascontiguousarray(vectors, np.float32))
         return cls(
             torch.from_numpy(mean.astype(np.float32)),
             torch.from_numpy(spread.astype(np.float32)),
-            torch.from_numpy(np.ascontiguousarray(vectors, np.float16)).float(),
+            unpack(*pack(directions)) if config.bits == 8 else directions.half().float(),
             torch.from_numpy(np.maximum(values, 1e-9).astype(np.float32)),
             float(np.float32(max(rest, 1e-9))),
+            config.bits,
         )
 
     def __call__(self, pooled: Tensor) -> Tensor:
@@ -75,10 +80,11 @@ class WholeGaussian:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a saved line keeps."""
+        own = self.directions
         return {
             "mean": self.mean,
             "spread": self.spread,
-            "directions": self.directions.half(),
+            **(packed("directions", own) if self.bits == 8 else {"directions": own.half()}),
             "variances": self.variances,
             "noise": torch.tensor([self.noise]),
         }
@@ -86,12 +92,14 @@ class WholeGaussian:
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> WholeGaussian:
         """The inverse of `tensors`, to the bit."""
+        own = unpacked(tensors)
         return cls(
-            tensors["mean"],
-            tensors["spread"],
-            tensors["directions"].float(),
-            tensors["variances"],
-            float(tensors["noise"][0]),
+            own["mean"],
+            own["spread"],
+            own["directions"],
+            own["variances"],
+            float(own["noise"][0]),
+            16 if "directions" in tensors else 8,
         )
 
 

@@ -8,30 +8,38 @@ one spends on every product what the line spends on its first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from ..config import LineConfig, ScoringConfig, override
 from ..errors import ConfigError
-from ..presets import WHOLE_IMAGES
+from ..presets import LAYERED, WHOLE_IMAGES, layered_options
 from .methods import METHODS
 from .methods import TABLES as METHOD_TABLES
 from .plan import Variant
 
 FULL = "full"
 PUBLISHED = {
+    **LAYERED,
     "flow.mixer": {"kernel": "full", "gate_limit": 0.5},
     "training.window": 8,
     "training.margin": 3,
     "training.tail": "image",
     "training.log_det_of": "flow",
 }
-"""The parts as published: a free 3x3 mixer, a context that sees all its neighbours, the tail of each window,
-the penalty on couplings and DIA alone. Windows of 8 x 8 stand for whole images, of which a step could only
-see two; with the margin mixer and context of their own patches see what they see in the image."""
+"""The parts as published, over normalised features: a free 3x3 mixer, a context that sees all its neighbours,
+the tail of each window, the penalty on couplings and DIA alone. Windows of 8 x 8 stand for whole images, of
+which a step could only see two; with the margin mixer and context of their own patches see what they see in
+the image."""
+
+NO_FLOW: Mapping[str, Any] = {
+    "flow.couplings": 0,
+    **dict.fromkeys(("flow.whitening", "flow.mixer", "flow.context", "flow.lora", "flow.dia"), None),
+}
 
 ABLATIONS: Mapping[str, Variant] = {
     FULL: Variant("moleflow"),
     "no DIA": Variant("moleflow", {"flow.dia": None}),
-    "no whitening": Variant("moleflow", {"flow.whitening": None, "flow.statistics": False}),
+    "no whitening": Variant("moleflow", {"flow.whitening": None}),
     "no LoRA": Variant("moleflow", {"flow.lora": None}),
     "no spatial context": Variant("moleflow", {"flow.mixer": None}),
     "no scale context": Variant("moleflow", {"flow.context": None}),
@@ -39,21 +47,25 @@ ABLATIONS: Mapping[str, Variant] = {
     "no log-det penalty": Variant("moleflow", {"training.log_det_weight": 0.0}),
     "no position": Variant("moleflow", {"flow.position": 0.0}),
     "no base": Variant("moleflow", {"flow.couplings": 0, "flow.mixer": None}),
-    "whole flow per product": Variant("task-separated", {"training.base_steps": 250, "training.steps": 250}),
+    "no flow": Variant("moleflow", NO_FLOW),
+    "whole flow per product": Variant("task-separated", {"training.base_steps": 100, "training.steps": 100}),
     "whole flow, longer": Variant("task-separated"),
     "no feature noise": Variant("moleflow", {"training.noise": 0.0}),
     "no position calibration": Variant("moleflow", {"scoring.position_calibration": False}),
-    "flow alone": Variant("moleflow", {"scoring.cells": None}),
-    "cells alone": Variant("moleflow", {"scoring.flow_weight": 0.0}),
+    "no coreset": Variant("moleflow", {"scoring.coreset": None}),
+    "no picture as a whole": Variant("moleflow", {"scoring.whole": None}),
+    "flow alone": Variant("moleflow", {"scoring.coreset": None, "scoring.whole": None}),
+    "cells alone": Variant("moleflow", {**NO_FLOW, "scoring.coreset": None}),
+    "flow over normalised features": Variant("moleflow", LAYERED),
     "covariance per product": Variant("moleflow", {"router.metric": "product"}),
     "full mixer kernel": Variant("moleflow", {"flow.mixer.kernel": "full"}),
     "windows with a margin": Variant("moleflow", {"training.margin": 2}),
     "penalty on the flow": Variant("moleflow", {"training.log_det_of": "flow"}),
     "whole images": Variant("moleflow", {"training.window": WHOLE_IMAGES}),
     "tail per image": Variant("moleflow", {"training.window": WHOLE_IMAGES, "training.tail": "image"}),
-    "on the sphere": Variant("moleflow", {"flow.normalisation": "sphere"}),
+    "on the sphere": Variant("moleflow", {**LAYERED, "flow.normalisation": "sphere"}),
     "on the sphere without noise": Variant(
-        "moleflow", {"flow.normalisation": "sphere", "training.noise": 0.0}
+        "moleflow", {**LAYERED, "flow.normalisation": "sphere", "training.noise": 0.0}
     ),
     "published": Variant("moleflow", PUBLISHED),
     "published without mixer": Variant("moleflow", {**PUBLISHED, "flow.mixer": None}),
@@ -62,17 +74,23 @@ ABLATIONS: Mapping[str, Variant] = {
     "published without penalty": Variant("moleflow", {**PUBLISHED, "training.log_det_weight": 0.0}),
 }
 """The seven of the original method, position, the two ways to share nothing, and what this project added:
-noise, position calibration, the cells beside the flow, the shared metric of the router. "flow alone" leaves
-the cell Gaussians out, so the other rows with the cells in place are read beside it: where the cells carry
-the detection, a part of the flow cannot move it far. Then what this project made weaker than it was
-published, at its published strength: each by itself, all together, and each left out of all together."""
+noise, position calibration, the coreset, the picture as a whole, the shared metric of the router. "no flow"
+is everything in closed form, "flow alone" the density without the rest, "cells alone" what it begins with.
+Then what this project made weaker than it was published, at its published strength: each by itself, all
+together, and each left out of all together; the last ones, and the sphere, over normalised features."""
 
-BARE = {"scoring.cells": None, "scoring.whole": None, "scoring.position_calibration": False}
+BARE = {
+    **LAYERED,
+    "scoring.cells": None,
+    "scoring.coreset": None,
+    "scoring.whole": None,
+    "scoring.position_calibration": False,
+}
 LIKE_FOR_LIKE: Mapping[str, Variant] = {
     f"{method}-flow-alone": Variant(method, BARE) for method in ("moleflow", "task-separated")
 }
-"""What rivals with a single flow compare with: they have neither cells nor whole pictures nor calibration by
-position."""
+"""What rivals with a single flow compare with: like theirs a flow over normalised features, with neither
+cells nor coreset nor whole pictures nor calibration by position."""
 
 ENTRIES: Mapping[str, Variant] = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
 """Everything that `--methods` can name."""
@@ -83,10 +101,12 @@ TABLES: Mapping[str, tuple[str, ...]] = {
 }
 """And the names that stand for several of them."""
 
+BESIDE = ("no coreset", "no picture as a whole", "flow alone", "no flow", "covariance per product")
+_NOTHING_BESIDE = dict.fromkeys(("scoring.cells", "scoring.coreset", "scoring.whole"), None)
 FLOW_ALONE: Mapping[str, Variant] = {
-    name: Variant(variant.method, {**variant.options, "scoring.cells": None})
+    name: Variant(variant.method, {**variant.options, **_NOTHING_BESIDE})
     for name, variant in ABLATIONS.items()
-    if name not in ("flow alone", "cells alone", "covariance per product")
+    if name not in BESIDE
 }
 """The same parts of the flow with nothing beside it: what each is worth where the flow has to do the work."""
 
@@ -105,7 +125,10 @@ def rows_for(table: Mapping[str, Variant], whole: LineConfig) -> dict[str, Varia
     seen: list[tuple[str, LineConfig]] = []
     for name, variant in table.items():
         around = _around(variant, whole)
-        learned = around.method, _told(override(whole, around.options))
+        try:
+            learned = around.method, _told(override(whole, around.options))
+        except ConfigError:  # a part of what the whole lacks
+            continue
         if learned not in seen:
             rows[name] = around
             seen.append(learned)
@@ -114,7 +137,11 @@ def rows_for(table: Mapping[str, Variant], whole: LineConfig) -> dict[str, Varia
 
 def _around(variant: Variant, whole: LineConfig) -> Variant:
     options = dict(variant.options)
-    options |= {key: max(1, whole.training.steps // 2) for key in _STEPS if key in options}
+    if variant.method == "task-separated":
+        options |= {key: max(1, whole.training.steps // 2) for key in _STEPS if key in options}
+    elif LAYERED.items() <= options.items() or whole.flow.cells is None:
+        kept = layered_options(whole) if whole.flow.cells is not None else {}
+        options = {k: v for k, v in options.items() if k in kept or LAYERED.get(k, ...) != v}
     if whole.training.window >= WHOLE_IMAGES:
         options = {key: value for key, value in options.items() if key not in _WINDOWS}
     return Variant(variant.method, options)

@@ -9,11 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from ..config import LineConfig, override, to_dict
+from ..config import Cells, LineConfig, override, to_dict
 from ..data.layouts import Product
 from ..errors import ConfigError
 from ..features.backbones import channels_of
-from ..presets import DEFAULT, get_preset
+from ..presets import DEFAULT, LAYERED, get_preset
 from .methods import METHODS, options_of
 from .streams import Stream
 
@@ -144,10 +144,13 @@ class Work:
 
 
 def check_option(name: str, value: Any) -> None:
-    """Refuses, with a ConfigError, an option that there is not and a value that it cannot have alone."""
+    """Refuses, with a ConfigError, an option that there is not and a value that it can have with no flow."""
     owner = _owner(name)
     if owner is None:
-        override(LineConfig(), {name: value})
+        try:
+            override(LineConfig(), {name: value})
+        except ConfigError:  # some are of use only where the flow does not begin with cells
+            override(LineConfig(), {**LAYERED, "scoring.cells": to_dict(Cells()), name: value})
     else:
         options_of(owner, {name.removeprefix(f"{owner}."): value})
 

@@ -158,7 +158,7 @@ def ablate(
     layout: Layout = "auto",
     order: Order = None,
     flow_alone: Annotated[
-        bool, typer.Option("--flow-alone", help="With nothing beside the flow: without cell Gaussians.")
+        bool, typer.Option("--flow-alone", help="The density alone: no coreset, no whole pictures.")
     ] = False,
     only: Annotated[
         str | None, typer.Option(metavar="A,...", help="Only these rows, beside the full method.")

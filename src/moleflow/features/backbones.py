@@ -126,7 +126,7 @@ def _efficientnet_lite(number: int, sha256: str) -> BackboneSpec:
         name=f"efficientnet_lite{number}",
         tag=f"tf_efficientnet_lite{number}.in1k",
         layers=(2, 3),
-        image_size=(384, 384),
+        image_size=(512, 512),
         mean=_HALF,
         std=_HALF,
         licence="apache-2.0",

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class Place(NamedTuple):
+    """Where patches (B, h, w) lie.
+
+    Attributes:
+        encoding: what maps see of it, (B or 1, h, w, D) or without the first dimension.
+        patches: their numbers on the grid, (B, h, w); None for a whole grid.
+    """
+
+    encoding: Tensor
+    patches: Tensor | None = None
 
 
 class Bijection(nn.Module, ABC):
@@ -13,15 +26,20 @@ class Bijection(nn.Module, ABC):
 
     Both directions return the value and the log-determinant of the direction taken, one number per
     patch (B, h, w); summed over an image's patches it is the log-determinant of the Jacobian of the
-    whole image. `adapter` is what a product passes into a shared map; maps that take none ignore it.
+    whole image. `adapter` is what a product passes into a shared map, `place` where the patches lie; maps
+    that take none ignore it.
     """
 
     @abstractmethod
-    def forward(self, x: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """y and log|det dy/dx|."""
 
     @abstractmethod
-    def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, y: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """x and log|det dx/dy|."""
 
 
@@ -52,11 +70,15 @@ class Affine(Bijection):
         self.log_scale.copy_(-spread.log())
         self.shift.copy_(-mean / spread)
 
-    def forward(self, x: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scales, then shifts."""
         return x * self.log_scale.exp() + self.shift, self.log_scale.sum().expand(x.shape[:-1])
 
-    def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, y: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Shifts back, then unscales."""
         return (y - self.shift) * (-self.log_scale).exp(), -self.log_scale.sum().expand(y.shape[:-1])
 

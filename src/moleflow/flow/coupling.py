@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import Context, Lora
-from .bijections import Bijection, halves, joined, soft_clamp
+from .bijections import Bijection, Place, halves, joined, soft_clamp
 from .lora import LowRank, SharedLinear
 
 
@@ -57,12 +57,18 @@ class NeighbourContext(nn.Module):
         return (self.gate * self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
 
 
+def _placed(passive: Tensor, place: Place | None, parity: int) -> Tensor:
+    """What a subnet sees: passive channels, their share of the place's encoding added to them."""
+    return passive if place is None else passive + halves(place.encoding, parity)[0]
+
+
 class MoleCoupling(Bijection):
     """Affine coupling of the base: y1 = x1, y2 = x2 * exp(s([x1; ctx(x1)])) + t(x1).
 
     The scale sees a patch and its surroundings, the translation the patch alone. The context looks
     at passive channels only, so the Jacobian of the whole image is triangular and the
-    log-determinant of a patch is exactly the sum of its s. `adapter` is a product's CouplingAdapter.
+    log-determinant of a patch is exactly the sum of its s. `adapter` is a product's CouplingAdapter. Given
+    a place, s and t see x1 with its encoding added to it.
     """
 
     def __init__(
@@ -75,26 +81,33 @@ class MoleCoupling(Bijection):
         self.scale = Subnet(passive * 2 if context else passive, active, hidden)
         self.translation = Subnet(passive, active, hidden)
 
-    def forward(self, x: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scales and translates the active channels."""
         passive, active = halves(x, self.parity)
-        s, t = self._scale_and_translation(passive, adapter)
+        s, t = self._scale_and_translation(passive, adapter, place)
         return joined(passive, torch.addcmul(t, active, s.exp()), self.parity), s.sum(-1)
 
-    def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, y: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Undoes translation and scale of the active channels."""
         passive, active = halves(y, self.parity)
-        s, t = self._scale_and_translation(passive, adapter)
+        s, t = self._scale_and_translation(passive, adapter, place)
         return joined(passive, (active - t) * (-s).exp(), self.parity), -s.sum(-1)
 
-    def _scale_and_translation(self, passive: Tensor, adapter: nn.Module | None) -> tuple[Tensor, Tensor]:
+    def _scale_and_translation(
+        self, passive: Tensor, adapter: nn.Module | None, place: Place | None
+    ) -> tuple[Tensor, Tensor]:
         if adapter is not None and not isinstance(adapter, CouplingAdapter):
             raise TypeError(f"expected a CouplingAdapter, got {type(adapter).__name__}")
         scale, translation = (adapter.scale, adapter.translation) if adapter is not None else (None, None)
-        seen = passive
+        placed = _placed(passive, place, self.parity)
+        seen = placed
         if self.context is not None:
-            seen = torch.cat([passive, self.context(passive)], dim=-1)
-        return soft_clamp(self.scale(seen, scale), self.clamp), self.translation(passive, translation)
+            seen = torch.cat([placed, self.context(passive)], dim=-1)
+        return soft_clamp(self.scale(seen, scale), self.clamp), self.translation(placed, translation)
 
 
 class CouplingAdapter(nn.Module):
@@ -118,18 +131,22 @@ class AffineCoupling(Bijection):
         self.parity, self.clamp = parity, clamp
         self.net = Subnet(passive, 2 * active, hidden)
 
-    def forward(self, x: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scales and translates the active channels."""
         passive, active = halves(x, self.parity)
-        s, t = self._scale_and_translation(passive)
+        s, t = self._scale_and_translation(passive, place)
         return joined(passive, torch.addcmul(t, active, s.exp()), self.parity), s.sum(-1)
 
-    def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, y: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Undoes translation and scale of the active channels."""
         passive, active = halves(y, self.parity)
-        s, t = self._scale_and_translation(passive)
+        s, t = self._scale_and_translation(passive, place)
         return joined(passive, (active - t) * (-s).exp(), self.parity), -s.sum(-1)
 
-    def _scale_and_translation(self, passive: Tensor) -> tuple[Tensor, Tensor]:
-        s, t = self.net(passive).chunk(2, dim=-1)
+    def _scale_and_translation(self, passive: Tensor, place: Place | None) -> tuple[Tensor, Tensor]:
+        s, t = self.net(_placed(passive, place, self.parity)).chunk(2, dim=-1)
         return soft_clamp(s, self.clamp), t

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Mixer
-from .bijections import Bijection
+from .bijections import Bijection, Place
 from .stencil import stencil_log_det, stencil_solve
 
 FULL_SUM = 1.9  # bound on the absolute sum of a full kernel's change; times a gate of 1/2 it stays below 1
@@ -36,7 +36,9 @@ class ContextMixer(Bijection):
         self.sides = nn.Parameter(torch.zeros(3, channels))  # horizontal, vertical, diagonal neighbours
         self.limit = config.gate_limit
 
-    def forward(self, x: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One depthwise convolution."""
         across, down, diagonal = self._weights()
         centre = 1 - 2 * across - 2 * down - 4 * diagonal
@@ -51,7 +53,9 @@ class ContextMixer(Bijection):
         y = F.conv2d(grid, kernel.permute(2, 0, 1)[:, None], groups=x.shape[-1])
         return y.permute(0, 2, 3, 1), self._log_det(x)
 
-    def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, y: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Division by the eigenvalues in the cosine basis."""
         height, width = y.shape[1:3]
         rows, columns = _cosine_basis(height).to(y), _cosine_basis(width).to(y)
@@ -90,14 +94,18 @@ class FullMixer(Bijection):
         self.change = nn.Parameter(torch.zeros(3, 3, channels))
         self.limit = config.gate_limit
 
-    def forward(self, x: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """One depthwise convolution."""
         kernel = self._kernel()
         grid = _pad_by_one(x.permute(0, 3, 1, 2))
         y = F.conv2d(grid, kernel.permute(2, 0, 1)[:, None], groups=x.shape[-1])
         return y.permute(0, 2, 3, 1), self._log_det(kernel, x)
 
-    def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, y: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Solves for the image row by row."""
         kernel = self._kernel()
         return stencil_solve(kernel.double(), y.double()).to(y.dtype), -self._log_det(kernel, y)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..config import Whitening
-from .bijections import Bijection
+from .bijections import Bijection, Place
 
 
 def layer_norm(features: Tensor) -> Tensor:
@@ -57,12 +57,16 @@ class BoundedAffine(Bijection):
         self.log_limit = math.log(config.scale_limit)
         self.shift_limit = config.shift_limit
 
-    def forward(self, x: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Scales, then shifts."""
         log_gamma, beta = self._bounded()
         return x * log_gamma.exp() + beta, log_gamma.sum().expand(x.shape[:-1])
 
-    def inverse(self, y: Tensor, adapter: nn.Module | None = None) -> tuple[Tensor, Tensor]:
+    def inverse(
+        self, y: Tensor, adapter: nn.Module | None = None, place: Place | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Shifts back, then unscales."""
         log_gamma, beta = self._bounded()
         return (y - beta) * (-log_gamma).exp(), -log_gamma.sum().expand(y.shape[:-1])

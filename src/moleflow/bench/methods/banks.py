@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config import check
+from ...coreset import greedy_centres
 from ...errors import ConfigError, TrainingError
 from ...features.backbones import get_backbone
 from ...features.extractor import Features
@@ -26,7 +27,6 @@ from .line import FALSE_ALARM_RATE
 
 CHUNK = 16  # images read at a time
 ROWS = 256  # patches compared with a bank at a time: their table of distances stays in the cache
-ROUNDING = 1e-6  # squared distances below this share of the largest squared norm are float32's own error
 
 
 LEFT_OUT_GROUPS = 32  # into which calibration images are parted at most
@@ -300,40 +300,6 @@ def projected(patches: Tensor, setting: Setting, options: Selection) -> Tensor:
     # Gaussian, so that distances keep their ratios (Johnson and Lindenstrauss 1984).
     drawn = torch.randn(points.shape[1], options.projection, generator=generator)
     return points @ drawn.to(points.device)
-
-
-def greedy_centres(
-    points: Tensor, count: int, begun: Sequence[int], nearest: Tensor | None = None
-) -> list[int]:
-    """Indices of up to `count` points (n, d) float32 such that no point is far from all of them.
-
-    Greedy k-centre (Gonzalez 1985; Sener and Savarese 2018): after those `begun` with, always the point
-    farthest from those chosen; from one point the radius that remains is at most twice the least possible.
-    Ends early where every point equals a chosen one.
-
-    Args:
-        points: to choose from.
-        count: how many at most.
-        begun: indices to begin with; one, unless `nearest` is given.
-        nearest: squared distances (n,) to all that were begun with, where there are several.
-    """
-    norms = points.square().sum(1)
-    least = ROUNDING * float(norms.max())
-    chosen = list(begun)
-    if nearest is None:
-        nearest = _squared_from(points, norms, chosen[-1])
-    while len(chosen) < count:
-        farthest = int(nearest.argmax())
-        if float(nearest[farthest]) <= least:
-            break
-        chosen.append(farthest)
-        nearest = torch.minimum(nearest, _squared_from(points, norms, farthest))
-    return chosen
-
-
-def _squared_from(points: Tensor, norms: Tensor, index: int) -> Tensor:
-    """Squared distances (n,) of all points from one of them."""
-    return torch.addmv(norms, points, points[index], alpha=-2).add_(norms[index])
 
 
 def _left_out_scores(maps: Tensor, setting: Setting) -> list[float]:

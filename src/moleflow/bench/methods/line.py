@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ...blocks import Blocks, make_blocks
-from ...config import Dia, FlowConfig, LineConfig, Lora
+from ...config import Cells, Dia, FlowConfig, LineConfig, Lora
 from ...errors import ConfigError
 from ...features.extractor import Features
 from ...flow.expert import Base
 from ...left_out import FirstBase, learn_first_base
+from ...presets import layered
 from ...product import Product
 from ...product_learning import learn_product
 from ...routing.gaussian import DescriptorStatistics
@@ -167,8 +168,7 @@ class MoleFlow(TaskSeparated):
 
 
 NO_FLOW = FlowConfig(
-    normalisation="none",
-    statistics=False,
+    cells=None,
     position=0.0,
     whitening=None,
     mixer=None,
@@ -179,10 +179,15 @@ NO_FLOW = FlowConfig(
 """Nothing in it learns, so nothing is spent on it."""
 
 
+def cells_of(config: LineConfig) -> Cells | None:
+    """The cells that the flow begins with, or those beside it."""
+    return config.flow.cells or config.scoring.cells
+
+
 class CellsAlone(TaskSeparated):
     """The line without its flow: cell Gaussians, the picture as a whole, and all their calibrations.
 
-    What it says is to the bit what the line says with `scoring.flow_weight=0`, at the cost of closed forms.
+    What a line's expert says before it has learned anything, without a coreset.
     """
 
     name = "cells"
@@ -190,9 +195,10 @@ class CellsAlone(TaskSeparated):
     source = "the cell Gaussians of this project (after Defard et al. 2021) and its density of whole pictures"
 
     def __init__(self, setting: Setting) -> None:
-        if setting.config.scoring.cells is None:
-            raise ConfigError("cells: expected scoring.cells, which were left out")
-        scoring = replace(setting.config.scoring, flow_weight=0.0)
+        cells = cells_of(setting.config)
+        if cells is None:
+            raise ConfigError("cells: expected flow.cells or scoring.cells, which were left out")
+        scoring = replace(setting.config.scoring, cells=cells, flow_weight=0.0, coreset=None)
         super().__init__(replace(setting, config=replace(setting.config, flow=NO_FLOW, scoring=scoring)))
 
 
@@ -223,8 +229,9 @@ class DeCoFlow(MoleFlow):
 def successor(config: LineConfig, channels: int) -> LineConfig:
     """The options of DeCoFlow for features of so many channels; training stays as given."""
     dia = Dia(blocks=2, hidden=channels)
+    config = layered(config)
     flow = replace(config.flow, couplings=6, hidden=channels, lora=Lora(64, 64.0), dia=dia)
-    scoring = replace(config.scoring, cells=None, whole=None, position_calibration=False)
+    scoring = replace(config.scoring, cells=None, coreset=None, whole=None, position_calibration=False)
     return replace(config, flow=flow, scoring=scoring)
 
 

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from ...config import check
+from ...coreset import ROUNDING, greedy_centres
 from ...errors import TaskError
 from .banks import (
-    ROUNDING,
     Bank,
     Selection,
     candidates,
-    greedy_centres,
     inspect_bank,
     projected,
     require_images,

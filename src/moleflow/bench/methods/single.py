@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from ...config import TrainingConfig, check, to_dict
 from ...errors import TaskError
+from ...flow.bijections import Place
 from ...flow.expert import Base, Expert
+from ...presets import layered
 from ...training import START_IMAGES, Windows, fit, loss_of, require_finite, sample_windows, seeded
 from .base import Inspection, Method, Pictures, Setting, State, judged
 
@@ -70,15 +72,15 @@ class WholeFlow(nn.Module):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__()
-        flow = replace(setting.config.flow, lora=None)
+        flow = replace(layered(setting.config).flow, lora=None)
         with seeded(setting.seed):
             self.base = Base(setting.grid, setting.channels, flow)
             self.expert = Expert(self.base)
         self.to(setting.device)
 
-    def latent(self, x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    def latent(self, x: Tensor, place: Place) -> tuple[Tensor, Tensor]:
         """z (B, h, w, d) and log-determinant (B, h, w) of prepared windows."""
-        return self.base.latent(self.expert, x, position=position)
+        return self.base.latent(self.expert, x, place=place)
 
     def scores(self, features: Tensor) -> Tensor:
         """-log p of every patch, (B, h, w), for raw features (B, h, w, D)."""
@@ -146,7 +148,7 @@ class Step(NamedTuple):
     """What a flow made of one step's prepared and noisy windows."""
 
     x: Tensor  # (B, S, S, d), the margin around the windows included
-    position: Tensor  # (B, S, S, d)
+    place: Place
     z: Tensor  # (B, S, S, d)
     log_det: Tensor  # (B, S, S)
     log_prob: Tensor  # (B, s, s) of the patches that count, but for a constant
@@ -241,7 +243,7 @@ class SingleFlow(Method):
     def _fitted(self, known: WholeFlow | None, products: Sequence[Pictures]) -> WholeFlow:
         for pictures in products:
             require_finite(pictures.features)
-        training = self.setting.config.training
+        training = layered(self.setting.config).training
         flow = self._new(products) if known is None else copy.deepcopy(known)
         mixture = self.mixture(products)
 
@@ -269,10 +271,10 @@ def taken(flow: WholeFlow, mixture: Mixture, training: TrainingConfig, generator
     windows = mixture.draw(flow.base.position, training, generator)
     x = flow.base.prepare(windows.features)
     x = x + training.noise * torch.randn(x.shape, generator=generator).to(x.device)
-    passage = flow.base.passage(flow.expert, x, position=windows.position)
+    passage = flow.base.passage(flow.expert, x, place=windows.place)
     return Step(
         x,
-        windows.position,
+        windows.place,
         passage.z,
         passage.log_det,
         log_prob=windows.counted(passage.log_prob),
@@ -319,7 +321,7 @@ class EWC(SingleFlow):
         own = fisher_information(
             self.flow,
             self.mixture(products),
-            self.setting.config.training,
+            layered(self.setting.config).training,
             windows=self.options.windows,
             seed=self.setting.seed,
         )
@@ -407,7 +409,7 @@ class LwF(SingleFlow):
         if self.flow is None:
             return super().penalty(flow, step)
         with torch.no_grad():
-            z, log_det = self.flow.latent(step.x, step.position)
+            z, log_det = self.flow.latent(step.x, step.place)
         moved = 0.5 * (step.z - z).square().sum(-1)
         swollen = (step.log_det - log_det).square() / z.shape[-1]
         return self.options.weight * (moved + swollen).mean()

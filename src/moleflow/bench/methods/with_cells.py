@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -19,7 +19,7 @@ from ...verdict.calibration import TwoVoices, Voice
 from ...verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
 from ...whole import WholeGaussian
 from .base import Inspection, PerProduct, Pictures, Setting, State
-from .line import FALSE_ALARM_RATE
+from .line import FALSE_ALARM_RATE, cells_of
 from .single import EWC, Cached, FineTuning, Joint, LwF, Replay, SingleFlow
 
 if TYPE_CHECKING:
@@ -54,8 +54,10 @@ class WithCells(PerProduct):
 
     def __init__(self, setting: Setting, **options: Any) -> None:
         super().__init__(setting)
-        if setting.config.scoring.cells is None:
-            raise ConfigError(f"{self.name}: expected scoring.cells, which were left out")
+        config = setting.config
+        self.scoring = replace(config.scoring, cells=cells_of(config), coreset=None)
+        if cells_of(setting.config) is None:
+            raise ConfigError(f"{self.name}: expected flow.cells or scoring.cells, which were left out")
         self.single = self.kind(setting, **options)
 
     @property
@@ -85,14 +87,14 @@ class WithCells(PerProduct):
     @torch.no_grad()
     def learn_part(self, pictures: Pictures) -> _Part:
         """Cells and whole pictures, left out block by block, and all calibrations."""
-        scoring, seen = self.setting.config.scoring, pictures.seen
+        scoring, seen = self.scoring, pictures.seen
         blocks = make_blocks(len(seen), scoring)
         cells, of_cells = cells_left_out(seen.patches, seen.patches[:0], blocks, scoring)
         assert cells is not None  # a setting without cells was refused
         assert of_cells is not None
         of_flow = torch.cat([self._flow_scores(image) for image in seen.patches.split(1)])
         positions = PositionCalibration.fit(of_flow, scoring), PositionCalibration.fit(of_cells, scoring)
-        maps = smooth(combine([of_flow, of_cells], positions, scoring.flow_weight), scoring.smoothing)
+        maps = smooth(combine([of_flow, of_cells], positions, scoring), scoring.smoothing)
         whole, of_whole = whole_left_out(seen.pooled, seen.pooled[:0], blocks, scoring)
         places = Voice(_numbers(image_scores(maps, scoring)))
         wholes = None if of_whole is None else Voice(_numbers(of_whole))
@@ -100,9 +102,9 @@ class WithCells(PerProduct):
 
     def inspect_part(self, part: _Part, seen: Features) -> Inspection:
         """Flow and cells in one map, map and whole picture in one score, as by the line."""
-        scoring = self.setting.config.scoring
+        scoring = self.scoring
         scores = [self._flow_scores(seen.patches), part.cells(seen.patches)]
-        maps = smooth(combine(scores, part.positions, scoring.flow_weight), scoring.smoothing)
+        maps = smooth(combine(scores, part.positions, scoring), scoring.smoothing)
         voice = part.calibration.place
         whole = None if part.whole is None else float(part.whole(seen.pooled)[0])
         return Inspection(
@@ -115,9 +117,7 @@ class WithCells(PerProduct):
 
     def part_state(self, part: _Part) -> State:
         """What stands beside the flow, in the widths in which the line keeps it."""
-        halves = ("mean", "directions")
-        state = part.cells.state_dict()
-        tensors = {f"cells.{k}": (v.half() if k in halves else v).cpu() for k, v in state.items()}
+        tensors = {f"cells.{k}": v.cpu() for k, v in part.cells.kept().items()}
         if part.whole is not None:
             tensors |= {f"whole.{k}": v for k, v in part.whole.tensors().items()}
         for i, position in enumerate(part.positions):
@@ -127,11 +127,10 @@ class WithCells(PerProduct):
 
     def part_from(self, state: State) -> _Part:
         """The inverse of `part_state`."""
-        setting, config = self.setting, self.setting.config.scoring.cells
-        assert config is not None
-        cells = CellGaussians(setting.grid, setting.channels, config)
-        cells.load_state_dict({k: v.float() for k, v in _named(state, "cells.").items()})
-        cells.to(setting.device)
+        setting, options = self.setting, self.scoring.cells
+        assert options is not None
+        kept = _named(state, "cells.")
+        cells = CellGaussians.from_kept(setting.grid, setting.channels, options, kept).to(setting.device)
         whole = _named(state, "whole.")
         first, second = (
             PositionCalibration(

@@ -1,0 +1,163 @@
+"""A few remembered patches of a product: how far a patch lies from the nearest thing that was ever good.
+
+A Gaussian says how unusual a patch is for its place; a remembered patch says that something like it was seen
+at all. What a density finds ordinary because it lies between two kinds of good patches is far from both.
+Patches are compared after layer normalisation: in what they show, whatever its contrast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .config import Coreset
+from .flow.whitening import layer_norm
+from .training import require_finite
+
+ROUNDING = 1e-6  # squared distances below this share of the largest squared norm are float32's own error
+ROWS = 1024  # patches compared at a time: their table of distances stays in the cache
+LEVELS = 255
+
+
+@dataclass(frozen=True, eq=False)
+class PatchCoreset:
+    """Normalised patches of good images such that no good one is far from all of them, in 8 bits a number.
+
+    Attributes:
+        codes: (m, D) uint8.
+        low: (D,), what code 0 stands for.
+        step: (D,), between two codes.
+    """
+
+    codes: Tensor
+    low: Tensor
+    step: Tensor
+
+    @classmethod
+    def of(cls, patches: Tensor) -> PatchCoreset:
+        """Of patches (m, D), rounded to 256 levels of each channel's own range."""
+        low, high = patches.min(0).values, patches.max(0).values
+        step = ((high - low) / LEVELS).clamp_min(1e-9)
+        codes = ((patches - low) / step).round().clamp(0, LEVELS).to(torch.uint8)
+        return cls(codes, low, step)
+
+    @property
+    def patches(self) -> Tensor:
+        """(m, D) float32, as they are compared."""
+        return torch.addcmul(self.low, self.codes.float(), self.step)
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Euclidean distance of every patch from the nearest, (B, h, w), for raw features (B, h, w, D)."""
+        own = self.patches
+        # About their mean: smaller numbers, smaller errors of their products.
+        centre = own.mean(0)
+        own = own - centre
+        norms = own.square().sum(1)
+        x = layer_norm(features.float()).flatten(0, 2) - centre
+        nearest = [
+            torch.addmm(norms, rows, own.T, alpha=-2).amin(1) + rows.square().sum(1) for rows in x.split(ROWS)
+        ]
+        return torch.cat(nearest).clamp_min(0).sqrt().view(features.shape[:3])
+
+    def to(self, device: torch.device | str) -> PatchCoreset:
+        """On another device."""
+        return PatchCoreset(self.codes.to(device), self.low.to(device), self.step.to(device))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a saved line keeps."""
+        return {"codes": self.codes, "low": self.low, "step": self.step}
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> PatchCoreset:
+        """The inverse of `tensors`, to the bit."""
+        return cls(tensors["codes"], tensors["low"], tensors["step"])
+
+
+@torch.no_grad()
+def coresets_without_each(
+    features: Tensor,
+    blocks: Sequence[int | None],
+    options: Coreset,
+    *,
+    seed: int,
+    known: Tensor | None = None,
+) -> tuple[PatchCoreset, list[PatchCoreset]]:
+    """The coreset of all images, and for every block that of all images outside of it.
+
+    Selected greedily from a random part of all patches (`greedy_centres`).
+
+    Args:
+        features: raw patch features (N, h, w, D) of good images.
+        blocks: of each image, 0, 1, ... without a gap; None for one that is never left out.
+        options: how many.
+        seed: of what chance decides.
+        known: normalised patches (m, D) that are candidates whatever is left out.
+
+    Raises:
+        TrainingError: features that are no numbers.
+    """
+    require_finite(features)
+    count, height, width, channels = features.shape
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(count * height * width, generator=generator)[: options.candidates].sort().values
+    image = chosen // (height * width)
+    place = chosen % (height * width)
+    points = torch.cat(
+        [
+            layer_norm(features[i].reshape(-1, channels)[place[image == i].to(features.device)].float())
+            for i in image.unique().tolist()
+        ]
+    )
+    owner = torch.tensor([-1 if block is None else block for block in blocks])[image]
+    if known is not None and len(known):
+        points = torch.cat([points, known.to(points)])
+        owner = torch.cat([owner, torch.full((len(known),), -1)])
+    names = range(int(owner.max()) + 1) if len(owner) else range(0)
+    owner = owner.to(points.device)
+    without = [_selected(points[owner != block], options.patches) for block in names]
+    return _selected(points, options.patches), without
+
+
+def _selected(points: Tensor, size: int) -> PatchCoreset:
+    if len(points) <= size:
+        return PatchCoreset.of(points)
+    centred = points - points.mean(0)
+    first = int(centred.square().sum(1).argmin())
+    return PatchCoreset.of(points[greedy_centres(centred, size, [first])])
+
+
+def greedy_centres(
+    points: Tensor, count: int, begun: Sequence[int], nearest: Tensor | None = None
+) -> list[int]:
+    """Indices of up to `count` points (n, d) float32 such that no point is far from all of them.
+
+    Greedy k-centre (Gonzalez 1985; Sener and Savarese 2018): after those `begun` with, always the point
+    farthest from those chosen; from one point the radius that remains is at most twice the least possible.
+    Ends early where every point equals a chosen one.
+
+    Args:
+        points: to choose from.
+        count: how many at most.
+        begun: indices to begin with; one, unless `nearest` is given.
+        nearest: squared distances (n,) to all that were begun with, where there are several.
+    """
+    norms = points.square().sum(1)
+    least = ROUNDING * float(norms.max())
+    chosen = list(begun)
+    if nearest is None:
+        nearest = _squared_from(points, norms, chosen[-1])
+    while len(chosen) < count:
+        farthest = int(nearest.argmax())
+        if float(nearest[farthest]) <= least:
+            break
+        chosen.append(farthest)
+        nearest = torch.minimum(nearest, _squared_from(points, norms, farthest))
+    return chosen
+
+
+def _squared_from(points: Tensor, norms: Tensor, index: int) -> Tensor:
+    """Squared distances (n,) of all points from one of them."""
+    return torch.addmv(norms, points, points[index], alpha=-2).add_(norms[index])

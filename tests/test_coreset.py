@@ -1,0 +1,329 @@
+"""Coresets against brute force: how far a patch lies from the nearest that is remembered, and which are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from moleflow.blocks import make_blocks
+from moleflow.config import Coreset, ScoringConfig
+from moleflow.coreset import PatchCoreset, coresets_without_each, greedy_centres
+from moleflow.errors import TrainingError
+from moleflow.flow.whitening import layer_norm
+from moleflow.left_out import coreset_left_out
+
+GRID, CHANNELS = (4, 5), 7
+ALL = Coreset(patches=10_000, candidates=10_000)
+FEW = Coreset(patches=12, candidates=10_000)
+
+
+def raw(images: int, seed: int = 0, level: float = 0.0) -> Tensor:
+    """Features (N, h, w, D) of many contrasts."""
+    generator = torch.Generator().manual_seed(seed)
+    contrast = 10 ** torch.randn(images, *GRID, 1, generator=generator)
+    return contrast * torch.randn(images, *GRID, CHANNELS, generator=generator) + level
+
+
+def coreset_of(features: Tensor, options: Coreset = ALL, seed: int = 0) -> PatchCoreset:
+    return coresets_without_each(features, [None] * len(features), options, seed=seed)[0]
+
+
+def same(first: PatchCoreset, second: PatchCoreset) -> bool:
+    mine, other = first.tensors(), second.tensors()
+    return all(torch.equal(mine[name], other[name]) for name in mine)
+
+
+def rows(tensor: Tensor) -> set[tuple[float, ...]]:
+    return {tuple(row) for row in tensor.reshape(-1, tensor.shape[-1]).tolist()}
+
+
+# -- distances ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [ALL, FEW, Coreset(patches=1)], ids=["all", "few", "one"])
+def test_the_distance_is_that_from_the_nearest_remembered_patch(options):
+    coreset, test = coreset_of(raw(6), options), raw(3, seed=1)
+    distance = coreset(test)
+    assert distance.shape == (3, *GRID)
+    low, step = coreset.low.double(), coreset.step.double()
+    remembered = [low + code.double() * step for code in coreset.codes]
+    for patch, own in zip(test.reshape(-1, CHANNELS), distance.flatten(), strict=True):
+        centred = patch.double() - patch.double().mean()
+        normalised = centred / (centred.square().mean() + 1e-5).sqrt()
+        expected = min(float((normalised - other).norm()) for other in remembered)
+        assert float(own) == pytest.approx(expected, rel=1e-3, abs=2e-3)
+
+
+def test_many_patches_are_compared_in_turn_as_each_by_itself():
+    coreset, test = coreset_of(raw(6), FEW), raw(120, seed=1)
+    together = coreset(test)
+    assert together.numel() > 2 * 1024
+    alone = torch.cat([coreset(image[None]) for image in test])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_remembered_patch_is_at_hardly_any_distance():
+    features = raw(6)
+    coreset = coreset_of(features)
+    half_a_step = float((coreset.step / 2).norm())  # of rounding, in every channel at once
+    assert coreset(features).max() <= half_a_step * 1.01 + 2e-3
+    assert half_a_step < 0.05
+    assert coreset(raw(6, seed=1)).mean() > 0.3
+
+
+def test_what_was_remembered_of_few_is_near_and_the_rest_within_the_radius():
+    features = raw(6)
+    coreset = coreset_of(features, FEW)
+    distance = coreset(features).flatten()
+    nearest = distance.sort().values
+    assert nearest[:12].max() < 0.05
+    assert nearest[12:].min() > 0.1
+
+
+def test_the_contrast_and_level_of_a_patch_change_nothing():
+    coreset, test = coreset_of(raw(6), FEW), layer_norm(raw(3, seed=1))
+    before = coreset(test)
+    scale = 10 ** torch.rand(3, *GRID, 1, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(coreset(scale * test), before, rtol=1e-2, atol=1e-2)
+    torch.testing.assert_close(coreset(100 * test + 3), before, rtol=1e-2, atol=1e-2)
+    assert (coreset(test.flip(-1)) - before).abs().max() > 0.3  # what it shows does
+
+
+def test_a_patch_that_nothing_good_looks_like_is_far_although_it_lies_between_two_kinds():
+    one = torch.tensor([2.0, -1, 0, 0, 0, 0, -1])
+    other = torch.tensor([0.0, 0, -1, 2, -1, 0, 0])
+    train = torch.stack([one, other])[:, None, None].expand(2, *GRID, CHANNELS).contiguous()
+    coreset = coreset_of(train)
+    between = ((one + other) / 2).expand(1, *GRID, CHANNELS)
+    assert coreset(train).max() < 0.02
+    assert coreset(between).min() > 1
+
+
+def test_half_precision_features_are_compared_in_full_and_left_alone():
+    coreset, test = coreset_of(raw(6), FEW), raw(3, seed=1)
+    before = test.half().clone()
+    got = coreset(before)
+    assert got.dtype == torch.float32
+    torch.testing.assert_close(got, coreset(before.float()))
+    assert torch.equal(before, test.half())
+
+
+def test_a_patch_without_contrast_is_at_a_finite_distance():
+    coreset = coreset_of(raw(6), FEW)
+    assert torch.isfinite(coreset(torch.full((1, *GRID, CHANNELS), 3.0))).all()
+    flat = coreset_of(torch.full((2, *GRID, CHANNELS), 3.0))
+    assert torch.isfinite(flat(raw(1))).all()
+    assert flat(torch.full((1, *GRID, CHANNELS), 9.0)).max() < 1e-3
+
+
+# -- eight bits --------------------------------------------------------------------------------------
+
+
+def test_rounding_moves_no_number_by_more_than_half_a_level_of_its_channels_range():
+    patches = layer_norm(raw(6).reshape(-1, CHANNELS)) * torch.tensor([1.0, 10, 0.1, 1, 1, 5, 1])
+    coreset = PatchCoreset.of(patches)
+    span = patches.max(0).values - patches.min(0).values
+    assert coreset.codes.dtype == torch.uint8
+    assert coreset.codes.shape == patches.shape
+    torch.testing.assert_close(coreset.step, span / 255)
+    assert ((coreset.patches - patches).abs() <= 0.501 * coreset.step + 1e-6).all()
+    assert (coreset.codes.amin(0) == 0).all()
+    assert (coreset.codes.amax(0) == 255).all()
+
+
+def test_what_a_line_keeps_gives_the_very_same_coreset():
+    coreset, test = coreset_of(raw(6), FEW), raw(3, seed=1)
+    kept = coreset.tensors()
+    again = PatchCoreset.from_tensors({name: tensor.clone() for name, tensor in kept.items()})
+    assert again.tensors().keys() == kept.keys()
+    assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in kept.items())
+    assert torch.equal(again.patches, coreset.patches)
+    assert torch.equal(again(test), coreset(test))
+    assert torch.equal(coreset.to("cpu")(test), coreset(test))
+    assert kept["codes"].element_size() == 1
+    assert kept["codes"].shape == (12, CHANNELS)
+
+
+def test_a_channel_that_never_moves_is_remembered_as_it_is():
+    patches = torch.randn(9, CHANNELS, generator=torch.Generator().manual_seed(0))
+    patches[:, 2] = 0.75
+    assert torch.equal(PatchCoreset.of(patches).patches[:, 2], patches[:, 2])
+    lone = PatchCoreset.of(patches[:1])
+    torch.testing.assert_close(lone.patches, patches[:1])
+
+
+# -- which are remembered ----------------------------------------------------------------------------
+
+
+def test_centres_leave_at_most_twice_the_least_possible_radius():
+    points = torch.randn(9, 2, generator=torch.Generator().manual_seed(3))
+    table = torch.cdist(points, points)
+    for count in (2, 3):
+        chosen = greedy_centres(points, count, [0])
+        radius = float(table[:, chosen].amin(1).max())
+        choices = torch.combinations(torch.arange(9), count)
+        least = min(float(table[:, choice].amin(1).max()) for choice in choices)
+        assert least <= radius + 1e-6
+        assert radius <= 2 * least + 1e-6
+
+
+def test_every_centre_is_the_farthest_from_those_before_it():
+    points = torch.randn(60, 4, generator=torch.Generator().manual_seed(3))
+    chosen = greedy_centres(points, 10, [7])
+    assert chosen[0] == 7
+    assert len(set(chosen)) == 10
+    for i in range(1, 10):
+        nearest = torch.cdist(points, points[chosen[:i]]).amin(1)
+        assert float(nearest[chosen[i]]) == pytest.approx(float(nearest.max()), rel=1e-4)
+
+
+def test_nothing_is_remembered_twice():
+    different = raw(1)
+    coreset = coreset_of(different.expand(5, *GRID, CHANNELS), replace(FEW, patches=50))
+    assert len(coreset.codes) == GRID[0] * GRID[1]
+
+
+def test_so_many_patches_as_asked_for_are_remembered_and_no_more_than_there_are():
+    assert len(coreset_of(raw(6), FEW).codes) == 12
+    assert len(coreset_of(raw(6), replace(FEW, patches=37)).codes) == 37
+    assert len(coreset_of(raw(6)).codes) == 6 * 20
+    assert len(coreset_of(raw(6), replace(ALL, candidates=11)).codes) == 11
+
+
+def test_what_is_remembered_was_seen():
+    features = raw(6)
+    coreset = coreset_of(features, FEW)
+    seen = layer_norm(features).reshape(-1, CHANNELS)
+    nearest = torch.cdist(coreset.patches, seen).amin(1)
+    assert nearest.max() <= float(coreset.step.norm())
+
+
+def test_candidates_are_drawn_from_all_images():
+    features = raw(6)
+    for i in range(6):
+        features[i, ..., 0] = (1 + i) * 1e3 * (features[i, ..., 1].abs() + 1)
+    drawn = coreset_of(features, replace(ALL, candidates=60))
+    shown = layer_norm(features)
+    near = torch.cdist(drawn.patches, shown.reshape(-1, CHANNELS)).argmin(1) // 20
+    assert len(near.unique()) >= 4
+
+
+def test_the_seed_decides_by_itself():
+    options = replace(FEW, candidates=60)
+    torch.manual_seed(5)
+    first = coreset_of(raw(6), options, seed=1)
+    state = torch.get_rng_state()
+    again = coreset_of(raw(6), options, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(first, again)
+    other = coreset_of(raw(6), options, seed=2)
+    assert not torch.equal(other.codes, first.codes)
+
+
+def test_features_that_are_no_numbers_are_an_error():
+    features = raw(3)
+    features[1, 2, 3, 4] = math.nan
+    with pytest.raises(TrainingError, match="image 1 of 3"):
+        coreset_of(features)
+
+
+# -- without each block ------------------------------------------------------------------------------
+
+BLOCKS = [0, 1, None, 2, 0, 1]
+
+
+@pytest.mark.parametrize("options", [ALL, FEW], ids=["all", "few"])
+def test_leaving_a_block_out_is_a_coreset_of_the_others(options):
+    features = raw(6)
+    every, without = coresets_without_each(features, BLOCKS, options, seed=3)
+    assert len(without) == 3
+    assert same(every, coreset_of(features, options, seed=3))
+    own = layer_norm(features)
+    for block, coreset in enumerate(without):
+        inside = [i for i, name in enumerate(BLOCKS) if name == block]
+        outside = [i for i, name in enumerate(BLOCKS) if name != block]
+        others = coreset_of(features[outside], options, seed=3)
+        assert rows(coreset.patches) == rows(others.patches)
+        step = float(coreset.step.norm())
+        near = torch.cdist(coreset.patches, own[outside].reshape(-1, CHANNELS)).amin(1)
+        assert near.max() <= step
+        far = torch.cdist(coreset.patches, own[inside].reshape(-1, CHANNELS)).amin(1)
+        assert far.min() > step
+
+
+def test_a_left_out_image_is_farther_than_one_that_is_remembered():
+    features = raw(6)
+    every, without = coresets_without_each(features, BLOCKS, ALL, seed=3)
+    assert without[2](features[3:4]).min() > every(features[3:4]).max()
+    torch.testing.assert_close(without[2](features[:3]), every(features[:3]), rtol=0, atol=0.05)
+
+
+def test_what_is_known_is_a_candidate_whatever_is_left_out():
+    features = raw(6)
+    known = layer_norm(raw(1, seed=9).reshape(-1, CHANNELS))[:5]
+    every, without = coresets_without_each(features, BLOCKS, ALL, seed=3, known=known)
+    assert [len(coreset.codes) for coreset in (every, *without)] == [125, 85, 85, 105]
+    plain, _ = coresets_without_each(features, BLOCKS, ALL, seed=3)
+    for coreset in (every, *without):
+        assert torch.cdist(known, coreset.patches).amin(1).max() <= float(coreset.step.norm())
+    assert torch.cdist(known, plain.patches).amin(1).min() > 0.1
+    few, _ = coresets_without_each(features, BLOCKS, replace(ALL, candidates=3), seed=3, known=known)
+    assert len(few.codes) == 3 + 5  # they take no place from those that are drawn
+
+
+def test_what_is_known_may_be_left_for_what_is_farther():
+    features = raw(6)
+    known = layer_norm(features[:2].reshape(-1, CHANNELS))
+    coreset, _ = coresets_without_each(features, [None] * 6, FEW, seed=3, known=known)
+    assert len(coreset.codes) == 12
+    assert coreset(features).max() == pytest.approx(
+        float(coreset_of(features, FEW)(features).max()), rel=0.05
+    )
+
+
+def test_nothing_known_is_as_if_nothing_was_said():
+    features = raw(6)
+    plain, _ = coresets_without_each(features, BLOCKS, FEW, seed=3)
+    none, _ = coresets_without_each(features, BLOCKS, FEW, seed=3, known=torch.empty(0, CHANNELS))
+    assert same(plain, none)
+
+
+# -- of a product ------------------------------------------------------------------------------------
+
+
+def test_every_image_is_judged_by_the_coreset_without_its_own_block():
+    features, scoring = raw(6), ScoringConfig(coreset=ALL, blocks=3, single_up_to=2)
+    blocks = make_blocks(6, scoring)
+    assert blocks.count == 3
+    coreset, left_out = coreset_left_out(features, features[:0], None, blocks, scoring, 4)
+    every, without = coresets_without_each(features, blocks.left_out, ALL, seed=4)
+    assert same(coreset, every)
+    for i, block in enumerate(blocks.left_out):
+        torch.testing.assert_close(left_out[i], without[block](features[i : i + 1])[0])
+    assert (left_out.mean((1, 2)) > every(features).mean((1, 2))).all()
+
+
+def test_an_earlier_versions_patches_stand_for_its_images_and_else_the_memory_does():
+    features, memory, scoring = raw(6), raw(4, seed=8), ScoringConfig(coreset=ALL)
+    blocks = make_blocks(6, scoring)
+    known = layer_norm(raw(1, seed=9).reshape(-1, CHANNELS))[:5]
+    remembering, _ = coreset_left_out(features, memory, known, blocks, scoring, 4)
+    assert len(remembering.codes) == 6 * 20 + 5
+    drawn, _ = coreset_left_out(features, memory, None, blocks, scoring, 4)
+    assert len(drawn.codes) == 10 * 20
+
+
+def test_a_single_image_is_judged_by_the_coreset_that_has_it():
+    features, scoring = raw(1), ScoringConfig(coreset=ALL)
+    coreset, left_out = coreset_left_out(features, features[:0], None, make_blocks(1, scoring), scoring, 4)
+    assert torch.equal(left_out, coreset(features))
+
+
+def test_without_a_coreset_there_is_none():
+    features, scoring = raw(3), ScoringConfig(coreset=None)
+    blocks = make_blocks(3, scoring)
+    assert coreset_left_out(features, features[:0], None, blocks, scoring, 4) == (None, None)
