@@ -73,7 +73,7 @@ def row(title: str, base: Base, product: Product, seconds: tuple[str, str]) -> s
         f"{base.channels:,}",
         f"{shared:,}",
         f"{own:,}",
-        f"{100 * own / shared:.1f} %",
+        f"{100 * own / shared:.1f} %" if shared else "–",
         f"{whole.numbers:,}",
         f"{whole.bytes / 1e6:.2f}",
         *(f"{parts.get(name, Part(0, 0)).bytes / 1e3:,.0f}" for name in COLUMNS),
@@ -93,9 +93,8 @@ def blank(base: Base, extractor: Extractor, config: LineConfig, images: int) -> 
     beside = scoring.cells
     cells = None if beside is None else CellGaussians(extractor.grid, channels, beside)
     rank = 0 if scoring.whole is None else min(scoring.whole.rank, images - 1, wide - 1)
-    whole = WholeGaussian(
-        torch.zeros(wide), torch.zeros(wide), torch.zeros(rank, wide), torch.zeros(rank), 1.0
-    )
+    bits = 8 if scoring.whole is None else scoring.whole.bits
+    whole = WholeGaussian(*(torch.zeros(size) for size in (wide, wide, (rank, wide), rank)), 1.0, bits)
     position = PositionCalibration(0.0, torch.ones(extractor.grid))
     kept = 0 if scoring.coreset is None else scoring.coreset.patches
     coreset = PatchCoreset.of(torch.zeros(kept, channels)) if kept else None

@@ -116,6 +116,7 @@ def _original(
             context=Context(kernel=5),
             lora=Lora(rank=rank, alpha=1.0),  # the scale of its code, one over the rank
             dia=Dia(blocks=dia, hidden=_THEIR_CHANNELS),
+            bits=16,
         ),
         training=TrainingConfig(
             steps=epochs * _AN_EPOCH,
@@ -174,6 +175,8 @@ def layered_options(config: LineConfig) -> dict[str, Any]:
 _BESIDE = {
     "scoring.cells": {"side": 8, "rank": 24, "mean_side": 16, "ridge": 0.3, "bits": 16},
     "scoring.coreset": None,
+    "scoring.whole.bits": 16,
+    "flow.bits": 16,
 }
 
 _ROWS = (
