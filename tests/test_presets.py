@@ -96,7 +96,8 @@ def test_layered_is_the_older_flow_with_cells_beside_it():
     assert (config.training.steps, config.training.base_steps, config.training.noise) == (500, 400, 0.3)
     assert config.scoring.cells == Cells(bits=16)
     assert config.scoring.coreset is None
-    assert config.scoring.whole == LineConfig().scoring.whole
+    assert config.scoring.whole == replace(LineConfig().scoring.whole, bits=16)
+    assert config.flow.bits == 16
     assert get_preset("layered").at(768).flow.hidden == flow_width(768)
     _, expert = flow_of("layered", 152)
     assert expert.gaussians is None
