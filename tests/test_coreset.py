@@ -11,7 +11,7 @@ from torch import Tensor
 
 from moleflow.blocks import make_blocks
 from moleflow.config import Coreset, ScoringConfig
-from moleflow.coreset import PatchCoreset, coresets_without_each, greedy_centres
+from moleflow.coreset import NOBODY, PatchCoreset, _selections, coresets_without_each, greedy_centres
 from moleflow.errors import TrainingError
 from moleflow.flow.whitening import layer_norm
 from moleflow.left_out import coreset_left_out
@@ -327,3 +327,16 @@ def test_without_a_coreset_there_is_none():
     features, scoring = raw(3), ScoringConfig(coreset=None)
     blocks = make_blocks(3, scoring)
     assert coreset_left_out(features, features[:0], None, blocks, scoring, 4) == (None, None)
+
+
+@pytest.mark.parametrize("size", [1, 7, 40])
+def test_selections_side_by_side_are_those_of_one_after_the_other(size):
+    points = torch.randn(400, 9, generator=torch.Generator().manual_seed(3))
+    points[300:] = points[:100]  # copies, which end a selection early where it takes all there is
+    owner = torch.arange(400) // 100
+    kept = torch.stack([owner != block for block in (0, 1, 3, NOBODY)])
+    for own, found in zip(kept, _selections(points, kept, size), strict=True):
+        candidates = own.nonzero()[:, 0]
+        centred = points[candidates] - points[candidates].mean(0)
+        first = int(centred.square().sum(1).argmin())
+        assert found.tolist() == candidates[greedy_centres(centred, size, [first])].tolist()

@@ -115,18 +115,46 @@ def coresets_without_each(
     if known is not None and len(known):
         points = torch.cat([points, known.to(points)])
         owner = torch.cat([owner, torch.full((len(known),), -1)])
-    names = range(int(owner.max()) + 1) if len(owner) else range(0)
-    owner = owner.to(points.device)
-    without = [_selected(points[owner != block], options.patches) for block in names]
-    return _selected(points, options.patches), without
+    names = [*range(int(owner.max()) + 1 if len(owner) else 0), NOBODY]
+    kept = torch.stack([owner != name for name in names]).to(points.device)
+    *without, whole = (PatchCoreset.of(points[own]) for own in _selections(points, kept, options.patches))
+    return whole, without
 
 
-def _selected(points: Tensor, size: int) -> PatchCoreset:
-    if len(points) <= size:
-        return PatchCoreset.of(points)
-    centred = points - points.mean(0)
-    first = int(centred.square().sum(1).argmin())
-    return PatchCoreset.of(points[greedy_centres(centred, size, [first])])
+NOBODY = -2  # owns no patch: what is left without it is everything
+
+
+def _selections(points: Tensor, kept: Tensor, size: int) -> list[Tensor]:
+    """Up to `size` centres for each of several selections, as `greedy_centres` takes them, side by side.
+
+    What costs is to read all points for every centre, which is then done once for all selections.
+
+    Args:
+        points: (n, d) float32.
+        kept: which of them are candidates of each selection, (k, n).
+        size: how many at most.
+
+    Returns:
+        Indices of each selection's centres; of all its candidates where they are no more.
+    """
+    points = points - points.mean(0)
+    norms = points.square().sum(1)
+    least = ROUNDING * float(norms.max())
+    means = (kept.float() @ points) / kept.sum(1, keepdim=True)
+    last = (norms - 2 * means @ points.T).masked_fill_(~kept, torch.inf).argmin(1)
+    nearest = torch.full(kept.shape, torch.inf, device=points.device).masked_fill_(~kept, -torch.inf)
+    chosen, radii = [last], [nearest.amax(1)]
+    for _ in range(1, size):
+        squared = torch.addmm(norms.expand(len(kept), -1), points[last], points.T, alpha=-2)
+        nearest = torch.minimum(nearest, squared.add_(norms[last][:, None]))
+        radius, last = nearest.max(1)
+        chosen.append(last)
+        radii.append(radius)
+    centres, far = torch.stack(chosen, 1), torch.stack(radii, 1) > least  # the rest equal a chosen one
+    return [
+        own.nonzero()[:, 0] if int(own.sum()) <= size else row[more]
+        for own, row, more in zip(kept, centres, far, strict=True)
+    ]
 
 
 def greedy_centres(
