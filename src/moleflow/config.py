@@ -94,8 +94,7 @@ class Cells:
 
     def __post_init__(self) -> None:
         check(self, positive=("side", "rank", "mean_side", "ridge"))
-        if self.bits not in (8, 16):
-            raise ConfigError(f"Cells.bits: expected 8 or 16, got {self.bits!r}")
+        _check_bits(self)
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ class FlowConfig:
 
     def __post_init__(self) -> None:
         check(self, positive=("hidden", "clamp"), least_zero=("position", "couplings"))
-        if self.bits not in (8, 16):
-            raise ConfigError(f"FlowConfig.bits: expected 8 or 16, got {self.bits!r}")
+        _check_bits(self)
         _check_choice(self, "normalisation", ("layer", "sphere", "none"))
         if self.cells is not None and (self.normalisation != "none" or self.statistics):
             raise ConfigError(
@@ -155,8 +153,7 @@ class Whole:
 
     def __post_init__(self) -> None:
         check(self, positive=("rank",))
-        if self.bits not in (8, 16):
-            raise ConfigError(f"Whole.bits: expected 8 or 16, got {self.bits!r}")
+        _check_bits(self)
 
 
 @dataclass(frozen=True)
@@ -282,6 +279,11 @@ def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
         raise ConfigError(
             f"{type(config).__name__}.{name}: expected one of {', '.join(choices)}, got {value!r}"
         )
+
+
+def _check_bits(config: Any) -> None:
+    if config.bits not in (8, 16):
+        raise ConfigError(f"{type(config).__name__}.bits: expected 8 or 16, got {config.bits!r}")
 
 
 def stored_line(values: dict[str, Any]) -> LineConfig:

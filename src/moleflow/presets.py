@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .config import (
+    Cells,
     Context,
     Dia,
     FlowConfig,
@@ -22,6 +23,7 @@ from .config import (
     ScoringConfig,
     TrainingConfig,
     override,
+    to_dict,
 )
 from .errors import ConfigError
 
@@ -86,7 +88,11 @@ THEIRS: Mapping[str, Rule] = {"flow.hidden": _all_channels, "flow.dia.hidden": _
 """The original's subnets are twice as wide as their input, D / 2. Its adapters' blocks have two nets of three
 maps of width D / 2; ours have one of two maps, which at width D has as many weights."""
 
-_LEARNED = ("whitening", "mixer", "context", "lora", "dia")
+NO_FLOW: Mapping[str, Any] = {
+    "flow.couplings": 0,
+    **dict.fromkeys(("flow.whitening", "flow.mixer", "flow.context", "flow.lora", "flow.dia"), None),
+}
+"""Nothing that learns: the start of a flow, and what stands beside it."""
 
 _THEIR_CHANNELS = 768
 _AN_EPOCH = 15  # steps: 242 images, a product's of MVTec AD on average, sixteen a step
@@ -173,7 +179,7 @@ def layered_options(config: LineConfig) -> dict[str, Any]:
 
 
 _BESIDE = {
-    "scoring.cells": {"side": 8, "rank": 24, "mean_side": 16, "ridge": 0.3, "bits": 16},
+    "scoring.cells": to_dict(Cells(bits=16)),
     "scoring.coreset": None,
     "scoring.whole.bits": 16,
     "flow.bits": 16,
@@ -184,10 +190,7 @@ _ROWS = (
     Preset(
         "lean",
         "this project without any learned part: cells, coreset, the picture as a whole",
-        override(
-            LineConfig(),
-            {"flow.couplings": 0} | dict.fromkeys((f"flow.{part}" for part in _LEARNED), None),
-        ),
+        override(LineConfig(), NO_FLOW),
         {},
     ),
     Preset(

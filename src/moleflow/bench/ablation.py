@@ -8,11 +8,10 @@ one spends on every product what the line spends on its first.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from ..config import LineConfig, ScoringConfig, override
 from ..errors import ConfigError
-from ..presets import LAYERED, WHOLE_IMAGES, layered_options
+from ..presets import LAYERED, NO_FLOW, WHOLE_IMAGES, layered_options
 from .methods import METHODS
 from .methods import TABLES as METHOD_TABLES
 from .plan import Variant
@@ -30,11 +29,6 @@ PUBLISHED = {
 the tail of each window, the penalty on couplings and DIA alone. Windows of 8 x 8 stand for whole images, of
 which a step could only see two; with the margin mixer and context of their own patches see what they see in
 the image."""
-
-NO_FLOW: Mapping[str, Any] = {
-    "flow.couplings": 0,
-    **dict.fromkeys(("flow.whitening", "flow.mixer", "flow.context", "flow.lora", "flow.dia"), None),
-}
 
 ABLATIONS: Mapping[str, Variant] = {
     FULL: Variant("moleflow"),
