@@ -239,7 +239,9 @@ def taught(shelf: Shelf, lessons: Sequence[Pictures], seed: int, options: argpar
         training = TrainingConfig(steps=options.steps, base_steps=options.steps)
         config = replace(config, training=training)
     size = extractor.image_size
-    method = MoleFlow(Setting(extractor.grid, extractor.dim, size, seed=seed, config=config))
+    hashed = extractor.weights_hash
+    setting = Setting(extractor.grid, extractor.dim, size, seed=seed, config=config, weights_hash=hashed)
+    method = MoleFlow(setting)
     products = {}
     for pictures in lessons:
         started = time.perf_counter()

@@ -123,7 +123,7 @@ def test_good_pictures_lie_near_and_others_far():
 
 def test_with_all_directions_it_is_the_shrunk_gaussian():
     x = pooled(300)
-    whole = WholeGaussian.fit(x, Whole(rank=39))
+    whole = WholeGaussian.fit(x, Whole(rank=39, bits=16))
     z = ((x.double() - whole.mean) / whole.spread).numpy()
     covariance = z.T @ z / len(z)
     level = np.trace(covariance) / 40

@@ -20,6 +20,7 @@ HALF = {"rtol": 1e-3, "atol": 1e-3}
 ROUNDED = {"rtol": 1e-2, "atol": 1e-2}
 FULL = Cells(side=2, rank=CHANNELS, mean_side=64, ridge=0.3, bits=16)
 in_bits = pytest.mark.parametrize("bits", [8, 16])
+in_few = pytest.mark.parametrize("bits", [4, 8, 16])
 
 
 def patches(images: int, grid: tuple[int, int], seed: int = 0) -> Tensor:
@@ -153,6 +154,16 @@ def test_fitted_weights_are_what_sixteen_bits_hold():
     assert cells.kept()["mean"].dtype == cells.kept()["directions"].dtype == torch.float16
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_in_few_bits_a_direction_keeps_its_length_and_about_its_way(bits):
+    train = patches(40, (4, 4))
+    exact, few = (fitted(train, replace(FULL, rank=3, bits=b)).directions for b in (16, bits))
+    torch.testing.assert_close(few.norm(dim=-1), exact.norm(dim=-1), rtol=2e-3, atol=2e-3)
+    cosine = torch.cosine_similarity(few, exact, dim=-1)
+    assert cosine.min() > (0.98 if bits == 4 else 0.9998)
+    assert not torch.equal(few, exact)
+
+
 def test_in_eight_bits_every_direction_has_its_own_range_and_of_the_mean_every_channel():
     train = patches(30, (5, 7)) * torch.tensor([1e-3, 1.0, 10.0, 1e3, 1.0])
     cells = fitted(train, Cells(side=3, rank=2, bits=8))
@@ -168,7 +179,7 @@ def test_in_eight_bits_every_direction_has_its_own_range_and_of_the_mean_every_c
     assert (apart > 0).all()
 
 
-@in_bits
+@in_few
 @pytest.mark.parametrize("rank", [2, 500])
 @pytest.mark.parametrize(("images", "grid"), [(30, (5, 7)), (1, (5, 7)), (1, (2, 2)), (3, (1, 1))])
 def test_what_is_kept_gives_the_very_same_cells_to_the_bit(bits, rank, images, grid):
@@ -187,7 +198,7 @@ def test_what_is_kept_gives_the_very_same_cells_to_the_bit(bits, rank, images, g
         assert torch.equal(one, other)
 
 
-@in_bits
+@in_few
 def test_what_is_kept_survives_many_ways_there_and_back_at_the_width_of_real_features(bits):
     """More directions than there are images, so most of them are of no variance at all."""
     features = torch.randn(2, 3, 3, 70, generator=torch.Generator().manual_seed(0)) ** 3
@@ -200,12 +211,12 @@ def test_what_is_kept_survives_many_ways_there_and_back_at_the_width_of_real_fea
     assert all(torch.equal(value, first[name]) for name, value in cells.kept().items())
 
 
-@in_bits
+@in_few
 def test_kept_parts_that_are_missing_or_of_another_shape_are_refused(bits):
     config = Cells(side=3, rank=2, bits=bits)
     kept = fitted(patches(10, (5, 7)), config).kept()
-    suffix = ".codes" if bits == 8 else ""
-    for name in (f"mean{suffix}", f"directions{suffix}", "noise"):
+    names = {4: ("mean.codes", "directions.nibbles_odd"), 8: ("mean.codes", "directions.codes")}
+    for name in (*names.get(bits, ("mean", "directions")), "noise"):
         with pytest.raises((KeyError, RuntimeError)):
             CellGaussians.from_kept((5, 7), CHANNELS, config, {k: v for k, v in kept.items() if k != name})
     for other in (replace(config, rank=3), replace(config, side=2), replace(config, mean_side=2)):
@@ -261,7 +272,7 @@ def test_whitening_is_the_symmetric_root_of_the_precision(bits, rank):
         torch.testing.assert_close(log_det[0, rows, columns].flatten(), expected, rtol=1e-4, atol=1e-4)
 
 
-@in_bits
+@in_few
 @pytest.mark.parametrize("rank", [1, 3, CHANNELS])
 @pytest.mark.parametrize("grid", [(4, 4), (5, 7), (1, 1)])
 def test_unwhitening_undoes_whitening_and_negates_its_log_det(bits, rank, grid):
@@ -298,7 +309,7 @@ def test_what_whitening_worked_out_is_not_remembered_of_other_cells():
     torch.testing.assert_close(in_double.float(), after[0], rtol=1e-4, atol=1e-4)
 
 
-@in_bits
+@in_few
 def test_a_direction_of_huge_variance_whitens_to_numbers(bits):
     cells = CellGaussians((2, 2), CHANNELS, Cells(side=1, rank=1, bits=bits))
     cells.directions[0, 0, 0] = 1.0005  # rounded up beyond a unit vector
@@ -433,7 +444,7 @@ def test_samples_depend_on_the_generator_alone():
 
 
 def test_rounding_cannot_make_a_distance_imaginary():
-    cells = CellGaussians((2, 2), CHANNELS, Cells(side=1, rank=1))
+    cells = CellGaussians((2, 2), CHANNELS, Cells(side=1, rank=1, bits=16))
     cells.directions[0, 0, 0] = 1.0005  # a direction of huge variance, rounded up beyond a unit vector
     along = torch.zeros(1, 2, 2, CHANNELS)
     along[..., 0] = 100.0

@@ -281,7 +281,8 @@ def quick(monkeypatch):
 
 def test_add_creates_a_line_and_adds_to_it(quick, data, tmp_path):
     folder = tmp_path / "new" / "line"
-    first = run("add", folder, "gear", good(data), "--image-size", 64, "--false-alarm-rate", 0.02)
+    own = ("--image-size", 64, "--false-alarm-rate", 0.02)
+    first = run("add", folder, "gear", good(data), *own, "--base", "learn")
     assert [s.split()[0] for s in first.stderr.splitlines()] == [
         "backbone",
         "base",
@@ -316,6 +317,7 @@ def test_add_creates_a_line_and_adds_to_it(quick, data, tmp_path):
         (["cap", "--backbone", "wide_resnet50"], "--backbone efficientnet_lite0, got wide_resnet50"),
         (["cap", "--seed", "3"], "--seed 0, got 3"),
         (["cap", "--intensity", "12"], "--intensity 8, got 12"),
+        (["cap", "--base", "learn"], "--base auto, got learn"),
         (["cap", "--fit", "letterbox"], "--fit squeeze, got letterbox"),
         (["cap", "--tiles", "1x2"], "--tiles 1x1, got 1x2"),
         (["cap", "--smallest-defect", "9"], "no --smallest-defect, got 9"),

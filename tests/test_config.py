@@ -102,7 +102,7 @@ def test_by_default_the_flow_begins_with_cells_and_has_a_coreset_beside_it():
     assert (line.flow.cells, line.scoring.cells) == (Cells(), None)
     assert (line.flow.normalisation, line.flow.statistics) == ("none", False)
     assert line.scoring.coreset == Coreset()
-    assert {line.flow.bits, line.flow.cells.bits, line.scoring.whole.bits} == {8}
+    assert {line.flow.cells.bits, line.scoring.coreset.bits, line.scoring.whole.bits} == {4}
 
 
 @pytest.mark.parametrize(
@@ -149,9 +149,9 @@ def test_an_option_of_the_published_parts_that_cannot_be_is_an_error(values, sai
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"flow": {"cells": {"bits": 4}}}, "Cells.bits: expected 8 or 16, got 4"),
-        ({"flow": {"bits": 32}}, "FlowConfig.bits: expected 8 or 16, got 32"),
-        ({"scoring": {"whole": {"bits": 12}}}, "Whole.bits: expected 8 or 16, got 12"),
+        ({"flow": {"cells": {"bits": 2}}}, "Cells.bits: expected one of 4, 8, 16, got 2"),
+        ({"flow": {"bits": 32}}, "FlowConfig.bits: expected one of 4, 8, 16, got 32"),
+        ({"scoring": {"whole": {"bits": 12}}}, "Whole.bits: expected one of 4, 8, 16, got 12"),
         ({"flow": {"bits": "8"}}, "FlowConfig.bits"),
         ({"flow": {"cells": {"side": 0}}}, "Cells.side: expected a number above 0"),
         ({"scoring": {"coreset": {"patches": 0}}}, "Coreset.patches: expected a number above 0"),

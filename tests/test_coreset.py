@@ -17,8 +17,8 @@ from moleflow.flow.whitening import layer_norm
 from moleflow.left_out import coreset_left_out
 
 GRID, CHANNELS = (4, 5), 7
-ALL = Coreset(patches=10_000, candidates=10_000)
-FEW = Coreset(patches=12, candidates=10_000)
+ALL = Coreset(patches=10_000, candidates=10_000, bits=8)
+FEW = Coreset(patches=12, candidates=10_000, bits=8)
 
 
 def raw(images: int, seed: int = 0, level: float = 0.0) -> Tensor:
@@ -120,23 +120,25 @@ def test_a_patch_without_contrast_is_at_a_finite_distance():
     assert flat(torch.full((1, *GRID, CHANNELS), 9.0)).max() < 1e-3
 
 
-# -- eight bits --------------------------------------------------------------------------------------
+# -- few bits --------------------------------------------------------------------------------------
 
 
-def test_rounding_moves_no_number_by_more_than_half_a_level_of_its_channels_range():
+@pytest.mark.parametrize("bits", [4, 8])
+def test_rounding_moves_no_number_by_more_than_half_a_level_of_its_channels_range(bits):
     patches = layer_norm(raw(6).reshape(-1, CHANNELS)) * torch.tensor([1.0, 10, 0.1, 1, 1, 5, 1])
-    coreset = PatchCoreset.of(patches)
+    coreset = PatchCoreset.of(patches, bits)
     span = patches.max(0).values - patches.min(0).values
     assert coreset.codes.dtype == torch.uint8
     assert coreset.codes.shape == patches.shape
-    torch.testing.assert_close(coreset.step, span / 255)
+    torch.testing.assert_close(coreset.step, span / (2**bits - 1))
     assert ((coreset.patches - patches).abs() <= 0.501 * coreset.step + 1e-6).all()
     assert (coreset.codes.amin(0) == 0).all()
-    assert (coreset.codes.amax(0) == 255).all()
+    assert (coreset.codes.amax(0) == 2**bits - 1).all()
 
 
-def test_what_a_line_keeps_gives_the_very_same_coreset():
-    coreset, test = coreset_of(raw(6), FEW), raw(3, seed=1)
+@pytest.mark.parametrize(("bits", "row"), [(4, (CHANNELS + 1) // 2), (8, CHANNELS)])
+def test_what_a_line_keeps_gives_the_very_same_coreset(bits, row):
+    coreset, test = coreset_of(raw(6), replace(FEW, bits=bits)), raw(3, seed=1)
     kept = coreset.tensors()
     again = PatchCoreset.from_tensors({name: tensor.clone() for name, tensor in kept.items()})
     assert again.tensors().keys() == kept.keys()
@@ -144,8 +146,9 @@ def test_what_a_line_keeps_gives_the_very_same_coreset():
     assert torch.equal(again.patches, coreset.patches)
     assert torch.equal(again(test), coreset(test))
     assert torch.equal(coreset.to("cpu")(test), coreset(test))
-    assert kept["codes"].element_size() == 1
-    assert kept["codes"].shape == (12, CHANNELS)
+    codes = kept["codes" if bits == 8 else "nibbles_odd"]
+    assert codes.element_size() == 1
+    assert codes.shape == (12, row)
 
 
 def test_a_channel_that_never_moves_is_remembered_as_it_is():

@@ -190,10 +190,10 @@ def test_a_product_owns_all_that_is_saved_of_it(line):
     rows = sum(len(value) for _, value in low_rank if value.ndim == 2)
     matrices = sum(value.numel() for _, value in low_rank if value.ndim == 2)
     assert parts["lora"].numbers == matrices + rows + biases
-    assert parts["lora"].bytes == matrices + 4 * rows + 2 * biases  # 8 bits, the step of every row, 16 bits
+    assert parts["lora"].bytes == matrices / 2 + 4 * rows + 2 * biases  # 4 bits, every row's step, 16 bits
     remembered = product.densities.coreset.codes
     assert parts["coreset"].numbers == remembered.numel() + 2 * line.extractor.dim
-    assert parts["coreset"].bytes == remembered.numel() + 2 * 4 * line.extractor.dim
+    assert parts["coreset"].bytes == remembered.numel() // 2 + 2 * 4 * line.extractor.dim
 
 
 def test_a_plan_runs_with_its_preset_at_the_backbones_width():

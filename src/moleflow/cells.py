@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .config import Cells
-from .packing import LEVELS, packed, unpacked
+from .packing import levels, packed, unpacked
 
 
 class CellGaussians(nn.Module):
@@ -68,6 +68,8 @@ class CellGaussians(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Mahalanobis distance of every patch, (B, h, w), for raw features (B, h, w, D)."""
+        if self.config.bits < 16:  # directions are not quite at right angles, and whitening knows
+            return self.whiten(features)[0].norm(dim=-1)
         x = (features.float() - self._mean_grid()).flatten(1, 2)
         inside = torch.einsum("bcnd,crd->bcnr", x[:, self._members], self.directions).square().sum(-1)
         within = torch.empty_like(x[..., 0])
@@ -148,8 +150,10 @@ class CellGaussians(nn.Module):
                 parts[name] = tensor
             elif self.config.bits == 16:
                 parts[name] = tensor.half()
-            else:  # of the mean every channel in its own range
-                parts |= packed(name, tensor.flatten(0, 1).T if name == "mean" else tensor)
+            elif name == "mean":  # every channel in its own range
+                parts |= packed(name, tensor.flatten(0, 1).T)
+            else:
+                parts |= packed(name, tensor, self.config.bits, lengths=True)
         return parts
 
     @classmethod
@@ -209,7 +213,7 @@ class CellGaussians(nn.Module):
         if self.config.bits == 16:
             rounding = float(self.mean.square().mean()) * 2.0**-20
         else:
-            rounding = float(self.mean.flatten(0, 1).abs().amax(0).square().mean()) / LEVELS**2
+            rounding = float(self.mean.flatten(0, 1).abs().amax(0).square().mean()) / levels(8) ** 2
         rho = self.config.ridge * max(float(np.mean([s.average for s in spectra])), rounding, 1e-12)
         self.noise.fill_(rho)
         for i, s in enumerate(spectra):

@@ -17,6 +17,8 @@ from .errors import ConfigError
 
 C = TypeVar("C")
 
+BITS = (4, 8, 16)  # that numbers can be kept in
+
 
 @dataclass(frozen=True)
 class Whitening:
@@ -90,11 +92,11 @@ class Cells:
     rank: int = 24  # directions kept of each covariance
     mean_side: int = 16  # resolution of the mean
     ridge: float = 0.3  # noise variance as a share of the average variance per channel
-    bits: int = 8  # a number of mean and directions is kept in
+    bits: int = 4  # a number of the directions is kept in; of the mean at least 8
 
     def __post_init__(self) -> None:
         check(self, positive=("side", "rank", "mean_side", "ridge"))
-        _check_bits(self)
+        _check_choice(self, "bits", BITS)
 
 
 @dataclass(frozen=True)
@@ -119,11 +121,11 @@ class FlowConfig:
     context: Context | None = field(default_factory=Context)
     lora: Lora | None = field(default_factory=Lora)
     dia: Dia | None = field(default_factory=Dia)
-    bits: int = 8  # a number of a product's own weights is kept in
+    bits: int = 4  # a number of a product's own weights is kept in
 
     def __post_init__(self) -> None:
         check(self, positive=("hidden", "clamp"), least_zero=("position", "couplings"))
-        _check_bits(self)
+        _check_choice(self, "bits", BITS)
         _check_choice(self, "normalisation", ("layer", "sphere", "none"))
         if self.cells is not None and (self.normalisation != "none" or self.statistics):
             raise ConfigError(
@@ -136,12 +138,14 @@ class FlowConfig:
 class Coreset:
     """A few remembered patches beside the density: distance from the nearest, of normalised patches."""
 
-    patches: int = 300  # kept, 8 bits a number
+    patches: int = 300  # kept
     candidates: int = 60_000  # patches drawn at random to select them from
     weight: float = 1.0  # of these distances in the map, against that of the densities together
+    bits: int = 4  # a number is kept in
 
     def __post_init__(self) -> None:
         check(self, positive=("patches", "candidates", "weight"))
+        _check_choice(self, "bits", (4, 8))
 
 
 @dataclass(frozen=True)
@@ -149,17 +153,18 @@ class Whole:
     """Density of the picture as a whole, on pooled features of all stages."""
 
     rank: int = 24  # directions kept of its covariance
-    bits: int = 8  # a number of the directions is kept in
+    bits: int = 4  # a number of the directions is kept in
 
     def __post_init__(self) -> None:
         check(self, positive=("rank",))
-        _check_bits(self)
+        _check_choice(self, "bits", BITS)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
     """How a flow learns from cached features."""
 
+    base: Literal["auto", "learn"] = "auto"  # the library's own where it has one; learn: of the first product
     steps: int = 200
     base_steps: int = 200
     patches: int = 1024  # per step
@@ -173,6 +178,7 @@ class TrainingConfig:
     log_det_of: Literal["chain", "flow"] = "chain"  # flow: of couplings and DIA, nothing else
     noise: float = 1.0  # standard deviation added to what the flow begins with
     clip: float = 5.0  # largest gradient norm of a step
+    early_stop: bool = True  # no further than left-out good images become likelier
 
     def __post_init__(self) -> None:
         check(
@@ -181,6 +187,7 @@ class TrainingConfig:
             least_zero=("margin", "tail_weight", "log_det_weight", "noise"),
             share=("tail_share",),
         )
+        _check_choice(self, "base", ("auto", "learn"))
         _check_choice(self, "tail", ("step", "image"))
         _check_choice(self, "log_det_of", ("chain", "flow"))
         if self.tail_weight > 1:
@@ -273,28 +280,26 @@ def check(
                 raise ConfigError(f"{type(config).__name__}.{name}: expected {wanted}, got {value!r}")
 
 
-def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+def _check_choice(config: Any, name: str, choices: tuple[str | int, ...]) -> None:
     value = getattr(config, name)
     if value not in choices:
         raise ConfigError(
-            f"{type(config).__name__}.{name}: expected one of {', '.join(choices)}, got {value!r}"
+            f"{type(config).__name__}.{name}: expected one of {', '.join(map(str, choices))}, got {value!r}"
         )
 
 
-def _check_bits(config: Any) -> None:
-    if config.bits not in (8, 16):
-        raise ConfigError(f"{type(config).__name__}.bits: expected 8 or 16, got {config.bits!r}")
-
-
 def stored_line(values: dict[str, Any]) -> LineConfig:
-    """The options of a saved line. One older than what a flow begins with, or 8 bits, goes on without."""
+    """The options of a saved line. Those of older lines go on as they were."""
     flow = {"cells": None, "bits": 16, **values["flow"]}
     scoring = dict(values["scoring"])
     if scoring.get("cells") is not None:
         scoring["cells"] = {"bits": 16, **scoring["cells"]}
     if scoring.get("whole") is not None:
         scoring["whole"] = {"bits": 16, **scoring["whole"]}
-    return from_dict(LineConfig, {**values, "flow": flow, "scoring": scoring})
+    if scoring.get("coreset") is not None:
+        scoring["coreset"] = {"bits": 8, **scoring["coreset"]}
+    training = {"early_stop": False, "base": "learn", **values["training"]}
+    return from_dict(LineConfig, {**values, "flow": flow, "training": training, "scoring": scoring})
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -15,34 +15,37 @@ from torch import Tensor
 
 from .config import Coreset
 from .flow.whitening import layer_norm
+from .packing import nibbles, paired, parted
 from .training import require_finite
 
 ROUNDING = 1e-6  # squared distances below this share of the largest squared norm are float32's own error
 ROWS = 1024  # patches compared at a time: their table of distances stays in the cache
-LEVELS = 255
 
 
 @dataclass(frozen=True, eq=False)
 class PatchCoreset:
-    """Normalised patches of good images such that no good one is far from all of them, in 8 bits a number.
+    """Normalised patches of good images such that no good one is far from all of them, in few bits.
 
     Attributes:
         codes: (m, D) uint8.
         low: (D,), what code 0 stands for.
         step: (D,), between two codes.
+        bits: that a file keeps a code in.
     """
 
     codes: Tensor
     low: Tensor
     step: Tensor
+    bits: int = 8
 
     @classmethod
-    def of(cls, patches: Tensor) -> PatchCoreset:
-        """Of patches (m, D), rounded to 256 levels of each channel's own range."""
+    def of(cls, patches: Tensor, bits: int = 8) -> PatchCoreset:
+        """Of patches (m, D), rounded to 16 or 256 levels of each channel's own range."""
         low, high = patches.min(0).values, patches.max(0).values
-        step = ((high - low) / LEVELS).clamp_min(1e-9)
-        codes = ((patches - low) / step).round().clamp(0, LEVELS).to(torch.uint8)
-        return cls(codes, low, step)
+        most = 2**bits - 1
+        step = ((high - low) / most).clamp_min(1e-9)
+        codes = ((patches - low) / step).round().clamp(0, most).to(torch.uint8)
+        return cls(codes, low, step, bits)
 
     @property
     def patches(self) -> Tensor:
@@ -64,16 +67,22 @@ class PatchCoreset:
 
     def to(self, device: torch.device | str) -> PatchCoreset:
         """On another device."""
-        return PatchCoreset(self.codes.to(device), self.low.to(device), self.step.to(device))
+        return PatchCoreset(self.codes.to(device), self.low.to(device), self.step.to(device), self.bits)
 
     def tensors(self) -> dict[str, Tensor]:
         """What a saved line keeps."""
-        return {"codes": self.codes, "low": self.low, "step": self.step}
+        scale = {"low": self.low, "step": self.step}
+        if self.bits == 8:
+            return {"codes": self.codes, **scale}
+        return {nibbles(len(self.low)).lstrip("."): paired(self.codes), **scale}
 
     @classmethod
     def from_tensors(cls, tensors: dict[str, Tensor]) -> PatchCoreset:
         """The inverse of `tensors`, to the bit."""
-        return cls(tensors["codes"], tensors["low"], tensors["step"])
+        low, step = tensors["low"], tensors["step"]
+        if "codes" in tensors:
+            return cls(tensors["codes"], low, step)
+        return cls(parted(tensors[nibbles(len(low)).lstrip(".")], len(low)), low, step, 4)
 
 
 @torch.no_grad()
@@ -102,9 +111,8 @@ def coresets_without_each(
     require_finite(features)
     count, height, width, channels = features.shape
     generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(count * height * width, generator=generator)[: options.candidates].sort().values
-    image = chosen // (height * width)
-    place = chosen % (height * width)
+    drawn = torch.randperm(count * height * width, generator=generator)[: options.candidates].sort().values
+    image, place = drawn // (height * width), drawn % (height * width)
     points = torch.cat(
         [
             layer_norm(features[i].reshape(-1, channels)[place[image == i].to(features.device)].float())
@@ -117,7 +125,8 @@ def coresets_without_each(
         owner = torch.cat([owner, torch.full((len(known),), -1)])
     names = [*range(int(owner.max()) + 1 if len(owner) else 0), NOBODY]
     kept = torch.stack([owner != name for name in names]).to(points.device)
-    *without, whole = (PatchCoreset.of(points[own]) for own in _selections(points, kept, options.patches))
+    chosen = _selections(points, kept, options.patches)
+    *without, whole = (PatchCoreset.of(points[own], options.bits) for own in chosen)
     return whole, without
 
 

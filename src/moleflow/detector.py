@@ -14,7 +14,7 @@ import torch
 
 from .archive import Archive, restore
 from .beginning import Beginning, FitWish, Wishes, begin, intake_of, see
-from .config import LineConfig, stored_line, to_dict
+from .config import LineConfig, override, stored_line, to_dict
 from .data.intensity import parse_intensity
 from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
@@ -39,8 +39,9 @@ from .verdict.watch import Report, judge
 class Detector:
     """Learns products one after another from good images and inspects images of any of them.
 
-    The first product also trains the shared base, which is then frozen; every product keeps its own
-    expert. Inspecting may be done from several threads at once; learning, from one at a time.
+    All products share a base that comes with the library or, for other backbones and options, one that the
+    first product trains; it never moves afterwards. Every product keeps its own expert. Inspecting may be
+    done from several threads at once; learning, from one at a time.
 
     Args:
         backbone: a row of the backbone table by name, perhaps with other layers, "timm:<tag>@<layers>", or
@@ -63,6 +64,9 @@ class Detector:
             (LOW, HIGH) says it; "full" maps each image by its type's full range.
         preset: every other option, by the name of a set of them: see `moleflow.presets`. "default" without
             it.
+        base: what all products share: "auto" for what comes with the library, where it has a base for the
+            backbone and the options, or "learn" for one that the first product trains; by default as the
+            preset has it.
         config: or the options themselves.
 
     Raises:
@@ -84,6 +88,7 @@ class Detector:
         false_alarm_rate: float = 0.01,
         intensity: str | int | tuple[float, float] = "auto",
         preset: str | None = None,
+        base: Literal["auto", "learn"] | None = None,
         config: LineConfig | None = None,
     ) -> None:
         if not 0 < false_alarm_rate < 1:
@@ -97,6 +102,8 @@ class Detector:
         self._at_size = partial(Extractor, backbone, weights=weights, tiles=tiles, device=device, seed=seed)
         self.extractor = self._at_size(image_size=image_size)
         self.config = config or get_preset(preset or DEFAULT).at(self.extractor.dim)
+        if base is not None:
+            self.config = override(self.config, {"training.base": base})
         self._settled = False
         self._random_weights = str(weights) == "random"
         self._line = Line(false_alarm_rate, intake_of(self.extractor))
@@ -182,7 +189,7 @@ class Detector:
         pose: Wish = "auto",
         progress: Progress | None = None,
     ) -> TaskInfo:
-        """Learns a new product from good images; the first one also trains the base.
+        """Learns a new product from good images; the first one may also train the base.
 
         Args:
             name: becomes a folder name; letters of any script, digits, inner spaces and dots.

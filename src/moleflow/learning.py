@@ -35,6 +35,7 @@ from .product_learning import Altered, learn_product
 from .results import Failure
 from .routing.gaussian import describe
 from .sensor import sensor_floor
+from .shipped import shipped_base
 from .suspects import Photo, facts_of
 from .verdict.calibration import TwoVoices
 
@@ -127,8 +128,8 @@ def learn(
 ) -> Line:
     """The line with a product of this name, learned from good images; `line` itself does not change.
 
-    A product that is known learns more: its new images beside features like its earlier ones. The first
-    product of a line also trains the base.
+    A product that is known learns more: its new images beside features like its earlier ones. Where the
+    library has no base for the backbone, or it is not wanted, the first product of a line also trains one.
 
     Args:
         line: what is known so far; its intake is settled.
@@ -156,6 +157,9 @@ def learn(
     if pose is not None and pose.report.degrees is not None:
         seconds["pose"] = time.perf_counter() - started
     base, without = line.base, None
+    if base is None and config.training.base == "auto":
+        base = shipped_base(extractor.weights_hash, extractor.grid, extractor.dim, config.flow)
+        line = _with_base(line, base, extractor, config)
     if base is None:
         started = time.perf_counter()
         first = learn_first_base(
@@ -167,8 +171,7 @@ def learn(
             copies=material.copies,
         )
         base, without = first.final, first.without
-        told = fingerprint_of(base, extractor.describe(), to_dict(config))
-        line = replace(line, base=base, base_hash=told)
+        line = _with_base(line, base, extractor, config)
         seconds["base"] = time.perf_counter() - started
     learned = partial(
         _product_of, base, line, name, extractor=extractor, config=config, seed=seed, tell=progress
@@ -181,6 +184,14 @@ def learn(
     product = replace(product, pose=pose, seconds=seconds | product.seconds)
     after = _with_product(line, name, product, material=material, config=config)
     return after if known is None else _with_changes(before, after, name, material, remembered, extractor)
+
+
+def _with_base(line: Line, base: Base | None, extractor: Extractor, config: LineConfig) -> Line:
+    """The line on this base, or as it is without one."""
+    if base is None:
+        return line
+    base = base.to(extractor.device)
+    return replace(line, base=base, base_hash=fingerprint_of(base, extractor.describe(), to_dict(config)))
 
 
 def sources_of(images: Any, options: LessonOptions) -> Sources:

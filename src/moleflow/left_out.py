@@ -20,7 +20,7 @@ from .config import Cells, LineConfig, ScoringConfig
 from .coreset import PatchCoreset, coresets_without_each
 from .data.sources import evenly
 from .flow.expert import Base, Expert
-from .training import learn_base, learn_expert
+from .training import LeftOut, learn_base, learn_expert
 from .verdict.maps import PositionCalibration
 from .whole import WholeGaussian
 
@@ -64,17 +64,20 @@ def learn_first_base(
         cells = _cells_of(patches, config.flow.cells)
     learn = partial(learn_base, flow=config.flow, training=config.training, cells=cells)
     if blocks.count < 2:
-        return FirstBase(learn(patches, seed=seed, progress=progress), None)
+        share = _share_of_lone(config)
+        return FirstBase(learn(patches, seed=seed, share=share, progress=progress), None)
+    judges = [_judge(patches[blocks.half(parity)], config) for parity in (0, 1)]
     halves = [
         learn(
             patches[blocks.half(1 - parity)],
             seed=seed,
             share=HALF_SHARE,
+            left_out=judges[parity],
             progress=lambda done, parity=parity: progress(HALF_SHARE * (parity + done)),  # type: ignore[misc]
         )
         for parity in (0, 1)
     ]
-    share = 1 - 2 * HALF_SHARE
+    share = _share_left(judges)
     final = learn(
         patches,
         seed=seed + 1,
@@ -106,9 +109,11 @@ def flows_left_out(
     """The flow in as many steps as one would take, two short flows included that each saw half of the blocks.
 
     What the short ones say of the other half's blocks calibrates, behind cells without the block where the
-    flow begins with cells. The final flow goes on from the first of them with all images; its scores of
-    images it learned from are corrected by the gap that the short ones show between the images they learned
-    from and those they did not.
+    flow begins with cells. With `TrainingConfig.early_stop` that half also says how far a short one goes, and
+    the final one goes no further unless both were still getting better; a flow that nothing is left out for
+    stays what it begins with, where that is a density. The final flow goes on from the first of them with all
+    images; its scores of images it learned from are corrected by the gap that the short ones show between the
+    images they learned from and those they did not.
 
     Args:
         bases: of the final flow, and of each of the short ones.
@@ -127,6 +132,7 @@ def flows_left_out(
             _together(patches, memory),
             training,
             seed=seed,
+            share=_share_of_lone(config),
             cells=cells,
             progress=_part_of(progress, 0.0, 1.0),
         )
@@ -135,6 +141,7 @@ def flows_left_out(
     left_out = torch.empty(patches.shape[:3], device=patches.device)
     begun: Expert | None = None
     gaps: list[tuple[float, float]] = []
+    judges = [_judge(patches[blocks.half(parity)], config) for parity in (0, 1)]
     for parity in (0, 1):
         out, learn = blocks.half(parity), blocks.half(1 - parity)
         half = learn_expert(
@@ -144,6 +151,7 @@ def flows_left_out(
             seed=seed,
             share=HALF_SHARE,
             cells=cells,
+            left_out=judges[parity],
             progress=_part_of(progress, parity * HALF_SHARE, HALF_SHARE),
         )
         if cells is None:
@@ -157,7 +165,7 @@ def flows_left_out(
         gaps.append((float(fresh.mean() - known.mean()), float(fresh.std() / known.std().clamp_min(1e-9))))
         left_out[out] -= float(left_out[out].mean())  # each short flow has a level of its own
         begun = begun or half
-    share = 1 - 2 * HALF_SHARE
+    share = _share_left(judges)
     final = learn_expert(
         base,
         _together(patches, memory),
@@ -172,6 +180,21 @@ def flows_left_out(
         float(np.mean([gap for gap, _ in gaps])), max(1.0, float(np.mean([ratio for _, ratio in gaps])))
     )
     return Flows(final, position, left_out)
+
+
+def _judge(patches: Tensor, config: LineConfig) -> LeftOut | None:
+    return LeftOut(patches) if config.training.early_stop else None
+
+
+def _share_of_lone(config: LineConfig) -> float:
+    """Of the steps, where nothing can be left out: none if what a flow begins with is a density already."""
+    return 0.0 if config.flow.cells is not None and config.training.early_stop else 1.0
+
+
+def _share_left(judges: Sequence[LeftOut | None]) -> float:
+    """Of the steps, for the final flow: none where a short one was at its best before its end."""
+    at_end = all(judge is None or judge.share == 1 for judge in judges)
+    return 1 - 2 * HALF_SHARE if at_end else 0.0
 
 
 def _part_of(progress: Progress, start: float, share: float) -> Callable[[float], None]:

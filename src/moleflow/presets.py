@@ -125,6 +125,8 @@ def _original(
             bits=16,
         ),
         training=TrainingConfig(
+            base="learn",
+            early_stop=False,
             steps=epochs * _AN_EPOCH,
             base_steps=epochs * _AN_EPOCH,
             patches=_PATCHES,
@@ -156,6 +158,8 @@ LAYERED: Mapping[str, Any] = {
     "training.steps": 500,
     "training.base_steps": 400,
     "training.noise": 0.3,
+    "training.early_stop": False,
+    "training.base": "learn",
 }
 """A flow that begins with normalised features and their spread per channel, as the original's does, in this
 project's size. One flow over all products can begin no other way: cells are of one product."""

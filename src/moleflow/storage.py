@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from .packing import numbers_in
+
 PARTS = {  # by the beginning of the names under which a line saves tensors
     "statistics": ("flow.statistics.",),
     "whitening": ("flow.whitening.",),
@@ -44,7 +46,7 @@ def parts_of(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str
     """
     found: dict[str, Part] = {}
     for name, tensor in tensors.items():
-        _add(found, _part(name), Part(tensor.numel(), tensor.numel() * tensor.element_size()))
+        _add(found, _part(name), Part(numbers_in(name, tensor), tensor.numel() * tensor.element_size()))
     values = {key: said[key] for key in SAID if key in said}
     if values:
         _add(found, "calibration", Part(_numbers(values), len(json.dumps(values).encode())))

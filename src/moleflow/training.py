@@ -7,8 +7,10 @@ with half the learning rate, and after a few such retreats it stops with a named
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -26,6 +28,24 @@ Progress = Callable[[float], None]  # called with the share done, 0..1
 RETREATS = 4
 START_IMAGES = 64
 CHECK_EVERY = 25  # steps between sound states kept to retreat to
+ASK_EVERY = 10  # steps between two looks at what was left out
+PATIENCE = 2  # looks in a row that were worse than an earlier one, after which learning ends
+RULER_PATCHES = 2048  # of the left-out images, the same at every look
+
+
+@dataclass(eq=False)
+class LeftOut:
+    """Good images that a flow does not learn from: it is taken back to where they were likeliest.
+
+    That may be where it began, so what is learned is never worse than its start by this ruler.
+
+    Attributes:
+        features: raw patch features (N, h, w, D).
+        share: of the steps after which they were likeliest; known once a flow was learned beside them.
+    """
+
+    features: Tensor
+    share: float = 1.0
 
 
 def learn_base(
@@ -37,6 +57,7 @@ def learn_base(
     share: float = 1.0,
     begun: Base | None = None,
     cells: CellGaussians | None = None,
+    left_out: LeftOut | None = None,
     progress: Progress | None = None,
 ) -> Base:
     """The shared base, learned with the first product and frozen.
@@ -49,6 +70,7 @@ def learn_base(
         share: of the steps that `training` gives.
         begun: a base to go on from, which stays as it is.
         cells: that the flow begins with; fitted to the features by default.
+        left_out: images by which the best of all steps is chosen; the last is by default.
         progress: told the share done.
 
     Raises:
@@ -61,19 +83,64 @@ def learn_base(
             base.load_state_dict(begun.state_dict())
         companion = Expert(base).to(features.device)
     companion.adapters = nn.ModuleList()  # while W itself learns, a low-rank change of it is redundant
-    if flow.couplings or flow.mixer:
+    if share and (flow.couplings or flow.mixer):
         if cells is None:
             companion.start(base, _to_start(base, features))
         else:
             companion = companion.beginning_with(cells)
-        fit(
+        helped = fit(
             [*base.parameters(), *companion.parameters()],
             partial(likelihood_loss, base, companion, features, training),
             training,
             steps=max(1, round(share * training.base_steps)),
             seed=seed,
+            ruler=_ruler(base, companion, left_out, training, seed),
             progress=progress,
         )
+        if left_out is not None:
+            left_out.share = helped
+    elif progress:
+        progress(1.0)
+    return base.requires_grad_(False).eval()
+
+
+def learn_common_base(
+    products: Sequence[Tensor],
+    flow: FlowConfig,
+    training: TrainingConfig,
+    *,
+    steps: int,
+    seed: int,
+    progress: Progress | None = None,
+) -> Base:
+    """A base from several products at once: behind the cells of each, beside a companion of its own.
+
+    Args:
+        products: raw patch features (N, h, w, D) of each product's good images, on the same grid.
+        flow: shape of the density, which begins with cells.
+        training: how to learn; each step is of one product.
+        steps: how many.
+        seed: fixes initial weights, sampling and noise.
+        progress: told the share done.
+
+    Raises:
+        TrainingError: learning did not stay finite.
+    """
+    grid, channels = (products[0].shape[1], products[0].shape[2]), products[0].shape[3]
+    with seeded(seed):
+        base = Base(grid, channels, flow)
+        companions = [Expert(base) for _ in products]
+    for companion, features in zip(companions, products, strict=True):
+        require_finite(features)
+        companion.adapters = nn.ModuleList()
+        companion.start(base, features)
+
+    def step_loss(generator: torch.Generator) -> Tensor:
+        which = int(torch.randint(len(products), (), generator=generator))
+        return likelihood_loss(base, companions[which], products[which], training, generator)
+
+    owned = [*base.parameters(), *(p for companion in companions for p in companion.parameters())]
+    fit(owned, step_loss, training, steps=steps, seed=seed, progress=progress)
     return base.requires_grad_(False).eval()
 
 
@@ -86,13 +153,14 @@ def learn_expert(
     share: float = 1.0,
     begun: Expert | None = None,
     cells: CellGaussians | None = None,
+    left_out: LeftOut | None = None,
     progress: Progress | None = None,
 ) -> Expert:
     """One product's expert on a frozen base; depends on nothing but the base, these images and the seed.
 
     Args:
-        base, features, training, seed, progress: as for `learn_base`.
-        share: of the steps that `training` gives.
+        base, features, training, seed, left_out, progress: as for `learn_base`.
+        share: of the steps that `training` gives; with none the expert is its start.
         begun: an expert of the same product to go on from, which stays as it is; its start is kept.
         cells: that the flow begins with; fitted to the features by default.
 
@@ -110,12 +178,33 @@ def learn_expert(
     else:
         expert = copy.deepcopy(begun).requires_grad_(True).train()
     owned = list(expert.parameters())
-    if owned:
+    if owned and share:
         loss = partial(likelihood_loss, base, expert, features, training)
         steps = max(1, round(share * training.steps))
-        fit(owned, loss, training, steps=steps, seed=seed, progress=progress)
+        ruler = _ruler(base, expert, left_out, training, seed)
+        helped = fit(owned, loss, training, steps=steps, seed=seed, ruler=ruler, progress=progress)
+        if left_out is not None:
+            left_out.share = helped
+    elif progress:
+        progress(1.0)
     expert.round_to_kept()
     return expert.requires_grad_(False).eval()
+
+
+def _ruler(
+    base: Base, expert: Expert, left_out: LeftOut | None, training: TrainingConfig, seed: int
+) -> Callable[[], float] | None:
+    """Mean negative log-likelihood of the same left-out patches under the same noise, as it is now."""
+    if left_out is None:
+        return None
+    plain = replace(training, patches=RULER_PATCHES)
+
+    @torch.no_grad()
+    def ask() -> float:
+        generator = torch.Generator().manual_seed(seed)
+        return likelihood_loss(base, expert, left_out.features, plain, generator).item()
+
+    return ask
 
 
 def _to_start(base: Base, features: Tensor) -> Tensor:
@@ -163,8 +252,9 @@ def fit(
     *,
     steps: int,
     seed: int,
+    ruler: Callable[[], float] | None = None,
     progress: Progress | None = None,
-) -> None:
+) -> float:
     """Moves `owned` down the loss of random steps; a loss that is not finite is retreated from.
 
     Args:
@@ -173,7 +263,12 @@ def fit(
         training: learning rate and gradient clip.
         steps: how many.
         seed: of the generator.
+        ruler: says how good `owned` is as it stands, less being better. It is asked now and then, and what
+            was best is taken.
         progress: told the share done.
+
+    Returns:
+        The share of the steps after which `owned` is taken.
 
     Raises:
         TrainingError: not finite after `RETREATS` retreats.
@@ -182,6 +277,7 @@ def fit(
     rate, retreats = training.learning_rate, 0
     optimiser, schedule = _optimiser(owned, rate, steps)
     sound = [p.detach().clone() for p in owned]
+    best = None if ruler is None else _Best(owned, ruler)
     for step in range(steps):
         loss = step_loss(generator)
         optimiser.zero_grad(set_to_none=True)
@@ -203,8 +299,36 @@ def fit(
             optimiser, schedule = _optimiser(owned, rate, steps, done=step)
         if progress:
             progress((step + 1) / steps)
+        if best is not None and ((step + 1) % ASK_EVERY == 0 or step + 1 == steps):
+            best.ask(step + 1)
+            if best.worse == PATIENCE:
+                if progress:
+                    progress(1.0)
+                break
+    if best is not None:
+        _restore(owned, best.values)
     for parameter in owned:
         parameter.grad = None  # as large as the weights, and never used again
+    return 1.0 if best is None else best.step / steps
+
+
+class _Best:
+    """The best of the states that a ruler was asked about, the first among equals."""
+
+    def __init__(self, owned: list[nn.Parameter], ruler: Callable[[], float]) -> None:
+        self.owned, self.ruler = owned, ruler
+        self.least, self.step, self.worse = math.inf, 0, 0
+        self.values: list[Tensor] = [p.detach().clone() for p in owned]
+        self.ask(0)
+
+    def ask(self, step: int) -> None:
+        """How good they are after so many steps; what is no number is worse than everything."""
+        found = self.ruler()
+        if found < self.least:
+            self.least, self.step, self.worse = found, step, 0
+            self.values = [p.detach().clone() for p in self.owned]
+        else:
+            self.worse += 1
 
 
 def likelihood_loss(
@@ -294,9 +418,7 @@ def _optimiser(
 
     def shape(step: int) -> float:
         at = step + done
-        return min(1.0, (at + 1) / warm) * max(
-            0.05, 0.5 * (1 + torch.cos(torch.tensor(torch.pi * at / steps)).item())
-        )
+        return min(1.0, (at + 1) / warm) * max(0.05, 0.5 * (1 + math.cos(math.pi * at / steps)))
 
     return optimiser, torch.optim.lr_scheduler.LambdaLR(optimiser, shape)
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .config import Whole
-from .packing import pack, packed, unpack, unpacked
+from .packing import CODES, packed, unpacked
 
 LEAST_SPREAD = 1e-3  # of a number that never moves, as a share of the typical number's spread
 
@@ -57,7 +57,7 @@ class WholeGaussian:
         return cls(
             torch.from_numpy(mean.astype(np.float32)),
             torch.from_numpy(spread.astype(np.float32)),
-            unpack(*pack(directions)) if config.bits == 8 else directions.half().float(),
+            unpacked(_kept(directions, config.bits))["directions"],
             torch.from_numpy(np.maximum(values, 1e-9).astype(np.float32)),
             float(np.float32(max(rest, 1e-9))),
             config.bits,
@@ -80,11 +80,10 @@ class WholeGaussian:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a saved line keeps."""
-        own = self.directions
         return {
             "mean": self.mean,
             "spread": self.spread,
-            **(packed("directions", own) if self.bits == 8 else {"directions": own.half()}),
+            **_kept(self.directions, self.bits),
             "variances": self.variances,
             "noise": torch.tensor([self.noise]),
         }
@@ -99,8 +98,15 @@ class WholeGaussian:
             own["directions"],
             own["variances"],
             float(own["noise"][0]),
-            16 if "directions" in tensors else 8,
+            16 if "directions" in tensors else 8 if "directions" + CODES in tensors else 4,
         )
+
+
+def _kept(directions: Tensor, bits: int) -> dict[str, Tensor]:
+    """Directions as a saved line keeps them."""
+    if bits == 16:
+        return {"directions": directions.half()}
+    return packed("directions", directions, bits, lengths=True)
 
 
 def _spectrum(z: NDArray[np.float64], rank: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -103,6 +103,7 @@ def _method(work: Work, shelf: Shelf, unit: Unit) -> Method:
         config=plan.config(unit.entry),
         backbone=plan.backbone,
         weights=plan.weights,
+        weights_hash=extractor.weights_hash,
         device=extractor.device,
     )
     return make(plan.entries[unit.entry].method, setting, plan.own(unit.entry))

@@ -14,6 +14,13 @@ from ..errors import ConfigError
 from ..presets import PRESETS, get_preset
 
 
+class BaseFrom(str, Enum):
+    """Words for `--base`, as `Detector` takes them."""
+
+    auto = "auto"
+    learn = "learn"
+
+
 class Alignment(str, Enum):
     """Words for `--pose`, as `Detector.add_task` takes them."""
 

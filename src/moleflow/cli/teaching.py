@@ -26,6 +26,7 @@ from .app import app, example
 from .learned import refuse_report, say_changes, say_groups, say_learned, write_report
 from .options import (
     Alignment,
+    BaseFrom,
     Device,
     DropSuspicious,
     GoodImages,
@@ -179,6 +180,13 @@ def add(
     ] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of a new line; 0 by default.")] = None,
     preset: NewPreset = None,
+    base: Annotated[
+        BaseFrom | None,
+        typer.Option(
+            help="What the products of a new line share: auto, the library's own where it has one for the "
+            "backbone; learn, from the first product. The preset says it by default."
+        ),
+    ] = None,
     pose: Annotated[
         Alignment,
         typer.Option(
@@ -199,9 +207,9 @@ def add(
     With --mixed they are left out as well: the products that the images show are found, which images become
     which product is said, and each is learned as one of its own; all are saved, or none.
 
-    Backbone, image size, smallest defect, fit, tiles, intensity, seed and preset belong to the line: for an
-    existing one leave them out, or give the same. The false-alarm rate is the line's where it is new, and
-    this product's alone where it exists. The pose is the product's own.
+    Backbone, image size, smallest defect, fit, tiles, intensity, seed, preset and base belong to the line:
+    for an existing one leave them out, or give the same. The false-alarm rate is the line's where it is new,
+    and this product's alone where it exists. The pose is the product's own.
     Suspicious images are listed; they teach all the same unless --drop-suspicious is given.
     """
     if image_size is not None and smallest_defect is not None:
@@ -215,6 +223,7 @@ def add(
         "intensity": as_intensity(intensity),
         "seed": seed,
         "preset": preset,
+        "base": None if base is None else base.value,
     }
     asked = _AskedOfAdd(
         line=line,
@@ -514,6 +523,8 @@ def _refuse_taken(store: LineStore, product: str) -> None:
 
 def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
     """Refuse wishes that an existing line cannot grant."""
+    from ..config import stored_line
+
     record = store.read(tensors=False)
     backbone, intake = setting_of(record, "backbone"), intake_of(record)
     counts, tile = tiles_of(record)
@@ -526,6 +537,7 @@ def _refuse_other_settings(store: LineStore, wishes: dict[str, Any]) -> None:
         "intensity": intake.intensity.wish,
         "seed": setting_of(record, "seed"),
         "preset": record.settings.get("preset"),  # of older lines nobody knows
+        "base": stored_line(setting_of(record, "config")).training.base,
     }
     # "auto" was settled with the first product, whatever that came to.
     wishes = {key: None if wish == "auto" else wish for key, wish in wishes.items()}

@@ -231,8 +231,8 @@ class Expert(nn.Module):
         parts: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
             if not name.startswith(_CELLS):
-                in_8 = self.bits == 8 and tensor.ndim == 2
-                parts |= packed(name, tensor) if in_8 else {name: tensor.half()}
+                few = self.bits < 16 and tensor.ndim == 2
+                parts |= packed(name, tensor, self.bits) if few else {name: tensor.half()}
         return parts
 
     def take_kept(self, kept: dict[str, Tensor]) -> None:

@@ -119,6 +119,7 @@ class Setting:
         config: the flow, its training, scoring and routing; rivals take from it what they have in common.
         backbone: name of the backbone, for methods that need one of their own kind.
         weights: local weights of it, "random", or None.
+        weights_hash: of the features' backbone, by which a base that comes with the library is found.
         device: where pictures lie, and where methods learn and score. States are always on the processor,
             and so are the router's statistics and what is drawn at random.
     """
@@ -130,6 +131,7 @@ class Setting:
     config: LineConfig = field(default_factory=LineConfig)
     backbone: str = "efficientnet_lite0"
     weights: str | None = None
+    weights_hash: str = ""
     device: torch.device | str = "cpu"
 
 

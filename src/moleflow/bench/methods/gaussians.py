@@ -93,7 +93,7 @@ def fit_whole(pictures: Pictures, options: ImageOptions) -> WholeGaussian:
         raise ConfigError(f"expected pooled features of {pictures.product!r}, nobody computed any")
     if not torch.isfinite(pictures.pooled).all():
         raise TrainingError(f"expected finite features of {pictures.product!r}, but some are not")
-    return WholeGaussian.fit(pictures.pooled, Whole(rank=options.rank or max(count, numbers)))
+    return WholeGaussian.fit(pictures.pooled, Whole(rank=options.rank or max(count, numbers), bits=16))
 
 
 @dataclass(frozen=True, eq=False)

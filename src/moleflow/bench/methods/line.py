@@ -19,6 +19,7 @@ from ...product import Product
 from ...product_learning import learn_product
 from ...routing.gaussian import DescriptorStatistics
 from ...routing.router import Decision
+from ...shipped import shipped_base
 from .base import Inspection, PerProduct, Pictures, Setting, State
 
 FALSE_ALARM_RATE = 0.01
@@ -113,10 +114,11 @@ class TaskSeparated(PerProduct):
 
 
 class MoleFlow(TaskSeparated):
-    """MoLE-Flow: the base is frozen after the first task, every product has an expert on it.
+    """MoLE-Flow: the base is frozen, every product has an expert on it.
 
-    The same as the `Detector`, on features that were cached in 16 bits. Where the first task has several
-    products the base is learned from the images of all of them, in as many steps as from one.
+    The same as the `Detector`, on features that were cached in 16 bits. The base comes with the library where
+    it has one for the backbone and the options; elsewhere it is learned from the images of all products of
+    the first task, in as many steps as from one.
     """
 
     name = "moleflow"
@@ -137,6 +139,15 @@ class MoleFlow(TaskSeparated):
         self._without = None if first is None else first.without
         super().learn(products)
         self._without = None
+
+    def learn_base(self, products: Sequence[Pictures]) -> FirstBase:
+        """The base that comes with the library, or else one from all images of these products, frozen."""
+        setting, config = self.setting, self.setting.config
+        if config.training.base == "auto":
+            base = shipped_base(setting.weights_hash, setting.grid, setting.channels, config.flow)
+            if base is not None:
+                return FirstBase(base.to(setting.device), None)
+        return super().learn_base(products)
 
     def learn_part(self, pictures: Pictures) -> _Part:
         """An expert on the frozen base."""
