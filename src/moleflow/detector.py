@@ -23,7 +23,8 @@ from .features.backbones import BackboneSpec, stored_backbone
 from .features.extractor import Extractor
 from .inspection import inspect
 from .intake import Intake, check_errors, pictures_in
-from .learning import LessonOptions, Progress, learn, sources_of
+from .known_defects import KnownDefects
+from .learning import LessonOptions, Progress, Sources, learn, sources_of
 from .line import Line
 from .mixed import Told, check_names, learn_mixed
 from .monitor import observe, read_monitor
@@ -175,6 +176,7 @@ class Detector:
             promise=promise(product.calibration, rate, threshold),
             lesson=line.lesson(name),
             pose=None if product.pose is None else product.pose.report,
+            known_defects=product.known_defects,
             changes=line.changes.get(name),
         )
 
@@ -218,7 +220,8 @@ class Detector:
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
-            return self._learn(name, images, LessonOptions(groups, strict, drop_suspicious, pose), progress)
+            options = LessonOptions(groups, strict, drop_suspicious, pose)
+            return self._learn(name, sources_of(images, options), options, progress)
 
     def add_tasks(
         self,
@@ -299,7 +302,50 @@ class Detector:
         with self._learning:
             self._line.product(name)
             options = LessonOptions(groups, strict, drop_suspicious)
-            return self._learn(check_task_name(name), images, options, progress)
+            return self._learn(check_task_name(name), sources_of(images, options), options, progress)
+
+    def correct_task(
+        self,
+        name: str,
+        images: Any,
+        *,
+        missed: Any,
+        masks: str | Path | None = None,
+        false_alarms: Any = None,
+        groups: Sequence[str] | None = None,
+        strict: bool = False,
+        drop_suspicious: bool = False,
+        progress: Progress | None = None,
+    ) -> TaskInfo:
+        """Shows a product defects that it missed, as a new version; others are untouched.
+
+        The product is learned anew from its good images, because a line keeps none, and in its map patches
+        count as stranger the more they are like those of the missed defects; see docs/correcting.md. The
+        threshold follows from left-out good images with that in it, so the promised rate of false alarms
+        stands. A saved line keeps the earlier version, and `moleflow rollback` returns to it. A later
+        `update_task` keeps what was shown. A threshold set by hand is dropped.
+
+        Args:
+            name: of the product.
+            images: the good images that it was taught from, all of them; further ones may be among them.
+            missed: images of defects, as `images`; one is a beginning, five say more.
+            masks: folder of masks, each named like its image, perhaps with `_mask` behind the name: what is
+                not black is the defect. Without them the strongest patches of each image stand in for it.
+            false_alarms: images that were called defective and are good; they teach like the others.
+            groups: a label for each of the good images, false alarms behind the others.
+            strict, drop_suspicious, progress: as for `add_task`.
+
+        Raises:
+            TaskError: the line knows no product of this name.
+            ConfigError: the product has no cells, or far fewer good images than it was taught from.
+            ImageError: as for `add_task`; an image of a defect cannot be read; a mask is missing or empty.
+        """
+        with self._learning:
+            self._line.product(name)
+            options = LessonOptions(groups, strict, drop_suspicious)
+            good = sources_of(images, options, *([] if false_alarms is None else [false_alarms]))
+            defects = KnownDefects(list_sources(missed), None if masks is None else Path(masks))
+            return self._learn(check_task_name(name), good, options, progress, known_defects=defects)
 
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
@@ -531,8 +577,15 @@ class Detector:
 
     # Learning
 
-    def _learn(self, name: str, images: Any, options: LessonOptions, progress: Progress | None) -> TaskInfo:
-        sources = sources_of(images, options)
+    def _learn(
+        self,
+        name: str,
+        sources: Sources,
+        options: LessonOptions,
+        progress: Progress | None,
+        *,
+        known_defects: KnownDefects | None = None,
+    ) -> TaskInfo:
         extractor, line = self._begun(sources)
         line = learn(
             line,
@@ -544,6 +597,7 @@ class Detector:
             seed=self.seed,
             options=options,
             progress=progress or _silent,
+            known_defects=known_defects,
         )
         self.extractor, self._line = extractor, line
         return self.info(name)

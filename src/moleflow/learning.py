@@ -19,13 +19,15 @@ from .beginning import see
 from .blocks import make_blocks
 from .changes import Note, changes_of, note_of, reference_of
 from .config import Cells, LineConfig, to_dict
+from .correction import Defects
 from .data.images import camera_of
 from .data.sources import Errors, Source, evenly, list_sources, name_of
 from .errors import ConfigError, ImageError
 from .features.extractor import Extractor, Features
 from .flow.expert import Base
 from .intake import Intake, Picture, check_readable, pictures_in, readable
-from .left_out import learn_first_base
+from .known_defects import KnownDefects
+from .left_out import FirstBase, learn_first_base
 from .lesson import Lesson, review
 from .line import Line, rerouted_by
 from .pose import Placement, Pose, thumbnail
@@ -125,6 +127,7 @@ def learn(
     options: LessonOptions,
     progress: Progress,
     remembered: Sequence[Path] = (),
+    known_defects: KnownDefects | None = None,
 ) -> Line:
     """The line with a product of this name, learned from good images; `line` itself does not change.
 
@@ -141,67 +144,111 @@ def learn(
         options: which of the images teach.
         progress: told the stage and the share of it that is done.
         remembered: inspected images of the product, of which `Line.changes` tells what is said anew.
+        known_defects: what a known product shall find. It is then learned anew, from `sources` alone: nothing
+            of what it was before is drawn from.
 
     Raises:
+        ConfigError: known defects for a product without cells, or fewer good images than half of those that
+            it was taught from.
         ImageError: too many images are unreadable, or none is left.
         TrainingError: learning did not stay finite.
     """
     started = time.perf_counter()
     before = line
+    known = line.products.get(name)
+    if known is not None and known_defects is not None and 2 * len(sources) < known.images:
+        raise ConfigError(
+            f"{name!r} was taught from {known.images} good images and is learned anew with what it missed: "
+            f"expected them again, got {len(sources)}"
+        )
     material = _gather(line, name, sources, extractor, options=options, tell=progress)
     seconds = {"backbone": time.perf_counter() - started}
     started = time.perf_counter()
-    known = line.products.get(name)
     pose = known.pose if known else _settled_pose(material, line.intake, extractor, config, wish=options.pose)
     material = _aligned(material, pose, line.intake, extractor, tell=progress)
     if pose is not None and pose.report.degrees is not None:
         seconds["pose"] = time.perf_counter() - started
-    base, without = line.base, None
-    if base is None and config.training.base == "auto":
-        base = shipped_base(extractor.weights_hash, extractor.grid, extractor.dim, config.flow)
-        line = _with_base(line, base, extractor, config)
-    if base is None:
-        started = time.perf_counter()
-        first = learn_first_base(
-            material.features.patches,
-            config,
-            seed=seed,
-            progress=lambda share: progress("base", share),
-            groups=material.groups,
-            copies=material.copies,
-        )
-        base, without = first.final, first.without
-        line = _with_base(line, base, extractor, config)
-        seconds["base"] = time.perf_counter() - started
+    started = time.perf_counter()
+    taught_it = known is not None and known_defects is not None and "base" in known.seconds
+    first = _first_base(line, material, extractor, config, seed=seed, tell=progress, again=taught_it)
+    if first is not None:
+        line = line if line.base is not None else _with_base(line, first.final, extractor, config)
+        if first.without is not None:
+            seconds["base"] = time.perf_counter() - started
+    defects = None if known_defects is None else known_defects.seen(pose, line.intake, extractor)
+    assert line.base is not None
     learned = partial(
-        _product_of, base, line, name, extractor=extractor, config=config, seed=seed, tell=progress
+        _product_of,
+        line.base,
+        line,
+        None if known_defects is not None else known,
+        extractor=extractor,
+        config=config,
+        seed=seed,
+        tell=progress,
+        defects=defects,
     )
+    without = None if first is None else first.without
     product = learned(material, without=without)
     judged = _accused_by_scores(material, product, drop_suspicious=options.drop_suspicious)
     product = learned(judged) if len(judged.sources) < len(material.sources) else product
     material = judged
-    product = _with_reference(product, material, config, known=known)
+    earlier = None if known_defects is not None else known
+    product = _with_reference(product, material, config, known=earlier)
     product = replace(product, pose=pose, seconds=seconds | product.seconds)
     after = _with_product(line, name, product, material=material, config=config)
     return after if known is None else _with_changes(before, after, name, material, remembered, extractor)
 
 
-def _with_base(line: Line, base: Base | None, extractor: Extractor, config: LineConfig) -> Line:
-    """The line on this base, or as it is without one."""
-    if base is None:
-        return line
+def _first_base(
+    line: Line,
+    material: Material,
+    extractor: Extractor,
+    config: LineConfig,
+    *,
+    seed: int,
+    tell: Progress,
+    again: bool,
+) -> FirstBase | None:
+    """A base for a line that has none: the library's own, or learned from this material.
+
+    `again` where the product that taught the line's base is learned anew: it is calibrated with bases that
+    have not seen half of its images, as it was the first time. Otherwise None where the line has a base.
+    """
+    if line.base is not None and not again:
+        return None
+    if line.base is None and config.training.base == "auto":
+        shipped = shipped_base(extractor.weights_hash, extractor.grid, extractor.dim, config.flow)
+        if shipped is not None:
+            return FirstBase(shipped, None)
+    return learn_first_base(
+        material.features.patches,
+        config,
+        seed=seed,
+        progress=lambda share: tell("base", share),
+        groups=material.groups,
+        copies=material.copies,
+    )
+
+
+def _with_base(line: Line, base: Base, extractor: Extractor, config: LineConfig) -> Line:
+    """The line on this base."""
     base = base.to(extractor.device)
     return replace(line, base=base, base_hash=fingerprint_of(base, extractor.describe(), to_dict(config)))
 
 
-def sources_of(images: Any, options: LessonOptions) -> Sources:
-    """Every image of a lesson with its source; see `list_sources`.
+def sources_of(images: Any, options: LessonOptions, *more: Any) -> Sources:
+    """Every image of a lesson with its source, those of `more` behind the others; see `list_sources`.
 
     Raises:
         ImageError: there is none.
         ConfigError: there are not as many group labels as images.
     """
     sources, groups = list_sources(images, errors=options.errors), options.groups
+    for further in more:
+        listed = list_sources(further, errors=options.errors)
+        # What has no name has a number, which none of those before it has.
+        sources += [(len(sources) + i if isinstance(s, int) else s, v) for i, (s, v) in enumerate(listed)]
     if groups is not None and len(groups) != len(sources):
         raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
     return sources
@@ -210,13 +257,14 @@ def sources_of(images: Any, options: LessonOptions) -> Sources:
 def _product_of(
     base: Base,
     line: Line,
-    name: str,
+    previous: Product | None,
     material: Material,
     *,
     extractor: Extractor,
     config: LineConfig,
     seed: int,
     tell: Progress,
+    defects: Defects | None,
     without: tuple[Base, Base] | None = None,
 ) -> Product:
     return learn_product(
@@ -225,12 +273,13 @@ def _product_of(
         config,
         seed=seed,
         progress=tell,
-        previous=line.products.get(name),
+        previous=previous,
         groups=material.groups,
         copies=material.copies,
         altered=_altered(material, line.intake, extractor),
         routed=material.routed,
         without=without,
+        defects=defects,
     )
 
 

@@ -18,6 +18,7 @@ from .blocks import Blocks, make_blocks
 from .cells import CellGaussians, fit_without_each
 from .config import Cells, LineConfig, ScoringConfig
 from .coreset import PatchCoreset, coresets_without_each
+from .correction import Correction
 from .data.sources import evenly
 from .flow.expert import Base, Expert
 from .training import LeftOut, learn_base, learn_expert
@@ -238,6 +239,26 @@ def coreset_left_out(
         for i in blocks.images_of(block):
             left_out[i] = others(patches[i : i + 1])[0]
     return coreset, left_out
+
+
+@torch.no_grad()
+def correction_left_out(
+    correction: Correction,
+    cells: CellGaussians,
+    patches: Tensor,
+    memory: Tensor,
+    blocks: Blocks,
+) -> Tensor:
+    """What a correction says of good images (n, h, w), each behind cells without its block."""
+    if blocks.count < 2:
+        return torch.cat([correction(cells, image) for image in patches.split(1)])
+    labels = [*blocks.left_out, *[None] * len(memory)]
+    _, without = fit_without_each(_together(patches, memory), labels, cells.config)
+    left_out = torch.empty(patches.shape[:3], device=patches.device)
+    for block, others in enumerate(without):
+        for i in blocks.images_of(block):
+            left_out[i] = correction(others, patches[i : i + 1])[0]
+    return left_out
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor
 from .cells import CellGaussians
 from .config import LineConfig, ScoringConfig
 from .coreset import PatchCoreset
+from .correction import WEIGHT, Correction
 from .features.extractor import Features
 from .flow.expert import Base, Expert
 from .pose import Pose
@@ -39,6 +40,7 @@ class Densities:
     expert: Expert
     cells: CellGaussians | None
     coreset: PatchCoreset | None = None
+    correction: Correction | None = None
 
     @property
     def gaussians(self) -> CellGaussians | None:
@@ -49,6 +51,12 @@ class Densities:
         """Patch scores (B, h, w) of flow, cells and coreset for raw features (B, h, w, D)."""
         scores = [base.score(self.expert, base.prepare(patches))]
         return scores + [part(patches) for part in (self.cells, self.coreset) if part is not None]
+
+    def known(self, patches: Tensor) -> Tensor:
+        """What known defects add to the map, (B, h, w); a single 0 where none were shown."""
+        if self.correction is None or self.gaussians is None:
+            return torch.zeros((), device=patches.device)
+        return WEIGHT * self.correction(self.gaussians, patches)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,7 +83,7 @@ class Product:
     """One product: densities, their calibration, and what the router needs to recognise it.
 
     Attributes:
-        densities: flow expert, cell Gaussians, coreset.
+        densities: flow expert, cell Gaussians, coreset, and what known defects taught.
         whole: density of the picture as a whole; None where the line or an older product has none.
         positions: calibration of each density's patch scores over the image.
         descriptors: the router's statistics.
@@ -99,12 +107,18 @@ class Product:
     reference: Reference | None = None
     pose: Pose | None = None
 
+    @property
+    def known_defects(self) -> int:
+        """How many images of defects it was shown."""
+        return 0 if self.densities.correction is None else self.densities.correction.images
+
     @torch.no_grad()
     def inspect(self, base: Base, seen: Features) -> Judgement:
         """One image's features to what this product says of it."""
         scoring = self.config.scoring
         scores = self.densities.scores(base, seen.patches)
-        maps = smooth(combine(scores, self.positions, scoring), scoring.smoothing)
+        found = combine(scores, self.positions, scoring) + self.densities.known(seen.patches)
+        maps = smooth(found, scoring.smoothing)
         place = float(image_scores(maps, scoring)[0])
         strangeness = float(self.familiarity.of(density_map(scores, self.positions, scoring))[0])
         if isinstance(self.calibration, ScoreCalibration):  # of a line's first format
@@ -146,6 +160,8 @@ class Product:
             parts |= {f"cells.{k}": v for k, v in self.densities.gaussians.kept().items()}
         if self.densities.coreset is not None:
             parts |= {f"coreset.{k}": v for k, v in self.densities.coreset.tensors().items()}
+        if self.densities.correction is not None:
+            parts |= {f"correction.{k}": v for k, v in self.densities.correction.tensors().items()}
         if self.whole is not None:
             parts |= {f"whole.{k}": v for k, v in self.whole.tensors().items()}
         for i, position in enumerate(self.positions):
@@ -199,13 +215,14 @@ class Product:
             )
             for i in range(1 + (cells is not None) + bool(coreset))
         )
-        whole = _part(tensors, "whole.")
+        whole, correction = _part(tensors, "whole."), _part(tensors, "correction.")
         return cls(
             config=config,
             densities=Densities(
                 expert.requires_grad_(False).eval().to(device),
                 cells,
                 PatchCoreset.from_tensors(coreset).to(device) if coreset else None,
+                Correction.from_tensors(correction).to(device) if correction else None,
             ),
             whole=WholeGaussian.from_tensors(whole) if whole else None,
             positions=positions,

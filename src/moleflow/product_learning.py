@@ -13,14 +13,22 @@ from torch import Tensor
 
 from .blocks import Blocks, make_blocks
 from .config import LineConfig, ScoringConfig
+from .correction import WEIGHT, Correction, Defects
 from .data.sources import evenly
+from .errors import ConfigError
 from .features.extractor import Features
 from .flow.expert import Base
-from .left_out import cells_left_out, coreset_left_out, flows_left_out, whole_left_out
+from .left_out import (
+    cells_left_out,
+    coreset_left_out,
+    correction_left_out,
+    flows_left_out,
+    whole_left_out,
+)
 from .product import Densities, Product, combine, density_map
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
 from .verdict.calibration import TwoVoices, Voice
-from .verdict.maps import PositionCalibration, image_scores, smooth
+from .verdict.maps import PositionCalibration, image_scores, smooth, strongest
 from .verdict.unknown import ORDINARY, Familiarity
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
@@ -54,6 +62,7 @@ def learn_product(
     altered: Altered | None = None,
     without: tuple[Base, Base] | None = None,
     routed: Tensor | None = None,
+    defects: Defects | None = None,
 ) -> Product:
     """Learns a product on a frozen base from the features of its good images.
 
@@ -76,6 +85,11 @@ def learn_product(
             learned from these images; see `FirstBase`.
         routed: patches (N, h, w, D) of the same images as the router sees them, where `seen` is of aligned
             ones.
+        defects: known ones, whose like the product shall find; those of `previous` stay known.
+
+    Raises:
+        ConfigError: defects for a product without cells.
+        TrainingError: learning did not stay finite.
     """
     started = time.perf_counter()
     blocks = make_blocks(len(seen), config.scoring, groups=groups, copies=copies)
@@ -95,9 +109,15 @@ def learn_product(
     others = (left_out_cells, left_out_coreset)
     left_out = [flows.left_out, *(scores for scores in others if scores is not None)]
     positions = (flows.position, *(PositionCalibration.fit(s, config.scoring) for s in left_out[1:]))
-    calibrated = _calibrated_without_own(left_out, blocks, config.scoring)
+    calibrated, ordinary = _calibrated_without_own(left_out, blocks, config.scoring)
+    correction = _correction(base, densities, positions, seen.patches, config, defects, previous)
+    gaussians = densities.gaussians
+    if correction is not None and gaussians is not None:
+        densities = replace(densities, correction=correction)
+        said = correction_left_out(correction, gaussians, seen.patches, memory.patches, blocks)
+        calibrated = calibrated + WEIGHT * said
     whole, left_out_whole = whole_left_out(seen.pooled, memory.pooled, blocks, config.scoring)
-    calibration, familiarity = _verdict(*calibrated, left_out_whole, blocks, config.scoring)
+    calibration, familiarity = _verdict(calibrated, ordinary, left_out_whole, blocks, config.scoring)
     product = Product(
         config=config,
         densities=densities,
@@ -115,6 +135,38 @@ def learn_product(
     progress("calibration", 1.0)
     product.seconds.update(learning=learned - started, calibration=time.perf_counter() - learned)
     return product
+
+
+@torch.no_grad()
+def _correction(
+    base: Base,
+    densities: Densities,
+    positions: Sequence[PositionCalibration],
+    good: Tensor,
+    config: LineConfig,
+    defects: Defects | None,
+    previous: Product | None,
+) -> Correction | None:
+    """The direction of known defects, or of those that an earlier version was shown.
+
+    Where nobody says which patches show the defect, the strongest do, as many as the image's score is of.
+    """
+    gaussians, before = densities.gaussians, None if previous is None else previous.densities.correction
+    if gaussians is None:
+        if defects is not None:
+            raise ConfigError("known defects correct a product by its cells, which this line leaves out")
+        return None
+    if defects is None:
+        return None if before is None else before.measured(gaussians, good)
+    shown = []
+    for i, image in enumerate(defects.patches.float().split(1)):
+        if defects.marks is not None:
+            marked = defects.marks[i]
+        else:
+            found = combine(densities.scores(base, image), positions, config.scoring)
+            marked = strongest(smooth(found, config.scoring.smoothing), config.scoring)[0]
+        shown.append(gaussians.whiten(image)[0][0][marked])
+    return Correction.fit(gaussians, good, torch.cat(shown), images=len(defects.patches))
 
 
 def _calibrated_without_own(

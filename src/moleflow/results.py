@@ -226,8 +226,8 @@ class TaskInfo:
         seconds: by stage: backbone, pose, base, learning, calibration.
         parameters: all numbers the product owns: flow, cells, router, calibration and the rest.
         bytes: all of these in a saved line, in bytes, file headers apart.
-        parts: both by part: `statistics`, `whitening`, `lora`, `dia`, `cells`, `whole`, `router`, `pose`,
-            `calibration`, as far as the product has them.
+        parts: both by part: `statistics`, `whitening`, `lora`, `dia`, `cells`, `coreset`, `correction`,
+            `whole`, `router`, `pose`, `calibration`, as far as the product has them.
         rerouted: held-out good images of older products whose routing this product changed, by product.
         promise: which false-alarm rate its images support, and what more of them would change.
         lesson: what it was last taught from: light, sharpness, what was left out.
@@ -235,6 +235,7 @@ class TaskInfo:
             the reason.
         changes: what the last update of it changed, until the line is loaded anew; None without one.
         pose: whether its images are aligned, and why; None for a product that was learned without asking.
+        known_defects: images of missed defects that it was shown.
     """
 
     name: str
@@ -253,6 +254,7 @@ class TaskInfo:
     lesson: Lesson
     unreadable: tuple[str, ...] = ()
     pose: PoseReport | None = None
+    known_defects: int = 0
     changes: Changes | None = field(default=None, compare=False)
 
     @property

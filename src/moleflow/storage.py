@@ -18,6 +18,7 @@ PARTS = {  # by the beginning of the names under which a line saves tensors
     "dia": ("flow.dia.",),
     "cells": ("cells.",),
     "coreset": ("coreset.",),
+    "correction": ("correction.",),
     "whole": ("whole.",),
     "router": ("router.",),
     "pose": ("pose.",),

@@ -306,6 +306,82 @@ def update(
     say_changes(detector.info(product), asked.line, before)
 
 
+@app.command(
+    epilog=example(
+        "moleflow correct line-3 bottle photos/bottle/good --missed missed",
+        "moleflow correct line-3 bottle photos/bottle/good --missed missed --masks masks",
+    )
+)
+def correct(
+    line: Line,
+    product: ProductName,
+    images: GoodImages,
+    missed: Annotated[
+        list[str],
+        typer.Option(metavar="IMAGES", help="Images of defects that were missed; may be repeated."),
+    ],
+    masks: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Masks of them, named like the images, perhaps with _mask behind the name; without it the "
+            "strongest places stand in.",
+        ),
+    ] = None,
+    false_alarms: Annotated[
+        list[str] | None,
+        typer.Option(metavar="IMAGES", help="Good images that were called defective; they teach as well."),
+    ] = None,
+    recursive: Recursive = False,
+    group: Groups = "auto",
+    strict: Strict = False,
+    report: ReportFile = None,
+    drop_suspicious: DropSuspicious = False,
+    weights: Weights = None,
+    device: Device = "auto",
+    threads: Threads = None,
+) -> None:
+    """Show PRODUCT defects that it missed, as a new version; the old one is kept for rollback.
+
+    A line keeps no images, so the good IMAGES that PRODUCT was taught from are given again, all of them. It
+    is learned anew from these, and patches count as stranger the more they are like the missed defects. The
+    threshold follows from left-out good images with that in it: the promised false-alarm rate stands.
+    """
+    asked = _Asked(
+        line=line,
+        recursive=recursive,
+        group=group,
+        strict=strict,
+        report=report,
+        drop_suspicious=drop_suspicious,
+        weights=weights,
+        device=device,
+        threads=threads,
+    )
+    with interruptible(NOTHING_CHANGED):
+        photographs = _good_images([*images, *(false_alarms or [])], asked)
+        product = record_of(read_line(line), product).name
+        use_threads(threads)
+        from ..data.images import find_entries
+        from ..detector import Detector
+
+        shown = [entry.path for entry in find_entries(missed, recursive=recursive)]
+        detector = Detector.load(line, weights=weights, device=device)
+        before = detector.info(product).version
+        found = [_found(detector, product, shown)]
+        _teach(partial(detector.correct_task, missed=shown, masks=masks), product, photographs, asked)
+        found.append(_found(detector, product, shown))
+    _save(detector, line)
+    _tell(detector, product, photographs, asked)
+    say(f"of {len(shown)} missed images {found[0]} were found before and {found[1]} now, which it has seen")
+    say(f"  to take it back: moleflow rollback {line} {product} {before}")
+
+
+def _found(detector: Detector, product: str, images: Sequence[Path]) -> int:
+    """How many of these are called defective."""
+    return sum(found.status == "defective" for found in detector.predict(images, task=product))
+
+
 def _add(
     asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, said: str = NOTHING_CHANGED
 ) -> None:

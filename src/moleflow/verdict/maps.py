@@ -76,5 +76,15 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
 def image_scores(maps: Tensor, config: ScoringConfig) -> Tensor:
     """Mean of the highest patches of every map (B, h, w), (B,)."""
     flat = maps.flatten(1)
-    k = min(flat.shape[1], max(config.top_least, round(config.top_share * flat.shape[1])))
-    return flat.topk(k, dim=1).values.mean(1)
+    return flat.topk(_top(flat.shape[1], config), dim=1).values.mean(1)
+
+
+def strongest(maps: Tensor, config: ScoringConfig) -> Tensor:
+    """The patches of every map (B, h, w) that `image_scores` is the mean of, (B, h, w) bool."""
+    flat = maps.flatten(1)
+    top = flat.topk(_top(flat.shape[1], config), dim=1).indices
+    return torch.zeros_like(flat, dtype=torch.bool).scatter_(1, top, True).view_as(maps)
+
+
+def _top(patches: int, config: ScoringConfig) -> int:
+    return min(patches, max(config.top_least, round(config.top_share * patches)))
