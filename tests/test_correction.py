@@ -58,6 +58,7 @@ def test_it_is_the_direction_in_which_the_defects_differ():
     expected = torch.linalg.solve(covariance + ridge, differ)
     assert torch.cosine_similarity(found.direction, expected, dim=0) > 0.9999
     assert found.images == 5
+    assert found.weight == pytest.approx(0.5 * 5 / 6)
 
 
 def test_good_patches_have_mean_zero_and_spread_one_along_it():

@@ -38,8 +38,8 @@ def short_lessons() -> Any:
     """Examples run as they stand, with fewer steps: what they find is measured elsewhere."""
     learn = training.fit
 
-    def learn_briefly(*given: Any, steps: int, **options: Any) -> None:
-        learn(*given, steps=min(steps, STEPS), **options)
+    def learn_briefly(*given: Any, steps: int, **options: Any) -> float:
+        return learn(*given, steps=min(steps, STEPS), **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "fit", learn_briefly)
@@ -63,6 +63,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "bottle_cap", folder / "again", train=IMAGES, test_good=0, test_defective=0, size=96
     )
     (again / "train" / "good").rename(folder / "photos" / "bottle" / "new")
+    faulty = write_product("bottle_cap", folder / "faulty", train=1, test_good=0, test_defective=3, size=96)
+    for kind, where in (("test", "missed"), ("ground_truth", "masks")):
+        (folder / where).mkdir()
+        for image in sorted((faulty / kind).rglob("*.png")):
+            image.rename(folder / where / image.name)
     for product in ("gear", "wood"):
         write_product(
             product, folder / "datasets" / "products", train=8, test_good=2, test_defective=2, size=64
@@ -73,7 +78,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def shop(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder of its own for one page, with the photographs in it."""
-    for name in ("photos", "belt", "datasets"):
+    for name in ("photos", "belt", "datasets", "missed", "masks"):
         (tmp_path / name).symlink_to(photos / name, target_is_directory=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -2,8 +2,8 @@
 
 A density knows nothing of defects. Where some were missed, the white patches of a product (`cells.py`) differ
 from its good ones along the direction that parts the two best if both spread alike (Fisher 1936). It is added
-to the map at half weight, and everything behind the map is calibrated with it on left-out good images: the
-promised rate of false alarms is that of the corrected product.
+to the map at up to half weight, and everything behind the map is calibrated with it on left-out good images:
+the promised rate of false alarms is that of the corrected product.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from .cells import CellGaussians
 from .data.sources import evenly
 
-WEIGHT = 0.5  # of the correction in the map, where densities and coreset together have 1
+WEIGHT = 0.5  # of a correction by many images in the map, where densities and coreset together have 1
 RIDGE = 0.1  # added to the covariance of good patches, as a share of its average variance
 GOOD_IMAGES = 64  # that good patches are taken from
 
@@ -47,6 +47,11 @@ class Correction:
     direction: Tensor
     level: float
     images: int
+
+    @property
+    def weight(self) -> float:
+        """Of what it says in the map: half of the most for one image, which may be like no other defect."""
+        return WEIGHT * self.images / (self.images + 1)
 
     @classmethod
     def fit(cls, gaussians: CellGaussians, good: Tensor, defects: Tensor, *, images: int) -> Correction:

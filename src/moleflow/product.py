@@ -16,7 +16,7 @@ from torch import Tensor
 from .cells import CellGaussians
 from .config import LineConfig, ScoringConfig
 from .coreset import PatchCoreset
-from .correction import WEIGHT, Correction
+from .correction import Correction
 from .features.extractor import Features
 from .flow.expert import Base, Expert
 from .pose import Pose
@@ -56,7 +56,7 @@ class Densities:
         """What known defects add to the map, (B, h, w); a single 0 where none were shown."""
         if self.correction is None or self.gaussians is None:
             return torch.zeros((), device=patches.device)
-        return WEIGHT * self.correction(self.gaussians, patches)
+        return self.correction.weight * self.correction(self.gaussians, patches)
 
 
 @dataclass(frozen=True, eq=False)

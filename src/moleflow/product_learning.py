@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .blocks import Blocks, make_blocks
 from .config import LineConfig, ScoringConfig
-from .correction import WEIGHT, Correction, Defects
+from .correction import Correction, Defects
 from .data.sources import evenly
 from .errors import ConfigError
 from .features.extractor import Features
@@ -115,7 +115,7 @@ def learn_product(
     if correction is not None and gaussians is not None:
         densities = replace(densities, correction=correction)
         said = correction_left_out(correction, gaussians, seen.patches, memory.patches, blocks)
-        calibrated = calibrated + WEIGHT * said
+        calibrated = calibrated + correction.weight * said
     whole, left_out_whole = whole_left_out(seen.pooled, memory.pooled, blocks, config.scoring)
     calibration, familiarity = _verdict(calibrated, ordinary, left_out_whole, blocks, config.scoring)
     product = Product(

@@ -58,7 +58,7 @@ class DescriptorStatistics:
             mean.float().double(),
             factor.half().double(),
             float(torch.tensor(noise).float()),
-            witnesses[:WITNESSES].float().double(),
+            _kept(witnesses[:WITNESSES], rounded=True).double(),
         )
 
     def covariance(self) -> Tensor:
@@ -71,7 +71,7 @@ class DescriptorStatistics:
             "mean": self.mean.float(),
             "factor": self.factor.half(),
             "noise": torch.tensor([self.noise]),
-            "witnesses": self.witnesses.float(),
+            "witnesses": _kept(self.witnesses),
         }
 
     @classmethod
@@ -83,6 +83,13 @@ class DescriptorStatistics:
             float(tensors["noise"][0]),
             tensors["witnesses"].double(),
         )
+
+
+def _kept(descriptors: Tensor, *, rounded: bool = False) -> Tensor:
+    """In 16 bits where these hold them, or may round them; else in 32."""
+    half = descriptors.half()
+    held = torch.isfinite(half).all() if rounded else torch.equal(half.double(), descriptors.double())
+    return half if held else descriptors.float()
 
 
 def ledoit_wolf(centred: Tensor) -> Tensor:
