@@ -247,6 +247,7 @@ def test_every_row_around_a_preset_changes_something(table):
     rows = rows_for(table, whole)
     assert {"no DIA", "no whitening", "no LoRA", "no spatial context", "no tail loss"} <= set(rows)
     lacking = {"flow alone", "no coreset", "no feature noise", "no position calibration"}
+    lacking |= {"base from the first product", "no early stop"}
     assert not (lacking | {"flow over normalised features"}) & set(rows)
     assert not {"full mixer kernel", "tail per image", "whole images"} & set(rows)
     assert not [name for name in rows if name.startswith("published")]

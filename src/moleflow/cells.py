@@ -147,8 +147,7 @@ class CellGaussians(nn.Module):
         parts: dict[str, Tensor] = {}
         for name, tensor in self.state_dict().items():
             if name not in ("mean", "directions"):
-                drawn_by = name in ("variances", "rest") and self.config.bits < 16
-                parts[name] = tensor.bfloat16() if drawn_by else tensor
+                parts[name] = tensor
             elif self.config.bits == 16:
                 parts[name] = tensor.half()
             elif name == "mean":  # every channel in its own range

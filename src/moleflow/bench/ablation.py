@@ -40,11 +40,13 @@ ABLATIONS: Mapping[str, Variant] = {
     "no tail loss": Variant("moleflow", {"training.tail_weight": 0.0}),
     "no log-det penalty": Variant("moleflow", {"training.log_det_weight": 0.0}),
     "no position": Variant("moleflow", {"flow.position": 0.0}),
+    "base from the first product": Variant("moleflow", {"training.base": "learn"}),
     "no base": Variant("moleflow", {"flow.couplings": 0, "flow.mixer": None}),
     "no flow": Variant("moleflow", NO_FLOW),
     "whole flow per product": Variant("task-separated", {"training.base_steps": 100, "training.steps": 100}),
     "whole flow, longer": Variant("task-separated"),
     "no feature noise": Variant("moleflow", {"training.noise": 0.0}),
+    "no early stop": Variant("moleflow", {"training.early_stop": False}),
     "no position calibration": Variant("moleflow", {"scoring.position_calibration": False}),
     "no coreset": Variant("moleflow", {"scoring.coreset": None}),
     "no picture as a whole": Variant("moleflow", {"scoring.whole": None}),
@@ -67,11 +69,13 @@ ABLATIONS: Mapping[str, Variant] = {
     "published without tail loss": Variant("moleflow", {**PUBLISHED, "training.tail_weight": 0.0}),
     "published without penalty": Variant("moleflow", {**PUBLISHED, "training.log_det_weight": 0.0}),
 }
-"""The seven of the original method, position, the two ways to share nothing, and what this project added:
-noise, position calibration, the coreset, the picture as a whole, the shared metric of the router. "no flow"
-is everything in closed form, "flow alone" the density without the rest, "cells alone" what it begins with.
-Then what this project made weaker than it was published, at its published strength: each by itself, all
-together, and each left out of all together; the last ones, and the sphere, over normalised features."""
+"""The seven of the original method, position, the base of a line's own, the two ways to share nothing, and
+what this project added: noise, early stop, position calibration, the coreset, the picture as a whole, the
+shared metric of the router. "no flow" is everything in closed form, "flow alone" the density without the rest,
+"cells alone" what it begins with. Then what this project made weaker than it was published, at its published
+strength: each by itself, all together, and each left out of all together; the last ones, and the sphere, over
+normalised features. A row that changes the shape of the base learns it from the first product: none of that
+shape comes along."""
 
 BARE = {
     **LAYERED,
