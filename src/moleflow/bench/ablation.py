@@ -71,11 +71,11 @@ ABLATIONS: Mapping[str, Variant] = {
 }
 """The seven of the original method, position, the base of a line's own, the two ways to share nothing, and
 what this project added: noise, early stop, position calibration, the coreset, the picture as a whole, the
-shared metric of the router. "no flow" is everything in closed form, "flow alone" the density without the rest,
-"cells alone" what it begins with. Then what this project made weaker than it was published, at its published
-strength: each by itself, all together, and each left out of all together; the last ones, and the sphere, over
-normalised features. A row that changes the shape of the base learns it from the first product: none of that
-shape comes along."""
+shared metric of the router. "no flow" is everything in closed form, "flow alone" the density without the
+rest, "cells alone" what it begins with. Then what this project made weaker than it was published, at its
+published strength: each by itself, all together, and each left out of all together; the last ones, and the
+sphere, over normalised features. A row that changes the shape of the base learns it from the first product:
+none of that shape comes along."""
 
 BARE = {
     **LAYERED,
