@@ -59,6 +59,7 @@ class CellGaussians(nn.Module):
         self.register_buffer("_members", self._numbers(), persistent=False)
         self.register_buffer("_cell_of", self._owners(), persistent=False)
         self._known: tuple[Tensor, int, tuple[Tensor, Tensor, Tensor]] | None = None
+        self._places: tuple[Tensor, int, Tensor] | None = None
 
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
@@ -185,8 +186,14 @@ class CellGaussians(nn.Module):
         return x.to(self.mean.device)
 
     def _mean_grid(self) -> Tensor:
-        grid = self.mean.permute(2, 0, 1)[None]
-        return F.interpolate(grid, size=self.grid, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
+        """The mean of every place, (h, w, D), interpolated once for the same mean."""
+        source, version = self.mean, self.mean._version
+        if self._places is None or self._places[0] is not source or self._places[1] != version:
+            grid = F.interpolate(
+                source.permute(2, 0, 1)[None], size=self.grid, mode="bilinear", align_corners=False
+            )
+            self._places = source, version, grid[0].permute(1, 2, 0).contiguous()
+        return self._places[2]
 
     def _cells(self) -> list[tuple[slice, slice]]:
         rows, columns = (_edges(length, side) for length, side in zip(self.grid, self.sides, strict=True))
