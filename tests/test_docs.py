@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -12,11 +13,12 @@ import pytest
 import moleflow
 from moleflow import training
 from moleflow.data.factory import write_product
+from moleflow.features.backbones import BACKBONES, get_backbone
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-STEPS = 2  # of a lesson
+STEPS, SIDE = 2, 192  # of a lesson, and pixels of its images
 IMAGES = 2  # of each product
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -35,14 +37,15 @@ def runnable(page: Path) -> list[tuple[int, str]]:
 
 @pytest.fixture(scope="module", autouse=True)
 def short_lessons() -> Any:
-    """Examples run as they stand, with fewer steps: what they find is measured elsewhere."""
-    learn = training.fit
+    """Examples run as they stand, in fewer steps on smaller images: what they find is measured elsewhere."""
+    learn, row = training.fit, get_backbone("efficientnet_lite0")
 
     def learn_briefly(*given: Any, steps: int, **options: Any) -> float:
         return learn(*given, steps=min(steps, STEPS), **options)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, "fit", learn_briefly)
+        patch.setitem(BACKBONES, row.name, replace(row, image_size=(SIDE, SIDE)))
         yield
 
 
