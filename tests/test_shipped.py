@@ -93,6 +93,17 @@ def test_the_first_product_decides_nothing_for_those_after_it():
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_lines_that_see_images_otherwise_do_not_fit_together():
+    config = LineConfig(training=FEW)
+    wishes = ({}, {"fit": "letterbox"}, {"intensity": (10, 200)})
+    hashes = set()
+    for wish in wishes:
+        line = Detector(image_size=64, device="cpu", config=config, **wish)
+        line.add_task("gear", photographs("gear"))
+        hashes.add(line._line.base_hash)
+    assert len(hashes) == len(wishes)
+
+
 def test_a_base_is_learned_from_the_first_product_where_that_is_wanted():
     config = LineConfig(training=FEW)
     lines = [Detector(image_size=64, device="cpu", config=config, base="learn") for _ in range(2)]

@@ -421,6 +421,23 @@ def said_of(patches: Tensor, config: LineConfig) -> tuple[Base, Expert]:
     return first.final, flows.final
 
 
+@pytest.mark.parametrize("images", [1, 4])
+def test_learning_that_ends_early_is_told_to_its_end(images):
+    told: list[float] = []
+    patches, config = product(1, images=images), line_of(early_stop=True)
+    blocks = make_blocks(images, config.scoring)
+    base = first_base()
+    flows_left_out(
+        (base,) * 3, patches, patches[:0], blocks, config, 0, lambda stage, share: told.append(share)
+    )
+    assert told == sorted(told)
+    assert told[-1] == 1
+    learned: list[float] = []
+    learn_first_base(patches, config, seed=0, progress=learned.append)
+    assert learned == sorted(learned)
+    assert learned[-1] == 1
+
+
 def test_a_lone_image_is_judged_by_what_the_flow_begins_with():
     lone, test = product(1, images=1), product(1, seed=50)
     base, expert = said_of(lone, line_of(early_stop=True))

@@ -119,7 +119,8 @@ def restore(
     base.load_state_dict(record.base)
     base = base.requires_grad_(False).eval().to(extractor.device)
     # From what is written rather than from what it was read as: a later version knows more options.
-    found = fingerprint_of(base, record.settings["backbone"], record.settings["config"])
+    settings = record.settings
+    found = fingerprint_of(base, settings["backbone"], settings["config"], settings.get("intake"))
     if found != record.fingerprint:
         raise LineError(f"expected base and settings with fingerprint {record.fingerprint}, got {found}")
     products = {r.name: Product.from_saved(base, config, r.tensors, r.info) for r in record.tasks}
@@ -137,9 +138,18 @@ def restore(
     return line, Archive(path.resolve(), saved)
 
 
-def fingerprint_of(base: Base, backbone: Mapping[str, Any], config: Mapping[str, Any]) -> str:
-    """Of all that an expert is learned on: base, backbone and options, as a saved line writes them."""
-    shared = {"backbone": backbone, "config": config}
+def fingerprint_of(
+    base: Base, backbone: Mapping[str, Any], config: Mapping[str, Any], intake: Mapping[str, Any] | None
+) -> str:
+    """Of all that an expert is learned on: base, backbone, options, fit, light, as a saved line writes them.
+
+    Where a base is a line's own it says enough of fit and light, and lines from before there was another
+    kind have nothing else.
+    """
+    shared: dict[str, Any] = {"backbone": backbone, "config": config}
+    if intake is not None and config["training"].get("base") == "auto":
+        light = {name: intake["intensity"][name] for name in ("low", "high", "depth")}
+        shared["intake"] = {"fit": intake["fit"], **light}
     text = json.dumps(shared, sort_keys=True).encode()
     return fingerprint(base.state_dict() | {"settings": torch.frombuffer(bytearray(text), dtype=torch.uint8)})
 

@@ -178,7 +178,7 @@ class TrainingConfig:
     log_det_of: Literal["chain", "flow"] = "chain"  # flow: of couplings and DIA, nothing else
     noise: float = 1.0  # standard deviation added to what the flow begins with
     clip: float = 5.0  # largest gradient norm of a step
-    early_stop: bool = True  # no further than left-out good images become likelier
+    early_stop: bool = True  # back to where left-out good images had the least loss
 
     def __post_init__(self) -> None:
         check(

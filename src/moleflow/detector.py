@@ -328,7 +328,8 @@ class Detector:
         Args:
             name: of the product.
             images: the good images that it was taught from, all of them; further ones may be among them.
-            missed: images of defects, as `images`; one is a beginning, five say more.
+            missed: images of defects, as `images`, also those that it was shown before: it begins anew. One
+                is a beginning, five say more.
             masks: folder of masks, each named like its image, perhaps with `_mask` behind the name: what is
                 not black is the defect. Without them the strongest patches of each image stand in for it.
             false_alarms: images that were called defective and are good; they teach like the others.

@@ -161,6 +161,9 @@ def learn(
             f"{name!r} was taught from {known.images} good images and is learned anew with what it missed: "
             f"expected them again, got {len(sources)}"
         )
+    defects = None  # seen before all else: a mask that is missing shows at once
+    if known is not None and known_defects is not None:
+        defects = known_defects.seen(known.pose, line.intake, extractor)
     material = _gather(line, name, sources, extractor, options=options, tell=progress)
     seconds = {"backbone": time.perf_counter() - started}
     started = time.perf_counter()
@@ -175,7 +178,6 @@ def learn(
         line = line if line.base is not None else _with_base(line, first.final, extractor, config)
         if first.without is not None:
             seconds["base"] = time.perf_counter() - started
-    defects = None if known_defects is None else known_defects.seen(pose, line.intake, extractor)
     assert line.base is not None
     learned = partial(
         _product_of,
@@ -234,7 +236,8 @@ def _first_base(
 def _with_base(line: Line, base: Base, extractor: Extractor, config: LineConfig) -> Line:
     """The line on this base."""
     base = base.to(extractor.device)
-    return replace(line, base=base, base_hash=fingerprint_of(base, extractor.describe(), to_dict(config)))
+    told = fingerprint_of(base, extractor.describe(), to_dict(config), line.intake.settings())
+    return replace(line, base=base, base_hash=told)
 
 
 def sources_of(images: Any, options: LessonOptions, *more: Any) -> Sources:

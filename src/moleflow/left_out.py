@@ -28,6 +28,7 @@ from .whole import WholeGaussian
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 
 HALF_SHARE = 0.25  # of the flow's steps for each of the two flows that calibrate; the final one has the rest
+FINAL_SHARE = 1 - 2 * HALF_SHARE
 GAP_IMAGES = 12  # of each half, by which a flow's optimism about what it learned from is measured
 
 
@@ -84,7 +85,7 @@ def learn_first_base(
         seed=seed + 1,
         share=share,
         begun=halves[0],
-        progress=lambda done: progress(2 * HALF_SHARE + share * done),
+        progress=lambda done: progress(2 * HALF_SHARE + FINAL_SHARE * done),
     )
     return FirstBase(final, (halves[0], halves[1]))
 
@@ -174,7 +175,7 @@ def flows_left_out(
         seed=seed + 1,
         share=share,
         begun=begun,
-        progress=_part_of(progress, 2 * HALF_SHARE, share),
+        progress=_part_of(progress, 2 * HALF_SHARE, FINAL_SHARE),
     )
     known = _scores(base, final, patches[evenly(list(range(count)), 4 * GAP_IMAGES)])
     position = PositionCalibration.fit(known, scoring).moved(
@@ -195,7 +196,7 @@ def _share_of_lone(config: LineConfig) -> float:
 def _share_left(judges: Sequence[LeftOut | None]) -> float:
     """Of the steps, for the final flow: none where a short one was at its best before its end."""
     at_end = all(judge is None or judge.share == 1 for judge in judges)
-    return 1 - 2 * HALF_SHARE if at_end else 0.0
+    return FINAL_SHARE if at_end else 0.0
 
 
 def _part_of(progress: Progress, start: float, share: float) -> Callable[[float], None]:

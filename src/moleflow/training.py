@@ -35,13 +35,13 @@ RULER_PATCHES = 2048  # of the left-out images, the same at every look
 
 @dataclass(eq=False)
 class LeftOut:
-    """Good images that a flow does not learn from: it is taken back to where they were likeliest.
+    """Good images that a flow does not learn from: it is taken back to where their loss was least.
 
     That may be where it began, so what is learned is never worse than its start by this ruler.
 
     Attributes:
         features: raw patch features (N, h, w, D).
-        share: of the steps after which they were likeliest; known once a flow was learned beside them.
+        share: of the steps after which that was; known once a flow was learned beside them.
     """
 
     features: Tensor
@@ -194,15 +194,15 @@ def learn_expert(
 def _ruler(
     base: Base, expert: Expert, left_out: LeftOut | None, training: TrainingConfig, seed: int
 ) -> Callable[[], float] | None:
-    """Mean negative log-likelihood of the same left-out patches under the same noise, as it is now."""
+    """The loss that is learned, of the same left-out patches under the same noise, as it is now."""
     if left_out is None:
         return None
-    plain = replace(training, patches=RULER_PATCHES)
+    wider = replace(training, patches=RULER_PATCHES)
 
     @torch.no_grad()
     def ask() -> float:
         generator = torch.Generator().manual_seed(seed)
-        return likelihood_loss(base, expert, left_out.features, plain, generator).item()
+        return likelihood_loss(base, expert, left_out.features, wider, generator).item()
 
     return ask
 
