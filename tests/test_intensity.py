@@ -600,7 +600,10 @@ def test_an_8_bit_line_is_what_it_was(line, saved, pictures):
         line.predict(shown.astype(np.float32))
 
 
-def test_a_line_from_before_the_range_says_what_it_said(saved, line, probe):
+def test_a_line_from_before_the_range_says_what_it_said(new_line, pictures, tmp_path, probe):
+    line, saved = new_line(base="learn"), tmp_path / "line"  # a base of its own, as every line had then
+    line.add_task("gear", pictures("gear", 8))
+    line.save(saved)
     document = json.loads((saved / "line.json").read_text())
     del document["settings"]["intake"]
     (saved / "line.json").write_text(json.dumps(document))
