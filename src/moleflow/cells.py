@@ -100,12 +100,14 @@ class CellGaussians(nn.Module):
             log_det = log_dets[cell].view(1, *self.grid).expand(y.shape[:-1])
         else:
             axes, shrink, log_dets = self._white
-            cell = self._cell_of[patches]
-            x = features.float() - self._mean_grid().flatten(0, 1)[patches]
-            own = axes[cell]  # B, h, w, r, D
-            along = torch.einsum("bhwd,bhwrd->bhwr", x, own) * shrink[cell]
-            y = x + torch.einsum("bhwr,bhwrd->bhwd", along, own)
-            log_det = log_dets[cell]
+            cell = self._cell_of[patches.flatten()]
+            x = (features.float() - self._mean_grid().flatten(0, 1)[patches]).flatten(0, -2)
+            members, slot = _grouped(cell, len(axes))
+            gathered = x[members]  # by cell as above: axes gathered by patch would be many times as large
+            along = torch.einsum("cnd,crd->cnr", gathered, axes)
+            grouped = gathered + torch.einsum("cnr,cr,crd->cnd", along, shrink, axes)
+            y = grouped[cell, slot].view(features.shape)
+            log_det = log_dets[cell].view(patches.shape)
         return y / self.noise.sqrt(), log_det
 
     def unwhiten(self, white: Tensor) -> tuple[Tensor, Tensor]:
@@ -230,6 +232,21 @@ class CellGaussians(nn.Module):
             self.rest[i].fill_(max(outside, 0.0) / max(channels - self.rank, 1))
         # What is kept, so that saved cells are small and yet the very same ones.
         self.load_state_dict(self._state(self.kept()))
+
+
+def _grouped(cell: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+    """Patches by their cell: the numbers of each cell's, (cells, most), and every patch's slot among them.
+
+    A cell with fewer names the first of all patches in the slots it leaves free.
+    """
+    order = cell.argsort(stable=True)
+    counts = torch.bincount(cell, minlength=cells)
+    first = counts.cumsum(0) - counts
+    slot = torch.empty_like(cell)
+    slot[order] = torch.arange(len(cell), device=cell.device) - first[cell[order]]
+    members = cell.new_zeros(cells, int(counts.max()))
+    members[cell, slot] = torch.arange(len(cell), device=cell.device)
+    return members, slot
 
 
 @dataclass(frozen=True, eq=False)
