@@ -1,7 +1,9 @@
 """What several test files share: small procedural products, options that learn in a second, a taught line."""
 
 import functools
+import os
 import shutil
+import tempfile
 
 import pytest
 import torch
@@ -16,6 +18,13 @@ SIZE = 64
 def pytest_configure(config):
     # The pictures are too small to share among threads, and xdist starts a process per core already.
     torch.set_num_threads(1)
+    if not hasattr(config, "workerinput"):  # workers inherit it
+        config.own_cache = os.environ["MOLEFLOW_CACHE"] = tempfile.mkdtemp(prefix="moleflow-tests-")
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "own_cache"):
+        shutil.rmtree(config.own_cache, ignore_errors=True)
 
 
 @functools.cache

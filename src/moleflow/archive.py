@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,8 +56,8 @@ class Archive:
         saved = {key: value for key, value in self.saved.items() if key != name}
         return Archive(self.path, saved, self.removed | {name})
 
-    def write(self, line: Line, store: LineStore, settings: dict[str, Any]) -> Archive:
-        """Writes what is not on disk yet; a crash leaves the folder as before or after.
+    def write(self, line: Line, store: LineStore, settings: Callable[[], dict[str, Any]]) -> Archive:
+        """Writes what is not on disk yet, a new line with its settings; a crash leaves it as before or after.
 
         Raises:
             LineError: the folder holds another line, cannot be written, or nothing was learned yet.
@@ -69,7 +69,7 @@ class Archive:
             versions = self._write_changes(line, store)
         else:
             records = tuple(_record(line, name) for name in line.products)
-            store.create(settings, line.base.state_dict(), fingerprint=line.base_hash, tasks=records)
+            store.create(settings(), line.base.state_dict(), fingerprint=line.base_hash, tasks=records)
             versions = {task.name: task.version for task in store.read(tensors=False).tasks}
         saved = {
             name: Saved(versions[name], product, dict(line.overrides.get(name, {})))

@@ -21,6 +21,7 @@ from .data.sources import Errors, Source, list_sources
 from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
 from .features.backbones import BackboneSpec, stored_backbone
 from .features.extractor import Extractor
+from .features.runtime import RuntimeName
 from .inspection import inspect
 from .intake import Intake, check_errors, pictures_in
 from .known_defects import KnownDefects
@@ -58,6 +59,8 @@ class Detector:
             good images speak for where the first product's images are of several shapes.
         tiles: (rows, columns) of overlapping tiles that large images are seen in.
         device: "auto" takes CUDA, then MPS, then the CPU.
+        runtime: what runs the backbone on the CPU: "torch", "onnxruntime", "openvino", or "auto" for the
+            fastest that is installed and says what eager torch says; see docs/runtime.md.
         seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
         false_alarm_rate: share of good images that may be called defective.
         intensity: which of the camera's numbers is black and which white, for the life of the line: "auto"
@@ -85,6 +88,7 @@ class Detector:
         fit: FitWish = "auto",
         tiles: tuple[int, int] | None = None,
         device: str | torch.device | None = "auto",
+        runtime: RuntimeName = "auto",
         seed: int = 0,
         false_alarm_rate: float = 0.01,
         intensity: str | int | tuple[float, float] = "auto",
@@ -100,7 +104,9 @@ class Detector:
         self.seed, self.false_alarm_rate = seed, false_alarm_rate
         # What extractor and intake are settled by, with the first product.
         self._wishes = Wishes(image_size, smallest_defect, fit, parse_intensity(intensity))
-        self._at_size = partial(Extractor, backbone, weights=weights, tiles=tiles, device=device, seed=seed)
+        self._at_size = partial(
+            Extractor, backbone, weights=weights, tiles=tiles, device=device, runtime=runtime, seed=seed
+        )
         self.extractor = self._at_size(image_size=image_size)
         self.config = config or get_preset(preset or DEFAULT).at(self.extractor.dim)
         if base is not None:
@@ -512,7 +518,7 @@ class Detector:
         if path is None and self.path is None:
             raise LineError("expected a folder to save the line to, got none: it was never saved before")
         store = LineStore(path if path is not None else self.path)  # type: ignore[arg-type]
-        self._archive = self._archive.write(self._line, store, self._settings())
+        self._archive = self._archive.write(self._line, store, self._settings)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -523,6 +529,7 @@ class Detector:
             "preset": self.preset,
             "config": to_dict(self.config),
             "intake": self.intake.settings(),
+            "witness": self.extractor.witness(),
         }
 
     @classmethod
@@ -532,13 +539,14 @@ class Detector:
         *,
         weights: str | Path | None = None,
         device: str | torch.device | None = "auto",
+        runtime: RuntimeName = "auto",
     ) -> Detector:
-        """Reads a saved line; what it says is what it said before saving, to the bit.
+        """Reads a saved line; what it says is what it said before saving, to the bit on the same runtime.
 
         Args:
             path: the line's folder.
             weights: local file with the backbone's weights, where they are not embedded.
-            device: as for `Detector`.
+            device, runtime: as for `Detector`.
 
         Raises:
             LineError: there is no line, or it is damaged or of another format.
@@ -556,12 +564,15 @@ class Detector:
                 image_size=_pair(settings["backbone"].get("tile_size", settings["backbone"]["image_size"])),
                 tiles=_pair(settings["backbone"].get("tiles")),
                 device=device,
+                runtime=runtime,
                 seed=settings["seed"],
                 false_alarm_rate=settings["false_alarm_rate"],
                 config=stored_line(settings["config"]),
             )
             detector.preset = settings.get("preset")
             detector.extractor.check_same(settings["backbone"])
+            if "witness" in settings:
+                detector.extractor.expect(settings["witness"])
             detector._line, detector._archive = restore(
                 record,
                 store.path,

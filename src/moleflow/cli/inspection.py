@@ -19,7 +19,7 @@ from rich.table import Table
 
 from ..errors import ImageError, MoleFlowError
 from .app import app, example
-from .options import BatchSize, Device, JsonFile, Line, Recursive, Threads, Weights
+from .options import BatchSize, Device, JsonFile, Line, Recursive, Runtime, RuntimeChoice, Threads, Weights
 from .screen import (
     NOTHING_CHANGED,
     SOME_FAILED,
@@ -107,6 +107,7 @@ def predict(
     batch_size: BatchSize = 8,
     weights: Weights = None,
     device: Device = "auto",
+    runtime: Runtime = RuntimeChoice.auto,
     threads: Threads = None,
 ) -> None:
     """Inspect images of any product of LINE. Nothing is written but what --json, --maps, --monitor ask for.
@@ -127,7 +128,7 @@ def predict(
     from ..detector import Detector
     from ..results import Failure
 
-    detector = Detector.load(line, weights=weights, device=device)
+    detector = Detector.load(line, weights=weights, device=device, runtime=runtime.value)
     results = detector.stream(paths, task=task, batch_size=batch_size, errors="raise" if strict else "yield")
     failed = 0
     with ExitStack() as stack:
@@ -170,6 +171,7 @@ def evaluate(
     batch_size: BatchSize = 8,
     weights: Weights = None,
     device: Device = "auto",
+    runtime: Runtime = RuntimeChoice.auto,
     threads: Threads = None,
 ) -> None:
     """Score LINE on labelled data: per product, and the mean over products.
@@ -188,7 +190,7 @@ def evaluate(
         from .. import evaluation
         from ..detector import Detector
 
-        detector = Detector.load(line, weights=weights, device=device)
+        detector = Detector.load(line, weights=weights, device=device, runtime=runtime.value)
         with bar("inspecting") as told:
             result = evaluation.evaluate(
                 detector,
@@ -466,5 +468,6 @@ def _evaluation_json(result: Evaluation, detector: Detector, dataset: Dataset) -
         "moleflow": metadata.version("moleflow"),
         "torch": torch.__version__,
         "device": str(detector.extractor.device),
+        "runtime": detector.extractor.runtime,
         **result.to_dict(),
     }

@@ -21,6 +21,15 @@ class BaseFrom(str, Enum):
     learn = "learn"
 
 
+class RuntimeChoice(str, Enum):
+    """Words for `--runtime`, as `Detector` takes them."""
+
+    auto = "auto"
+    torch = "torch"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 class Alignment(str, Enum):
     """Words for `--pose`, as `Detector.add_task` takes them."""
 
@@ -92,6 +101,13 @@ Groups = Annotated[
     typer.Option("--group", callback=_rule, metavar="RULE", help=f"Which images belong together: {RULES}."),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+Runtime = Annotated[
+    RuntimeChoice,
+    typer.Option(
+        envvar="MOLEFLOW_RUNTIME",
+        help="What runs the backbone on the CPU; auto: the fastest that is installed and agrees with torch.",
+    ),
+]
 Preset = Annotated[
     str,
     typer.Option(metavar="P", callback=_preset, help=f"Options by name: {', '.join(PRESETS)}."),

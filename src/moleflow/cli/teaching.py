@@ -37,6 +37,8 @@ from .options import (
     Rate,
     Recursive,
     ReportFile,
+    Runtime,
+    RuntimeChoice,
     Threads,
     Weights,
     as_image_size,
@@ -58,6 +60,7 @@ from .shapes import settled_in_words
 
 if TYPE_CHECKING:
     from ..detector import Detector
+    from ..features.runtime import RuntimeName
     from ..pose_learning import Wish
     from ..results import TaskInfo
     from ..store import LineStore
@@ -83,6 +86,7 @@ class _Asked:
     drop_suspicious: bool
     weights: str | None
     device: str
+    runtime: RuntimeName
     threads: int | None
 
 
@@ -197,6 +201,7 @@ def add(
     report: ReportFile = None,
     drop_suspicious: DropSuspicious = False,
     device: Device = "auto",
+    runtime: Runtime = RuntimeChoice.auto,
     threads: Threads = None,
 ) -> None:
     """Teach LINE a new PRODUCT from good IMAGES; a LINE that does not exist is created.
@@ -237,6 +242,7 @@ def add(
         false_alarm_rate=false_alarm_rate,
         weights=weights,
         device=device,
+        runtime=runtime.value,
         threads=threads,
     )
     for option, value in (("--each", each), ("--mixed", mixed)):
@@ -273,6 +279,7 @@ def update(
     drop_suspicious: DropSuspicious = False,
     weights: Weights = None,
     device: Device = "auto",
+    runtime: Runtime = RuntimeChoice.auto,
     threads: Threads = None,
 ) -> None:
     """Learn more of PRODUCT from new good images, as a new version; the old one is kept for rollback.
@@ -290,6 +297,7 @@ def update(
         drop_suspicious=drop_suspicious,
         weights=weights,
         device=device,
+        runtime=runtime.value,
         threads=threads,
     )
     with interruptible(NOTHING_CHANGED):
@@ -298,7 +306,7 @@ def update(
         use_threads(threads)
         from ..detector import Detector
 
-        detector = Detector.load(line, weights=weights, device=device)
+        detector = Detector.load(line, weights=weights, device=device, runtime=runtime.value)
         before = detector.info(product).version
         _teach(detector.update_task, product, photographs, asked)
     _save(detector, line)
@@ -339,6 +347,7 @@ def correct(
     drop_suspicious: DropSuspicious = False,
     weights: Weights = None,
     device: Device = "auto",
+    runtime: Runtime = RuntimeChoice.auto,
     threads: Threads = None,
 ) -> None:
     """Show PRODUCT defects that it missed, as a new version; the old one is kept for rollback.
@@ -356,6 +365,7 @@ def correct(
         drop_suspicious=drop_suspicious,
         weights=weights,
         device=device,
+        runtime=runtime.value,
         threads=threads,
     )
     with interruptible(NOTHING_CHANGED):
@@ -366,7 +376,7 @@ def correct(
         from ..detector import Detector
 
         shown = [entry.path for entry in find_entries(missed, recursive=recursive)]
-        detector = Detector.load(line, weights=weights, device=device)
+        detector = Detector.load(line, weights=weights, device=device, runtime=runtime.value)
         before = detector.info(product).version
         found = [_found(detector, product, shown)]
         _teach(partial(detector.correct_task, missed=shown, masks=masks), product, photographs, asked)
@@ -549,10 +559,10 @@ def _line_to_teach(asked: _AskedOfAdd, *, exists: bool) -> Detector:
     from ..detector import Detector
 
     if exists:
-        return Detector.load(asked.line, weights=asked.weights, device=asked.device)
+        return Detector.load(asked.line, weights=asked.weights, device=asked.device, runtime=asked.runtime)
     options = asked.wishes | {"false_alarm_rate": asked.false_alarm_rate}
     given = {key: value for key, value in options.items() if value is not None}
-    return Detector(weights=asked.weights, device=asked.device, **given)
+    return Detector(weights=asked.weights, device=asked.device, runtime=asked.runtime, **given)
 
 
 @contextmanager

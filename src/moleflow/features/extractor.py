@@ -1,5 +1,6 @@
 """The frozen backbone: uint8 images in, a vector per cell of a grid and one of the whole picture out."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,7 +20,17 @@ from moleflow.features.backbones import (
     get_backbone,
     layer_channels,
 )
+from moleflow.features.runtime import (
+    Compiled,
+    RuntimeName,
+    check_runtime,
+    compiled,
+    probe,
+    torch_runtime,
+)
 from moleflow.features.tiles import Tiled, Tiling
+
+WITNESS_TOLERANCE = 1e-2  # spreads by which a drawn picture's mean features may differ from a line's
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,11 +83,10 @@ class Extractor:
         grid: (h', w') cells of the feature grid.
         dim: D, channels of a cell.
         pooled_dim: E, numbers that describe a picture as a whole.
-        module: the whole computation as a module, for export: (B, 3, h, w) values 0..255 to (B, h', w', D)
-            and (B, E).
+        module: the whole computation in eager torch: (B, 3, h, w) values 0..255 to (B, h', w', D) and (B, E).
 
     Raises:
-        ConfigError: an unknown backbone or device, or an image size that the backbone cannot take.
+        ConfigError: an unknown backbone, device or runtime, or an image size that the backbone cannot take.
         BackboneError: weights are missing or another model's.
     """
 
@@ -88,13 +98,18 @@ class Extractor:
         image_size: int | tuple[int, int] | None = None,
         tiles: tuple[int, int] | None = None,
         device: str | torch.device | None = "cpu",
+        runtime: RuntimeName = "torch",
         seed: int = 0,
     ) -> None:
-        """With `tiles` (rows, columns) an image is seen in so many tiles, and `image_size` is one tile's."""
+        """With `tiles` (rows, columns) an image is seen in so many tiles, and `image_size` is one tile's.
+
+        `runtime` is what computes on the processor, see `features.runtime`; other devices take torch.
+        """
         self.spec = backbone if isinstance(backbone, BackboneSpec) else get_backbone(backbone)
         self.name = self.spec.name
         self.image_size = _as_pair(image_size if image_size is not None else self.spec.image_size)
         self.device = resolve_device(device)
+        self._wish = check_runtime(runtime)
         built = build_network(self.spec, weights, seed=seed)
         network, self.weights_hash, self.pooled_hash = built.module, built.patch_hash, built.pooled_hash
         self.step = _fit_to_size(network, self.spec, self.image_size)
@@ -103,19 +118,27 @@ class Extractor:
         self.pooled = built.pooled
         self.module: nn.Module = _GridFeatures(network, self.spec, built.pooled).eval().requires_grad_(False)
         self.module.to(self.device).to(memory_format=torch.channels_last)
+        self._at_once = self.module
         self._measure()
+        self._tile_grid = self.grid
         counts = None if tiles == (1, 1) else tiles
         self.tiling = None if counts is None else Tiling.of(counts, self.image_size, self.step)
         if self.tiling is not None:
             self.module = Tiled(self.module, self.tiling, self.grid).eval().to(self.device)
             self.image_size = self.tiling.size
             self._measure()
+        self._starting = threading.Lock()
+        self._running: nn.Module | None = None
+        self._expected: Mapping[str, Any] | None = None
 
     def _measure(self) -> None:
         """What a black image of the size at hand becomes."""
-        seen = self.see(torch.zeros(1, 3, *self.image_size, dtype=torch.uint8))
-        _, rows, columns, self.dim = seen.patches.shape
-        self.grid, self.pooled_dim = (rows, columns), seen.pooled.shape[1]
+        with torch.no_grad():
+            patches, pooled = self.module(
+                torch.zeros(1, 3, *self.image_size, dtype=torch.uint8).to(self.device)
+            )
+        _, rows, columns, self.dim = patches.shape
+        self.grid, self.pooled_dim = (rows, columns), pooled.shape[1]
         self.cell = self.image_size[0] // rows
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
@@ -125,7 +148,8 @@ class Extractor:
     def see(self, images: torch.Tensor) -> Features:
         """Features of a batch: uint8 (B, 3, h, w) RGB, to float32 on the extractor's device.
 
-        Raises ImageError for another type or size.
+        Raises ImageError for another type or size, BackboneError where features are not those of the line
+        (`expect`) or a runtime that was asked for by name cannot compute them.
         """
         expected = (3, *self.image_size)
         if images.dtype != torch.uint8 or images.ndim != 4 or tuple(images.shape[1:]) != expected:
@@ -135,7 +159,42 @@ class Extractor:
             )
         # Not inference_mode: its tensors cannot enter a graph, and the flow trains on what comes out here.
         with torch.no_grad():
-            return Features(*self.module(images.to(self.device)))
+            return Features(*self._run(images.to(self.device)))
+
+    @property
+    def runtime(self) -> str:
+        """What computes the features, with its version."""
+        running = self._started()
+        inner = running.module if isinstance(running, Tiled) else running
+        return inner.name if isinstance(inner, Compiled) else torch_runtime()
+
+    def _run(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen: tuple[torch.Tensor, torch.Tensor] = self._started()(images)
+        return seen
+
+    def _started(self) -> nn.Module:
+        """What computes; chosen, and compared with what a line expects, when the first image comes."""
+        with self._starting:
+            if self._running is None:
+                running: nn.Module | None = None
+                if self.device.type == "cpu":
+                    size = self.image_size if self.tiling is None else self.tiling.tile
+                    running = compiled(self._at_once, size, identity=self._identity(), wish=self._wish)
+                if running is not None and self.tiling is not None:
+                    running = Tiled(running, self.tiling, self._tile_grid).eval()
+                running = running or self.module
+                if self._expected is not None:
+                    _check_witness(_witness(running, self.image_size, self.device), self._expected)
+                self._running = running
+            return self._running
+
+    def witness(self) -> dict[str, Any]:
+        """What a drawn picture looks like to it, for a line to remember: mean of every channel."""
+        return {"runtime": self.runtime, "patches": _witness(self._started(), self.image_size, self.device)}
+
+    def expect(self, witness: Mapping[str, Any]) -> None:
+        """Has the first image refused, with BackboneError, where features are not those of this witness."""
+        self._expected = witness
 
     def stack(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images already resized, each uint8 (h, w, 3) RGB, as one uint8 batch (B, 3, h, w).
@@ -169,6 +228,14 @@ class Extractor:
             "pooled": list(self.pooled),
             "pooled_hash": self.pooled_hash,
             **tiles,
+        }
+
+    def _identity(self) -> dict[str, Any]:
+        """All that determines the features but the size."""
+        return {
+            key: value
+            for key, value in self.describe().items()
+            if key not in ("image_size", "tiles", "tile_size")
         }
 
     def check_same(self, stored: Mapping[str, Any]) -> None:
@@ -296,6 +363,22 @@ def fold_batch_norms(module: nn.Module) -> None:
             setattr(module, name, getattr(child, "act", nn.Identity()))
         fold_batch_norms(child)
         convolution = (name, child) if isinstance(child, nn.Conv2d) else None
+
+
+@torch.no_grad()
+def _witness(module: nn.Module, size: tuple[int, int], device: torch.device) -> list[float]:
+    patches, _ = module(probe(size, 1).to(device))
+    return [float(f"{value:.5g}") for value in patches.mean((0, 1, 2)).tolist()]
+
+
+def _check_witness(found: list[float], expected: Mapping[str, Any]) -> None:
+    ours, theirs = np.array(found), np.array(expected["patches"])
+    apart = float(np.abs(ours - theirs).max() / max(theirs.std(), 1e-12))
+    if not apart <= WITNESS_TOLERANCE:
+        raise BackboneError(
+            f"features here differ by {apart:.2g} spreads from those that the line was learned with "
+            f"({expected['runtime']}), expected at most {WITNESS_TOLERANCE:g}"
+        )
 
 
 def _as_pair(size: int | tuple[int, int]) -> tuple[int, int]:

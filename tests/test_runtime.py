@@ -1,0 +1,186 @@
+"""What runs the backbone: compiled copies say what eager torch says, or are not used."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from moleflow import Detector
+from moleflow.cli import app
+from moleflow.errors import BackboneError, ConfigError
+from moleflow.features import runtime
+from moleflow.features.extractor import Extractor
+
+NAMES = ("onnxruntime", "openvino")
+SIZE = (64, 96)
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder of copies, and none opened."""
+    monkeypatch.setenv(runtime.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(runtime, "_open", type(runtime._open)())
+    return tmp_path / "cache" / "backbones"
+
+
+def images(count, size=SIZE, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
+
+
+def apart(one, other):
+    """Largest difference, in spreads."""
+    return max(
+        float((ours - theirs).abs().max() / theirs.std())
+        for ours, theirs in ((one.patches, other.patches), (one.pooled, other.pooled))
+    )
+
+
+def no_export(*args):
+    raise AssertionError("expected the kept copy")
+
+
+@pytest.mark.parametrize("tiles", [None, (1, 2)])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_says_what_eager_torch_says(name, tiles):
+    compiled = Extractor(image_size=SIZE, tiles=tiles, runtime=name)
+    eager = Extractor(image_size=SIZE, tiles=tiles)
+    assert eager.runtime.startswith("torch ")
+    assert compiled.runtime.startswith(f"{name} ")
+    for count in (1, 4):
+        batch = images(count, compiled.image_size)
+        found, expected = compiled.see(batch), eager.see(batch)
+        assert found.patches.shape == expected.patches.shape
+        assert found.pooled.shape == expected.pooled.shape
+        assert 0 < apart(found, expected) < 1e-4  # not the same computation, and the same features
+    assert compiled.describe() == eager.describe()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_threads_share_a_copy(name):
+    extractor = Extractor(image_size=SIZE, runtime=name)
+    batches = [images(2, seed=seed) for seed in range(6)]
+    alone = [extractor.features(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(extractor.features, batches))
+    assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+
+
+def test_auto_takes_the_first_that_is_installed(monkeypatch, cache):
+    assert Extractor(image_size=SIZE, runtime="auto").runtime.startswith("onnxruntime ")
+    monkeypatch.setattr(runtime, "_installed", lambda name: name == "openvino")
+    assert Extractor(image_size=SIZE, runtime="auto").runtime.startswith("openvino ")
+    monkeypatch.setattr(runtime, "_installed", lambda name: False)
+    assert Extractor(image_size=SIZE, runtime="auto").runtime.startswith("torch ")
+    with pytest.raises(ConfigError, match="'openvino' is not installed: pip install openvino"):
+        Extractor(image_size=SIZE, runtime="openvino")
+    with pytest.raises(ConfigError, match=r"expected a runtime among auto, torch, .* got 'tensorrt'"):
+        Extractor(image_size=SIZE, runtime="tensorrt")
+
+
+def test_a_copy_is_made_once(monkeypatch, cache):
+    first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
+    monkeypatch.setattr(runtime, "_open", type(runtime._open)())
+    monkeypatch.setattr(runtime, "_exported", no_export)
+    assert torch.equal(Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1)), first)
+    with pytest.raises(BackboneError, match="no copy for it could be made"):  # another size is another copy
+        Extractor(image_size=64, runtime="onnxruntime").features(images(1, (64, 64)))
+    assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".lock", ".lock", ".onnx"]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".json"])
+def test_a_damaged_copy_is_made_anew(monkeypatch, cache, suffix):
+    first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
+    monkeypatch.setattr(runtime, "_open", type(runtime._open)())
+    (kept,) = cache.glob(f"*{suffix}")
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[: len(whole) // 2])
+    assert torch.equal(Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1)), first)
+    assert kept.read_bytes() == whole
+
+
+def test_a_folder_that_cannot_be_written_costs_time_alone(monkeypatch, cache):
+    cache.parent.parent.mkdir(exist_ok=True)
+    cache.parent.write_text("a file where the folder would be")
+    extractor = Extractor(image_size=SIZE, runtime="onnxruntime")
+    assert apart(extractor.see(images(1)), Extractor(image_size=SIZE).see(images(1))) < 1e-4
+
+
+def test_a_copy_that_says_something_else_is_refused(monkeypatch, cache):
+    original = runtime._OPENERS["onnxruntime"]
+
+    def wrong(data, threads):
+        run = original(data, threads)
+        return lambda batch: [output * np.float32(1.01) for output in run(batch)]
+
+    monkeypatch.setitem(runtime._OPENERS, "onnxruntime", wrong)
+    with pytest.raises(BackboneError, match=r"copy of efficientnet_lite0 differs by 0\.\d+ spreads"):
+        Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
+    monkeypatch.setitem(runtime._OPENERS, "onnxruntime", original)  # what was found is remembered
+    monkeypatch.setattr(runtime, "_installed", lambda name: name == "onnxruntime")
+    with pytest.warns(UserWarning, match="runs in eager torch, not in onnxruntime: its copy"):
+        found = Extractor(image_size=SIZE, runtime="auto").features(images(1))
+    assert torch.equal(found, Extractor(image_size=SIZE).features(images(1)))
+
+
+def test_what_a_converter_raises_is_told(monkeypatch, cache):
+    def broken(*args):
+        raise RuntimeError("no such operator\nand a long story")
+
+    monkeypatch.setattr(runtime, "_exported", broken)
+    with pytest.raises(BackboneError, match=r"no copy for it could be made: no such operator$"):
+        Extractor(image_size=SIZE, runtime="openvino").features(images(1))
+
+
+# Lines
+
+
+def test_a_line_says_the_same_on_every_runtime(saved, line, probe):
+    said = line.predict(probe)
+    assert line.extractor.runtime.startswith("onnxruntime ")
+    for name in ("torch", "openvino"):
+        other = Detector.load(saved, device="cpu", runtime=name)
+        for ours, theirs in zip(other.predict(probe), said, strict=True):
+            assert (ours.task, ours.known, ours.pred_label) == (theirs.task, theirs.known, theirs.pred_label)
+            assert ours.pred_score == pytest.approx(theirs.pred_score, abs=1e-3)
+            np.testing.assert_allclose(ours.patch_map, theirs.patch_map, atol=1e-2)
+
+
+def test_a_line_remembers_what_its_backbone_saw(saved, probe):
+    document = json.loads((saved / "line.json").read_text())
+    witness = document["settings"]["witness"]
+    assert witness["runtime"].startswith("onnxruntime ")
+    witness["patches"][5] += 0.1
+    (saved / "line.json").write_text(json.dumps(document))
+    other = Detector.load(saved, device="cpu")
+    for _ in range(2):
+        with pytest.raises(BackboneError, match=r"features here differ by .* \(onnxruntime .*at most 0.01"):
+            other.predict(probe)
+    del document["settings"]["witness"]  # as of lines before it
+    (saved / "line.json").write_text(json.dumps(document))
+    assert len(Detector.load(saved, device="cpu").predict(probe)) == len(probe)
+
+
+@pytest.mark.parametrize("how", ["option", "environment"])
+def test_the_command_line_takes_a_runtime(saved, tmp_path, monkeypatch, pictures, how):
+    from PIL import Image
+
+    seen = []
+    original = Detector.load.__func__
+
+    def load(cls, *args, **options):
+        seen.append(options["runtime"])
+        return original(cls, *args, **options)
+
+    monkeypatch.setattr(Detector, "load", classmethod(load))
+    Image.fromarray(pictures("gear", 1)[0]).save(tmp_path / "one.png")
+    arguments = ["predict", str(saved), str(tmp_path / "one.png")]
+    if how == "option":
+        result = CliRunner().invoke(app, [*arguments, "--runtime", "torch"])
+    else:
+        result = CliRunner().invoke(app, arguments, env={"MOLEFLOW_RUNTIME": "torch"})
+    assert result.exit_code in (0, 1), result.output
+    assert seen == ["torch"]
