@@ -260,7 +260,7 @@ def taught(shelf: Shelf, lessons: Sequence[Pictures], seed: int, options: argpar
 def inspected(line: Line, pictures: Pictures) -> list[Prediction]:
     """What the line says of pictures, product not given."""
 
-    def see(_: Sequence[Picture]) -> Features:
+    def see(_: Sequence[Picture]) -> Sequence[Features]:
         raise AssertionError("expected features from the cache alone")  # no product here is aligned
 
     size, found = line.intake.size, []

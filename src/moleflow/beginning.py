@@ -147,6 +147,11 @@ def see(extractor: Extractor, pictures: Sequence[Picture]) -> Features:
     return replace(seen, patches=without_border(seen.patches, pictures))
 
 
+def see_each(extractor: Extractor, pictures: Sequence[Picture]) -> list[Features]:
+    """The same picture by picture."""
+    return see(extractor, pictures).split()
+
+
 def _readable(intake: Intake, sources: Sequence[tuple[Source, Any]]) -> list[Picture]:
     found = []
     for source, value in sources:

@@ -17,7 +17,7 @@ from .verdict.changes import Changes, Flip
 from .verdict.drift import LEAST_TAUGHT, Facts, Reference, facts_of
 from .verdict.watch import GOOD
 
-See = Callable[[Sequence[Picture]], Features]
+See = Callable[[Sequence[Picture]], Sequence[Features]]
 
 
 @dataclass(frozen=True)

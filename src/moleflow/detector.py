@@ -13,17 +13,17 @@ import numpy as np
 import torch
 
 from .archive import Archive, restore
-from .beginning import Beginning, FitWish, Wishes, begin, intake_of, see
+from .beginning import Beginning, FitWish, Wishes, begin, intake_of, see_each
 from .config import LineConfig, override, stored_line, to_dict
 from .data.intensity import parse_intensity
 from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
-from .errors import CalibrationError, ConfigError, ImageError, LineError, TaskError
+from .errors import CalibrationError, ConfigError, LineError, TaskError
 from .features.backbones import BackboneSpec, stored_backbone
 from .features.extractor import Extractor
 from .features.runtime import RuntimeName
-from .inspection import inspect
-from .intake import Intake, check_errors, pictures_in
+from .inspection import check_stream, inspect_all
+from .intake import Intake
 from .known_defects import KnownDefects
 from .learning import LessonOptions, Progress, Sources, learn, sources_of
 from .line import Line
@@ -429,41 +429,21 @@ class Detector:
         self, images: Any, *, task: str | None = None, batch_size: int = 8, errors: Errors = "raise"
     ) -> Any:
         """As `predict`, one result after the other, for folders of any size."""
-        check_errors(errors)
-        if not isinstance(batch_size, int) or batch_size < 1:
-            raise ConfigError(f"expected a batch size of at least 1, got {batch_size}")
+        check_stream(batch_size, errors)
         line = self._line
         if line.base is None or not line.products:
             raise TaskError("this line knows no product yet; teach it one with add_task")
         if task is not None:
-            self._line.product(task)
+            line.product(task)
             task = check_task_name(task)
-        return self._stream(line, list_sources(images, errors=errors), task, batch_size, errors=errors)
-
-    def _stream(
-        self,
-        line: Line,
-        sources: Sequence[tuple[Source, Any]],
-        task: str | None,
-        batch_size: int,
-        *,
-        errors: Errors,
-    ) -> Iterator[Prediction | Failure]:
-        look = partial(see, self.extractor)
-        for batch in line.intake.batches(sources, batch_size, errors=errors):
-            pictures = pictures_in(batch)
-            features = iter(look(pictures).split() if pictures else ())
-            for one in batch:
-                if isinstance(one, Failure):
-                    yield one
-                    continue
-                try:
-                    result: Prediction | Failure = inspect(line, one, next(features), see=look, task=task)
-                except ImageError as error:
-                    if errors == "raise":
-                        raise
-                    result = Failure(one.source, str(error))
-                yield result
+        return inspect_all(
+            line,
+            list_sources(images, errors=errors),
+            see=partial(see_each, self.extractor),
+            task=task,
+            batch_size=batch_size,
+            errors=errors,
+        )
 
     # Drift
 

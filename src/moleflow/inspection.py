@@ -1,38 +1,124 @@
-"""From a line and a picture's features to what is said of it."""
+"""From a line and pictures to what is said of them, whatever computes it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
-import torch
 
-from .data.sources import name_of
-from .errors import ImageError
-from .features.extractor import Features
-from .intake import Picture
-from .line import Line
-from .product import Judgement, Product
-from .results import Prediction, Routing
-from .routing.gaussian import describe
-from .verdict.calibration import TwoVoices
-from .verdict.drift import FINDING_RATE, Facts, Finding, channels_beyond, facts_of
+from .data.sources import Errors, Source, name_of
+from .errors import ConfigError, ImageError
+from .intake import Intake, Picture, check_errors, pictures_in
+from .judgement import Decision, Judgement
+from .results import Failure, Prediction, Routing
+from .verdict.calibration import Calibration, TwoVoices
+from .verdict.drift import FINDING_RATE, Facts, Finding, Reference, channels_beyond, facts_of
+from .verdict.unknown import Familiarity
 
 MOST = 0.9  # of a map: more than a defect covers
 TYPICAL = (
     1.0  # calibrated score that so much of a good image's map lies below, each place being in its own spread
 )
 
+F = TypeVar("F")  # what a backbone sees of one picture
+F_in = TypeVar("F_in", contravariant=True)
+See = Callable[[Sequence[Picture]], Sequence[F]]
 
-@torch.no_grad()
-def inspect(
-    line: Line,
-    picture: Picture,
-    features: Features,
+
+class KnownProduct(Protocol):
+    """What a verdict needs to know of a product."""
+
+    @property
+    def calibration(self) -> Calibration:
+        """Good images' scores."""
+
+    @property
+    def familiarity(self) -> Familiarity:
+        """What good images' ordinary places look like."""
+
+    @property
+    def reference(self) -> Reference | None:
+        """Conditions the good images were taken under."""
+
+    @property
+    def pose(self) -> Any:
+        """How its images are aligned; None where they are not."""
+
+    def map_threshold(self, rate: float | None, threshold: float) -> float:
+        """Score of the map above which a place is conspicuous."""
+
+
+class KnownLine(Protocol[F_in]):
+    """What an inspection needs of a line: the products, and who computes."""
+
+    @property
+    def intake(self) -> Intake:
+        """From an image to what the backbone sees."""
+
+    @property
+    def products(self) -> Mapping[str, KnownProduct]:
+        """By name."""
+
+    @property
+    def limits(self) -> Mapping[str, float]:
+        """Distance up to which an image is near a product, by name."""
+
+    def decide(self, features: F_in) -> Decision:
+        """Which product one image's features are nearest to."""
+
+    def judge(self, name: str, features: F_in) -> Judgement:
+        """What a product says of one image's features."""
+
+    def verdict(self, name: str) -> tuple[float | None, float]:
+        """False-alarm rate, None where set by hand, and threshold."""
+
+
+def check_stream(batch_size: int, errors: str) -> None:
+    """ConfigError for a batch of no size, or for another word for `errors`."""
+    check_errors(errors)
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"expected a batch size of at least 1, got {batch_size}")
+
+
+def inspect_all(
+    line: KnownLine[F],
+    sources: Sequence[tuple[Source, Any]],
     *,
-    see: Callable[[Sequence[Picture]], Features],
-    task: str | None = None,
+    see: See[F],
+    task: str | None,
+    batch_size: int,
+    errors: Errors,
+) -> Iterator[Prediction | Failure]:
+    """One result for every image in turn; with "yield" a `Failure` where there is nothing to say.
+
+    Args:
+        line: with at least one product.
+        sources: the images.
+        see: what the backbone sees of pictures, in one pass.
+        task: the product, where it is given.
+        batch_size: pictures of a pass.
+        errors: whether ImageError is raised.
+    """
+    for batch in line.intake.batches(sources, batch_size, errors=errors):
+        pictures = pictures_in(batch)
+        features = iter(see(pictures) if pictures else ())
+        for one in batch:
+            if isinstance(one, Failure):
+                yield one
+                continue
+            try:
+                result: Prediction | Failure = inspect(line, one, next(features), see=see, task=task)
+            except ImageError as error:
+                if errors == "raise":
+                    raise
+                result = Failure(one.source, str(error))
+            yield result
+
+
+def inspect(
+    line: KnownLine[F], picture: Picture, features: F, *, see: See[F], task: str | None = None
 ) -> Prediction:
     """One picture's features to its verdict.
 
@@ -49,32 +135,29 @@ def inspect(
     Raises:
         ImageError: a score that is not finite.
     """
-    assert line.base is not None
-    assert line.router is not None
-    decision = None if task else line.router.decide(describe(features.patches))[0]
+    decision = None if task else line.decide(features)
     name = task or decision.task  # type: ignore[union-attr]
     product = line.products[name]
     pose, placement = product.pose, None
     if pose is not None and pose.template is not None:
         placement = pose.place(picture.own, picture.size)
         if placement is not None:
-            features = see([picture.aligned(placement, pose.window)])
-    found = product.inspect(line.base, features)
+            features = see([picture.aligned(placement, pose.window)])[0]
+    found = line.judge(name, features)
     score = found.score
     if not np.isfinite(score):
         raise ImageError(f"{name_of(picture.source)}: its score is not finite ({score})")
     routing = None
     if decision is not None:
+        limit = line.limits[name]
         routing = Routing(
             distance=decision.distance,
-            distance_limit=line.router.limits[name],
+            distance_limit=limit,
             strangeness=found.strangeness,
             strangeness_limit=product.familiarity.limit,
             margin=decision.margin,
             distances=decision.distances,
-            known=product.familiarity.knows(
-                found.strangeness, near=decision.distance <= line.router.limits[name]
-            ),
+            known=product.familiarity.knows(found.strangeness, near=decision.distance <= limit),
         )
     rate, threshold = line.verdict(name)
     grid = found.patch_map.shape[0], found.patch_map.shape[1]
@@ -90,7 +173,7 @@ def inspect(
         pred_label=score > threshold,
         place_score=found.place,
         whole_score=found.whole,
-        patch_map=found.patch_map[picture.cells(grid)].cpu().numpy(),
+        patch_map=found.patch_map[picture.cells(grid)],
         map_threshold=product.map_threshold(rate, threshold),
         image_size=picture.size,
         routing=routing,
@@ -101,13 +184,13 @@ def inspect(
     )
 
 
-def _findings(facts: Facts, product: Product) -> tuple[Finding, ...]:
+def _findings(facts: Facts, product: KnownProduct) -> tuple[Finding, ...]:
     return () if product.reference is None else channels_beyond(facts, product.reference, rate=FINDING_RATE)
 
 
-def _rise(found: Judgement, product: Product) -> float:
+def _rise(found: Judgement, product: KnownProduct) -> float:
     """How far most of a map lies above that of a good image, in the map's unit."""
     if not isinstance(product.calibration, TwoVoices):
         return 0.0
-    most = float(found.patch_map.quantile(MOST))
+    most = float(np.quantile(found.patch_map, MOST))
     return max(0.0, most - product.calibration.place.units(TYPICAL))

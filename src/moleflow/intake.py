@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import numpy as np
-from torch import Tensor
 
 from .config import from_dict
 from .data.images import as_image, as_raw, has_8_bits, resize, size_of
@@ -24,11 +24,17 @@ from .data.intensity import (
 )
 from .data.sources import Errors, Source, evenly, name_of
 from .errors import ConfigError, ImageError
-from .pose import Placement
 from .results import Failure
+
+if TYPE_CHECKING:  # torch takes a second, and an exported line is read without it
+    from torch import Tensor
+
+    from .pose import Placement
 
 Fit = Literal["squeeze", "letterbox"]
 FITS: tuple[Fit, ...] = ("squeeze", "letterbox")
+
+A = TypeVar("A", bound=Any)  # an array or a tensor
 
 MOST_UNREADABLE = 0.05  # share of a lesson's images that may be left out because they cannot be read
 NAMED_UNREADABLE = 3  # of them are named where there are more
@@ -242,7 +248,7 @@ def _bordered(image: np.ndarray, area: tuple[int, int, int, int], size: tuple[in
     return np.pad(image, (down, across, (0, 0)), mode="edge")
 
 
-def without_border(features: Tensor, pictures: Sequence[Picture]) -> Tensor:
+def without_border(features: A, pictures: Sequence[Picture]) -> A:
     """Features (B, h', w', D) in which a border's cells hold the mean of the image's own.
 
     So a border tells the router nothing, and a mean is never as strange as the patches it is of. Where no
@@ -250,7 +256,7 @@ def without_border(features: Tensor, pictures: Sequence[Picture]) -> Tensor:
     """
     if all(picture.area is None for picture in pictures):
         return features
-    found = features.clone()
+    found = deepcopy(features)
     for image, own, picture in zip(found, features, pictures, strict=True):
         cells = picture.cells((own.shape[0], own.shape[1]))
         image[:] = own[cells].mean((0, 1))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .archive import fingerprint_of
-from .beginning import see
+from .beginning import see, see_each
 from .blocks import make_blocks
 from .changes import Note, changes_of, note_of, reference_of
 from .config import Cells, LineConfig, to_dict
@@ -361,7 +361,7 @@ def _with_changes(
 ) -> Line:
     """The line after an update, with what that changed in what was said of images."""
     pictures = _still_there(remembered, after.intake, extractor)
-    look = partial(see, extractor)
+    look = partial(see_each, extractor)
     changes = changes_of(material.notes, name, before, after, remembered=pictures, see=look)
     return replace(after, changes=before.changes | {name: changes})
 
@@ -453,7 +453,7 @@ def _extract(
             seen = see(extractor, pictures)
             photos += [_facts(picture) for picture in pictures]
             notes += [
-                note_of(before, name, picture, own, see=partial(see, extractor))
+                note_of(before, name, picture, own, see=partial(see_each, extractor))
                 for picture, own in zip(pictures, seen.split(), strict=True)
             ]
             parts.append(_in_16_bits(seen))

@@ -7,10 +7,13 @@ from typing import Any
 
 from .config import RouterConfig
 from .errors import TaskError
+from .features.extractor import Features
 from .flow.expert import Base
 from .intake import Intake
+from .judgement import Decision, Judgement
 from .lesson import Lesson
 from .product import Product
+from .routing.gaussian import describe
 from .routing.router import Router
 from .store import check_task_name
 from .verdict.calibration import verdict_of
@@ -53,6 +56,22 @@ class Line:
         except KeyError:
             known = ", ".join(repr(task) for task in self.products) or "none"
             raise TaskError(f"{name!r} is no product of this line; known: {known}") from None
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Distance, in typical ones, up to which an image is near a product, by name."""
+        assert self.router is not None
+        return self.router.limits
+
+    def decide(self, features: Features) -> Decision:
+        """Which product one image's features are nearest to."""
+        assert self.router is not None
+        return self.router.decide(describe(features.patches))[0]
+
+    def judge(self, name: str, features: Features) -> Judgement:
+        """What a product says of one image's features."""
+        assert self.base is not None
+        return self.products[name].inspect(self.base, features)
 
     def verdict(self, name: str) -> tuple[float | None, float]:
         """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""

@@ -19,6 +19,7 @@ from .coreset import PatchCoreset
 from .correction import Correction
 from .features.extractor import Features
 from .flow.expert import Base, Expert
+from .judgement import Judgement
 from .pose import Pose
 from .routing.gaussian import DescriptorStatistics
 from .storage import Part, parts_of, total
@@ -57,25 +58,6 @@ class Densities:
         if self.correction is None or self.gaussians is None:
             return torch.zeros((), device=patches.device)
         return self.correction.weight * self.correction(self.gaussians, patches)
-
-
-@dataclass(frozen=True, eq=False)
-class Judgement:
-    """What a product says of one image.
-
-    Attributes:
-        patch_map: (h, w), in spreads of good images' map scores above the typical one.
-        score: of the image, in the unit of `Prediction.pred_score`.
-        place: the map's own score, in the map's unit.
-        whole: the picture's own score, in spreads above the typical good image; None without that voice.
-        strangeness: how foreign the most ordinary places look.
-    """
-
-    patch_map: Tensor
-    score: float
-    place: float
-    whole: float | None
-    strangeness: float
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,11 +105,12 @@ class Product:
         strangeness = float(self.familiarity.of(density_map(scores, self.positions, scoring))[0])
         if isinstance(self.calibration, ScoreCalibration):  # of a line's first format
             score = float(self.calibration.standardise(image_scores(maps, scoring))[0])
-            return Judgement(self.calibration.standardise(maps)[0], score, score, None, strangeness)
+            patch_map = self.calibration.standardise(maps)[0].cpu().numpy()
+            return Judgement(patch_map, score, score, None, strangeness)
         whole = None if self.whole is None else float(self.whole(seen.pooled)[0])
         voice = self.calibration.place
         return Judgement(
-            patch_map=(maps[0] - voice.level) / voice.spread,
+            patch_map=((maps[0] - voice.level) / voice.spread).cpu().numpy(),
             score=self.calibration.score(place, whole),
             place=voice.units(place),
             whole=None

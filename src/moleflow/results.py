@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 from .data.sources import name_of
+from .interpolation import bilinear
 from .lesson import Lesson
-from .pose import Placement, PoseReport
-from .storage import Part
 from .suspects import Suspect
 from .verdict.changes import Changes
 from .verdict.drift import CONDITIONS, Facts, Finding
 from .verdict.promise import Promise
 from .verdict.regions import Region, find_regions, reduced
+
+if TYPE_CHECKING:  # these bring torch, which a result does without
+    from .pose import Placement, PoseReport
+    from .storage import Part
 
 NEAR = 3.5  # times the distance of the farthest good images: what another light may make of a product
 
@@ -153,8 +154,7 @@ class Prediction:
         """The patch map at `size` (H, W) of the whole image, float32, in the image's own coordinates."""
         if self.placement is not None:
             return self.placement.map_back(self.patch_map, size, image_size=self.image_size)
-        grid = torch.from_numpy(self.patch_map)[None, None]
-        return F.interpolate(grid, size=size, mode="bilinear", align_corners=False)[0, 0].numpy()
+        return bilinear(self.patch_map, size)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the maps and regions as plain JSON-able values."""

@@ -4,27 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..config import RouterConfig
+from ..judgement import Decision, nearest
 from ..verdict.calibration import upper_limit
 from .gaussian import DescriptorStatistics
 
 LEAST_TYPICAL = 0.1  # a good image is on average 1 away in its own metric; near 0 means too few images
 MOST_LOG = 50.0  # beyond this a limit from a handful of images is no limit
-
-
-@dataclass(frozen=True, eq=False)
-class Decision:
-    """For one image: the nearest product, its distance in typical ones, and the plain distances to all."""
-
-    task: str
-    distance: float
-    margin: float
-    distances: dict[str, float]
 
 
 class Router:
@@ -56,7 +46,10 @@ class Router:
         """One decision per row of descriptors (B, D)."""
         distances = self.distances(descriptors)
         order = self._cost(distances).argsort(dim=1, stable=True)
-        return [self._decision(row, rank.tolist()) for row, rank in zip(distances, order, strict=True)]
+        return [
+            nearest(self.names, row, rank, self.typical)
+            for row, rank in zip(distances.tolist(), order.tolist(), strict=True)
+        ]
 
     def distances(self, descriptors: Tensor) -> Tensor:
         """Mahalanobis distance per channel, (B, T), columns in the order of `names`."""
@@ -72,15 +65,6 @@ class Router:
         if self.config.metric == "shared":
             return distances
         return distances.square() + self._log_dets
-
-    def _decision(self, distances: Tensor, order: list[int]) -> Decision:
-        plain = dict(zip(self.names, distances.tolist(), strict=True))
-        best = order[0]
-        margin = float("inf")
-        if len(order) > 1:
-            margin = float(distances[order[1]]) / max(float(distances[best]), 1e-12)
-        name = self.names[best]
-        return Decision(name, plain[name] / self.typical[name], margin, plain)
 
     def _own_distances(self, name: str, product: DescriptorStatistics) -> Tensor:
         """Distances of the product's calibration images from its own mean."""

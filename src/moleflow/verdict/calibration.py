@@ -6,14 +6,15 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from torch import Tensor
 
 from ..errors import CalibrationError
+
+A = TypeVar("A", bound=Any)  # an array, a tensor or a number
 
 PRIOR_SPREAD = 0.3
 """Standard deviation of bent good scores (`_log_shift` of robust units) in products that vary much: 0.20 to
@@ -108,7 +109,7 @@ class ScoreCalibration:
             return max(0.1 * abs(self.level), 0.1)
         return max(float(np.std(self.scores, ddof=1)), 1e-3)
 
-    def standardise(self, raw: Tensor) -> Tensor:
+    def standardise(self, raw: A) -> A:
         """Raw scores or maps in spreads above the typical good image: the unit of `pred_score`."""
         return (raw - self.level) / self.spread
 

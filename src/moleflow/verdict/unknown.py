@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from .calibration import upper_limit
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ORDINARY = 0.05  # the share of the patches, the most ordinary ones, that must look like the product
 REACH = 3.0  # robust spreads beyond the strangest good image
@@ -39,6 +41,12 @@ class Familiarity:
         """Strangeness (B,) of calibrated patch maps (B, h, w)."""
         flat = calibrated.flatten(1)
         return flat.median(1).values if self.quantile == 0.5 else flat.quantile(self.quantile, dim=1)
+
+    def of_map(self, calibrated: np.ndarray) -> float:
+        """The same of one map (h, w)."""
+        if self.quantile == 0.5:  # the lower of two in the middle, as a tensor's median is
+            return float(np.quantile(calibrated, 0.5, method="lower"))
+        return float(np.quantile(calibrated, self.quantile))
 
     @cached_property
     def limit(self) -> float:

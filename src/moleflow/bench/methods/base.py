@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ...config import LineConfig
 from ...features.extractor import Features
+from ...judgement import Decision
 from ...product_learning import Altered
 from ...routing.gaussian import DescriptorStatistics, describe
-from ...routing.router import Decision, Router
+from ...routing.router import Router
 from ...verdict.maps import image_scores, smooth
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from ...config import Cells, Dia, FlowConfig, LineConfig, Lora
 from ...errors import ConfigError
 from ...features.extractor import Features
 from ...flow.expert import Base
+from ...judgement import Decision
 from ...left_out import FirstBase, learn_first_base
 from ...presets import layered
 from ...product import Product
 from ...product_learning import learn_product
 from ...routing.gaussian import DescriptorStatistics
-from ...routing.router import Decision
 from ...shipped import shipped_base
 from .base import Inspection, PerProduct, Pictures, Setting, State
 
@@ -86,7 +86,7 @@ class TaskSeparated(PerProduct):
             task=None,
             known=found.strangeness <= product.familiarity.limit,
             score=found.score,
-            patch_map=found.patch_map.cpu().numpy(),
+            patch_map=found.patch_map,
             threshold=product.calibration.threshold(FALSE_ALARM_RATE),
         )
 
