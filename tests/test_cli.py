@@ -82,6 +82,11 @@ def test_version():
     assert re.fullmatch(r"moleflow \d+\.\d+.*\n", run("--version").stdout)
 
 
+def test_help_lists_every_command():
+    said = run("--help").stdout
+    assert all(re.search(rf"^ +{name}\b", said, re.MULTILINE) for name in COMMANDS)
+
+
 @pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_help_has_an_example_that_keeps_its_line(name):
     assert re.search(rf"Example:\n +moleflow {name}\b.*\n", run(name, "--help").stdout)

@@ -13,6 +13,7 @@ from moleflow.cli import app
 from moleflow.errors import BackboneError, ConfigError
 from moleflow.features import runtime
 from moleflow.features.extractor import Extractor
+from moleflow.runtime import engines
 
 NAMES = ("onnxruntime", "openvino")
 SIZE = (64, 96)
@@ -71,9 +72,9 @@ def test_threads_share_a_copy(name):
 
 def test_auto_takes_the_first_that_is_installed(monkeypatch, cache):
     assert Extractor(image_size=SIZE, runtime="auto").runtime.startswith("onnxruntime ")
-    monkeypatch.setattr(runtime, "_installed", lambda name: name == "openvino")
+    monkeypatch.setattr(runtime, "installed", lambda name: name == "openvino")
     assert Extractor(image_size=SIZE, runtime="auto").runtime.startswith("openvino ")
-    monkeypatch.setattr(runtime, "_installed", lambda name: False)
+    monkeypatch.setattr(runtime, "installed", lambda name: False)
     assert Extractor(image_size=SIZE, runtime="auto").runtime.startswith("torch ")
     with pytest.raises(ConfigError, match="'openvino' is not installed: pip install openvino"):
         Extractor(image_size=SIZE, runtime="openvino")
@@ -110,17 +111,17 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(monkeypatch, cache):
 
 
 def test_a_copy_that_says_something_else_is_refused(monkeypatch, cache):
-    original = runtime._OPENERS["onnxruntime"]
+    original = engines._OPENERS["onnxruntime"]
 
-    def wrong(data, threads):
-        run = original(data, threads)
-        return lambda batch: [output * np.float32(1.01) for output in run(batch)]
+    def wrong(network, threads):
+        run = original(network, threads)
+        return lambda inputs: [output * np.float32(1.01) for output in run(inputs)]
 
-    monkeypatch.setitem(runtime._OPENERS, "onnxruntime", wrong)
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", wrong)
     with pytest.raises(BackboneError, match=r"copy of efficientnet_lite0 differs by 0\.\d+ spreads"):
         Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
-    monkeypatch.setitem(runtime._OPENERS, "onnxruntime", original)  # what was found is remembered
-    monkeypatch.setattr(runtime, "_installed", lambda name: name == "onnxruntime")
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", original)  # what was found is remembered
+    monkeypatch.setattr(runtime, "installed", lambda name: name == "onnxruntime")
     with pytest.warns(UserWarning, match="runs in eager torch, not in onnxruntime: its copy"):
         found = Extractor(image_size=SIZE, runtime="auto").features(images(1))
     assert torch.equal(found, Extractor(image_size=SIZE).features(images(1)))

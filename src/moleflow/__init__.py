@@ -74,5 +74,10 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _HEAVY:
-        return getattr(import_module(f".{_HEAVY[name]}", __name__), name)
+        try:
+            return getattr(import_module(f".{_HEAVY[name]}", __name__), name)
+        except ModuleNotFoundError as error:
+            if error.name in errors.LEARNING:
+                raise ImportError(errors.without_learning(error.name), name=error.name) from error
+            raise
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -54,16 +54,7 @@ class PatchCoreset:
 
     def __call__(self, features: Tensor) -> Tensor:
         """Euclidean distance of every patch from the nearest, (B, h, w), for raw features (B, h, w, D)."""
-        own = self.patches
-        # About their mean: smaller numbers, smaller errors of their products.
-        centre = own.mean(0)
-        own = own - centre
-        norms = own.square().sum(1)
-        x = layer_norm(features.float()).flatten(0, 2) - centre
-        nearest = [
-            torch.addmm(norms, rows, own.T, alpha=-2).amin(1) + rows.square().sum(1) for rows in x.split(ROWS)
-        ]
-        return torch.cat(nearest).clamp_min(0).sqrt().view(features.shape[:3])
+        return distances(features, self.patches)
 
     def to(self, device: torch.device | str) -> PatchCoreset:
         """On another device."""
@@ -83,6 +74,19 @@ class PatchCoreset:
         if "codes" in tensors:
             return cls(tensors["codes"], low, step)
         return cls(parted(tensors[nibbles(len(low)).lstrip(".")], len(low)), low, step, 4)
+
+
+def distances(features: Tensor, patches: Tensor) -> Tensor:
+    """Euclidean distance of every patch from the nearest of `patches` (m, D), normalised; (B, h, w)."""
+    # About their mean: smaller numbers, smaller errors of their products.
+    centre = patches.mean(0)
+    own = patches - centre
+    norms = own.square().sum(1)
+    x = layer_norm(features.float()).flatten(0, 2) - centre
+    nearest = [
+        torch.addmm(norms, rows, own.T, alpha=-2).amin(1) + rows.square().sum(1) for rows in x.split(ROWS)
+    ]
+    return torch.cat(nearest).clamp_min(0).sqrt().view(features.shape[:3])
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ MoleFlowError
  |- TaskError        a product's name is unusable, taken or unknown
  |- TrainingError    learning did not stay finite
  |- CalibrationError good images do not suffice for what was asked
+ |- ExportError      a line cannot be exported, or the export would say something else
  |- BenchError       a benchmark's folder holds another run, or a damaged one
  `- LineError        a saved line cannot be read or written
      `- LineBusyError   another process holds it
@@ -51,6 +52,10 @@ class CalibrationError(MoleFlowError):
     """The good images do not suffice for the calibration that was asked for."""
 
 
+class ExportError(MoleFlowError):
+    """A line cannot be exported, or the export would say something else."""
+
+
 class BenchError(MoleFlowError):
     """A benchmark's folder holds another run or a damaged file, or a unit of it failed."""
 
@@ -61,3 +66,11 @@ class LineError(MoleFlowError):
 
 class LineBusyError(LineError):
     """Another process is writing to this line and did not finish in time."""
+
+
+LEARNING = ("torch", "timm")  # what the extra `learn` brings
+
+
+def without_learning(missing: str) -> str:
+    """What to say where a library for learning is not installed."""
+    return f"this needs {missing}, which is not installed: pip install 'moleflow[learn]'"

@@ -19,7 +19,7 @@ from .coreset import PatchCoreset
 from .correction import Correction
 from .features.extractor import Features
 from .flow.expert import Base, Expert
-from .judgement import Judgement
+from .judgement import Judgement, judged, map_threshold
 from .pose import Pose
 from .routing.gaussian import DescriptorStatistics
 from .storage import Part, parts_of, total
@@ -30,8 +30,6 @@ from .verdict.unknown import Familiarity
 from .whole import WholeGaussian
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
-
-LEAST_RATE = 1e-12  # that a threshold set by hand is taken to mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,21 +101,8 @@ class Product:
         maps = smooth(found, scoring.smoothing)
         place = float(image_scores(maps, scoring)[0])
         strangeness = float(self.familiarity.of(density_map(scores, self.positions, scoring))[0])
-        if isinstance(self.calibration, ScoreCalibration):  # of a line's first format
-            score = float(self.calibration.standardise(image_scores(maps, scoring))[0])
-            patch_map = self.calibration.standardise(maps)[0].cpu().numpy()
-            return Judgement(patch_map, score, score, None, strangeness)
         whole = None if self.whole is None else float(self.whole(seen.pooled)[0])
-        voice = self.calibration.place
-        return Judgement(
-            patch_map=((maps[0] - voice.level) / voice.spread).cpu().numpy(),
-            score=self.calibration.score(place, whole),
-            place=voice.units(place),
-            whole=None
-            if whole is None or self.calibration.whole is None
-            else self.calibration.whole.units(whole),
-            strangeness=strangeness,
-        )
+        return judged(self.calibration, maps[0].cpu().numpy(), place, whole, strangeness)
 
     def map_threshold(self, rate: float | None, threshold: float) -> float:
         """Score of the map, in its unit, above which a place is conspicuous.
@@ -126,11 +111,7 @@ class Product:
             rate: the false-alarm rate that the image's threshold follows from; None where it was set by hand.
             threshold: of the image's score; one set by hand means the rate that it comes to.
         """
-        if isinstance(self.calibration, ScoreCalibration):
-            return threshold
-        if rate is None:
-            rate = min(max(self.calibration.p_value(threshold), LEAST_RATE), 1 - LEAST_RATE)
-        return self.calibration.place_threshold(rate)
+        return map_threshold(self.calibration, rate, threshold)
 
     def parts(self) -> dict[str, Part]:
         """What the product owns, part by part: numbers and bytes in a saved line."""
@@ -211,18 +192,12 @@ class Product:
             positions=positions,
             descriptors=DescriptorStatistics.from_tensors(_part(tensors, "router.")),
             calibration=calibration_from_dict(info["calibration"]),
-            familiarity=_familiarity_from(info["strangeness"], config),
+            familiarity=Familiarity.from_dict(info["strangeness"], rate=config.router.false_rejection_rate),
             images=info["images"],
             seconds=info["seconds"],
             reference=Reference.from_dict(info["reference"]) if info.get("reference") else None,
             pose=Pose.from_saved(_part(tensors, "pose."), info["pose"]) if info.get("pose") else None,
         )
-
-
-def _familiarity_from(values: Any, config: LineConfig) -> Familiarity:
-    if isinstance(values, list):  # of a line's first format: the median patch, and a limit from a model
-        return Familiarity(0.5, tuple(values), rate=config.router.false_rejection_rate)
-    return Familiarity(values["quantile"], tuple(values["values"]), floor=values["floor"])
 
 
 def combine(

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import MoleFlowError
+from ..errors import LEARNING, MoleFlowError, without_learning
 from .screen import INTERRUPTED, failed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -23,6 +23,7 @@ ORDER = (
     "demo",
     "add",
     "update",
+    "correct",
     "predict",
     "drift",
     "evaluate",
@@ -31,6 +32,7 @@ ORDER = (
     "threshold",
     "rollback",
     "remove",
+    "export",
     "benchmark",
     "ablate",
     "sweep",
@@ -55,6 +57,10 @@ class _Commands(TyperGroup):
                 raise
             where = f"{error.filename}: " if error.filename else ""
             raise failed(f"{where}{error.strerror or error}") from None
+        except ModuleNotFoundError as error:
+            if error.name not in LEARNING:
+                raise
+            raise failed(without_learning(error.name)) from None
         except KeyboardInterrupt:
             raise failed("interrupted", code=INTERRUPTED) from None
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ..evaluation import Evaluation, Figures
     from ..intake import Intake
     from ..results import Failure, Prediction
+    from ..runtime import Inspector
 
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first image that cannot be read.")]
 
@@ -124,11 +125,9 @@ def predict(
     found = find_entries(images, recursive=recursive, missing="raise" if strict else "keep")
     paths = [entry.path for entry in found]
     _refuse_overwriting(json_file, paths)
-    use_threads(threads)
-    from ..detector import Detector
     from ..results import Failure
 
-    detector = Detector.load(line, weights=weights, device=device, runtime=runtime.value)
+    detector = _line_or_export(line, weights, device, runtime, threads, monitor=monitor)
     results = detector.stream(paths, task=task, batch_size=batch_size, errors="raise" if strict else "yield")
     failed = 0
     with ExitStack() as stack:
@@ -137,7 +136,7 @@ def predict(
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
         asked = json_file or maps or monitor
         stack.enter_context(interruptible(WRITTEN_STAYS if asked else NOTHING_CHANGED))
-        watch = stack.enter_context(_watcher(detector)) if monitor else None
+        watch = stack.enter_context(_watcher(detector)) if monitor else None  # type: ignore[arg-type]
         for index, result in enumerate(results):
             if isinstance(result, Failure):
                 failed += 1
@@ -246,6 +245,35 @@ def _finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line_or_export(
+    line: Path,
+    weights: str | None,
+    device: str,
+    runtime: RuntimeChoice,
+    threads: int | None,
+    *,
+    monitor: bool,
+) -> Detector | Inspector:
+    """The line, or the exported one, for which torch need not be there."""
+    from ..runtime import Inspector, is_exported
+
+    if not is_exported(line):
+        use_threads(threads)
+        from ..detector import Detector
+
+        return Detector.load(line, weights=weights, device=device, runtime=runtime.value)
+    asked = {
+        "--weights": weights is not None,
+        "--device": device not in ("auto", "cpu"),
+        "--runtime": runtime is not RuntimeChoice.auto,
+        "--monitor": monitor,
+    }
+    for option, given in asked.items():
+        if given:
+            raise typer.BadParameter("an exported line takes none", param_hint=option)
+    return Inspector(line, threads=threads)
 
 
 @contextmanager

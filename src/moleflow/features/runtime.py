@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import inspect
 import io
 import json
@@ -29,9 +28,10 @@ from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from moleflow.errors import BackboneError, ConfigError
+from moleflow.runtime.engines import ENGINES, installed, open_network
 
 RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
-COMPILED = ("onnxruntime", "openvino")  # in the order that "auto" asks for them, the faster one first
+COMPILED = ENGINES  # in the order that "auto" asks for them
 TOLERANCE = 1e-3  # spreads of the features by which a copy may differ from eager torch anywhere
 CACHE_VARIABLE = "MOLEFLOW_CACHE"
 OPEN_AT_ONCE = 4
@@ -79,7 +79,7 @@ def check_runtime(wish: str) -> RuntimeName:
     """The runtime of this name. Raises ConfigError for another word, or for one that is not installed."""
     if wish not in get_args(RuntimeName):
         raise ConfigError(f"expected a runtime among {', '.join(get_args(RuntimeName))}, got {wish!r}")
-    if wish in COMPILED and not _installed(wish):
+    if wish in COMPILED and not installed(wish):
         raise ConfigError(f"runtime {wish!r} is not installed: pip install {wish}")
     return wish  # type: ignore[return-value]
 
@@ -108,7 +108,7 @@ def compiled(
     if wish == "torch":
         return None
     for name in COMPILED if wish == "auto" else (wish,):
-        if not _installed(name):
+        if not installed(name):
             continue
         try:
             return _agreeing(name, module, size, identity)
@@ -135,10 +135,6 @@ def cache_folder() -> Path:
     return (Path(told) if told else user_cache_path("moleflow")) / "backbones"
 
 
-def _installed(name: str) -> bool:
-    return importlib.util.find_spec(name) is not None
-
-
 def _agreeing(name: str, module: nn.Module, size: tuple[int, int], identity: dict[str, Any]) -> Compiled:
     try:
         named = f"{name} {importlib.import_module(name).__version__}"
@@ -155,7 +151,7 @@ def _agreeing(name: str, module: nn.Module, size: tuple[int, int], identity: dic
                     f"its copy of {identity['name']} differs by {copy.difference:.2g} spreads of the "
                     f"features, expected at most {TOLERANCE:g}"
                 )
-            _open[key, threads] = Compiled(named, _OPENERS[name](copy.data, threads))
+            _open[key, threads] = Compiled(named, _open_copy(name, copy.data, threads))
         _open.move_to_end((key, threads))
         while len(_open) > OPEN_AT_ONCE:
             _open.popitem(last=False)
@@ -183,12 +179,17 @@ def _compared(key: str, name: str, module: nn.Module, size: tuple[int, int]) -> 
     pictures = probe(size)
     try:
         data = _exported(module, pictures[:2])
-        run = _OPENERS[name](data, torch.get_num_threads())
+        run = _open_copy(name, data, torch.get_num_threads())
         difference = max(_differences(module, run, pictures), _differences(module, run, pictures[:1]))
     except Exception as error:  # of any library: none of them says what its converter may raise
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise BackboneError(f"no copy for it could be made: {reason}") from error
     return _Copy(key, data, difference)
+
+
+def _open_copy(name: str, data: bytes, threads: int) -> Run:
+    run = open_network(name, data, threads)
+    return lambda images: run({"images": images})
 
 
 @torch.no_grad()
@@ -204,6 +205,27 @@ def _differences(module: nn.Module, run: Run, pictures: Tensor) -> float:
 
 def _exported(module: nn.Module, pictures: Tensor) -> bytes:
     """The module in ONNX, for any number of images."""
+    outputs = ["patches", "pooled"]
+    axes = {name: {0: "batch"} for name in ("images", *outputs)}
+    return exported(module, (pictures,), inputs=["images"], outputs=outputs, axes=axes)
+
+
+def exported(
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    axes: dict[str, dict[int, str]],
+) -> bytes:
+    """A module in ONNX, traced on example inputs; whatever torch raises is raised.
+
+    Args:
+        module: to be traced.
+        example: its arguments.
+        inputs, outputs: their names.
+        axes: lengths that are left open, by the name of an input or an output.
+    """
     file = io.BytesIO()
     # The tracing exporter: it takes half a second where the newer one takes ten, and needs no more than onnx.
     tracing = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
@@ -211,11 +233,11 @@ def _exported(module: nn.Module, pictures: Tensor) -> bytes:
         warnings.simplefilter("ignore")
         torch.onnx.export(
             module,
-            (pictures,),
+            example,
             file,  # type: ignore[arg-type]
-            input_names=["images"],
-            output_names=["patches", "pooled"],
-            dynamic_axes={name: {0: "batch"} for name in ("images", "patches", "pooled")},
+            input_names=inputs,
+            output_names=outputs,
+            dynamic_axes=axes,
             opset_version=_OPSET,
             **tracing,  # type: ignore[arg-type]
         )
@@ -251,39 +273,3 @@ def _replace(path: Path, data: bytes) -> None:
         beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
-
-
-# The runtimes
-
-
-def _open_onnxruntime(data: bytes, threads: int) -> Run:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
-    # Threads that go on turning after a pass take the processor from what torch computes next.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    return lambda images: session.run(None, {"images": images})
-
-
-def _open_openvino(data: bytes, threads: int) -> Run:
-    import openvino
-
-    core = openvino.Core()
-    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    network = core.compile_model(core.read_model(data), "CPU", settings)
-    requests = threading.local()  # a request serves one caller at a time
-
-    def run(images: np.ndarray) -> list[np.ndarray]:
-        if not hasattr(requests, "own"):
-            requests.own = network.create_infer_request()
-        return list(requests.own.infer({"images": images}).values())
-
-    return run
-
-
-_OPENERS: dict[str, Callable[[bytes, int], Run]] = {
-    "onnxruntime": _open_onnxruntime,
-    "openvino": _open_openvino,
-}

@@ -100,14 +100,15 @@ class Tiled(nn.Module):
         tiling, (rows, columns) = self.tiling, self.grid
         height, width = tiling.tile
         starts = [(top, left) for top in tiling.starts(0) for left in tiling.starts(1)]
-        whole, total = images.new_empty(0, dtype=torch.float32), torch.zeros((), device=images.device)
+        whole, total = None, torch.zeros((), device=images.device)
         for weight, (top, left) in zip(self.weights, starts, strict=True):
             patches, pooled = self.module(images[:, :, top : top + height, left : left + width])
-            if not len(whole):
-                whole = patches.new_zeros(len(images), *_cells(tiling, self.grid), patches.shape[-1])
+            if whole is None:  # `shape` rather than `len`, which a trace would take for a constant
+                whole = patches.new_zeros(patches.shape[0], *_cells(tiling, self.grid), patches.shape[-1])
             y, x = top * rows // height, left * columns // width
             whole[:, y : y + rows, x : x + columns] += weight * patches
             total = total + pooled
+        assert whole is not None
         return whole, total / len(starts)
 
 

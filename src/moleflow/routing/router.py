@@ -42,6 +42,14 @@ class Router:
         self.typical = {name: max(float(d.median()), LEAST_TYPICAL) for name, d in own.items()}
         self.limits = {name: self._limit(d / self.typical[name]) for name, d in own.items()}
 
+    def arrays(self) -> dict[str, Tensor]:
+        """What `distances` is computed from: whitening matrices, whitened means, log-determinants, float64.
+
+        Of the shared metric one matrix (1, D, D), else one for each product (T, D, D).
+        """
+        own = self._whiten[:1] if self.config.metric == "shared" else self._whiten
+        return {"whiten": torch.stack(own), "means": self._means, "log_dets": self._log_dets}
+
     def decide(self, descriptors: Tensor) -> list[Decision]:
         """One decision per row of descriptors (B, D)."""
         distances = self.distances(descriptors)

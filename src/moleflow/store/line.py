@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import filelock
-from torch import Tensor
 
 from moleflow.errors import LineBusyError, LineError
 
@@ -50,6 +49,9 @@ from .records import LineRecord, TaskRecord
 from .tensors import dump_tensors, load_tensors, sha256_of
 from .transaction import Transaction
 from .watch import Change, read_watch, write_watch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _READ_ATTEMPTS = 10
 

@@ -6,18 +6,20 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-
-import safetensors.torch
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from moleflow.errors import LineError
 
 from .files import read_bytes
 
+if TYPE_CHECKING:  # torch is imported where tensors are: a list of products does without
+    from torch import Tensor
+
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 (hex) of names, dtypes, shapes and bytes, whatever their order and device."""
+    import torch
+
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -29,6 +31,8 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 def dump_tensors(tensors: Mapping[str, Tensor], what: str) -> bytes:
     """Tensors as safetensors bytes."""
+    import safetensors.torch
+
     try:
         # Cloned, because safetensors refuses tensors that share memory.
         owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
@@ -39,6 +43,8 @@ def dump_tensors(tensors: Mapping[str, Tensor], what: str) -> bytes:
 
 def load_tensors(root: Path, path: Path, sha256: str) -> dict[str, Tensor]:
     """Read a file once, so that the bytes that were checked are the bytes that are used."""
+    import safetensors.torch
+
     data = read_bytes(root, path)
     check_sha256(path, data, sha256)
     try:

@@ -68,6 +68,13 @@ class Familiarity:
         """
         return strangeness <= self.limit or (self.rate is not None and near)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any] | list[float], *, rate: float) -> Familiarity:
+        """The inverse of `to_dict`; of a line's first format a list of medians, with a limit from a model."""
+        if isinstance(values, list):
+            return cls(0.5, tuple(values), rate=rate)
+        return cls(values["quantile"], tuple(values["values"]), floor=values["floor"])
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
         return {"quantile": self.quantile, "values": list(self.values), "floor": self.floor}

@@ -1,0 +1,438 @@
+"""A line written for inspection without torch: networks, one pair of files for each product, plain JSON.
+
+The backbone is one network. Another one holds what all products share and takes a product's own numbers as
+inputs, so that a product stays as small as on its line. What was written is run beside the line it came from,
+and is put in its place only where both say the same.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import shutil
+import uuid
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .beginning import see_each
+from .config import LineConfig
+from .coreset import distances
+from .data.factory import PRODUCTS, make_sample
+from .data.images import resize
+from .data.sources import list_sources
+from .detector import Detector
+from .errors import ConfigError, ExportError
+from .features.runtime import exported, probe
+from .flow.expert import Base
+from .flow.start import CellWhitening
+from .inspection import inspect
+from .intake import Picture
+from .product import Product, combine, density_map
+from .results import Prediction
+from .runtime import Inspector
+from .runtime.arrays import network_inputs
+from .runtime.engines import installed
+from .runtime.line import FORMAT, INDEX, NETWORKS
+from .store.tensors import dump_tensors, sha256_of
+from .verdict.maps import PositionCalibration, smooth
+
+Format = Literal["onnx", "openvino"]
+ENGINE: dict[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+TOLERANCE = 1e-3  # by which a score may differ: in spreads of good images, or as a share of a larger score
+AT_ONCE = 3  # pictures of a pass, so that a network that takes no other number shows
+DRAWN = 4  # pictures of each drawn product that both are shown where none are given
+
+Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How an exported line differs from the one it came from, over the same pictures.
+
+    Attributes:
+        pictures: how many were shown to both.
+        score, map, distance: largest differences of image scores, of maps, and of distances to products; in
+            spreads of good images, of values beyond 1 as a share of them.
+        verdicts: pictures of which both do not say the same product, label and "known".
+    """
+
+    pictures: int
+    score: float
+    map: float
+    distance: float
+    verdicts: int
+
+    @property
+    def holds(self) -> bool:
+        """Whether the export may be used in the line's place."""
+        return self.verdicts == 0 and max(self.score, self.map, self.distance) <= TOLERANCE
+
+
+def export_line(
+    line: str | Path,
+    out: str | Path,
+    *,
+    format: Format = "onnx",
+    images: Any = None,
+    weights: str | Path | None = None,
+    progress: Progress = lambda stage, share: None,
+) -> Agreement:
+    """Writes a saved line for inspection without torch, once it was seen to say the same.
+
+    Args:
+        line: folder of the saved line.
+        out: folder to write; an earlier export there is replaced as a whole.
+        format: "onnx" for ONNX Runtime, or "openvino".
+        images: shown to both before anything is written, as for `Detector.predict`; drawn pictures without.
+        weights: local file with the backbone's weights, where they are not embedded.
+        progress: told stage and share.
+
+    Raises:
+        ExportError: a product that is aligned, a network that cannot be written, or both do not say the same:
+            then nothing was written.
+        ConfigError: another format, or one whose engine is not installed.
+        LineError: there is no line, or `out` holds something else.
+    """
+    if format not in get_args(Format):
+        raise ConfigError(f"expected a format among {', '.join(get_args(Format))}, got {format!r}")
+    if not installed(ENGINE[format]):
+        raise ConfigError(f"format {format!r} needs {ENGINE[format]}: pip install {ENGINE[format]}")
+    out = Path(out)
+    if out.exists() and not (out / INDEX).is_file() and any(out.iterdir()):
+        raise ExportError(f"{out}: expected an empty folder or an earlier export, found something else")
+    detector = Detector.load(line, weights=weights, device="cpu", runtime="torch")
+    aligned = [
+        n for n, p in detector._line.products.items() if p.pose is not None and p.pose.template is not None
+    ]
+    if aligned:
+        raise ExportError(
+            f"aligned products cannot be exported: {', '.join(aligned)}; teach them with --pose off"
+        )
+    out.parent.mkdir(parents=True, exist_ok=True)
+    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    try:
+        _write(detector, beside, format, progress)
+        progress("comparing", 0.0)
+        agreement = compare(detector, Inspector(beside), _pictures(detector, images), progress)
+        if not agreement.holds:
+            raise ExportError(
+                f"the export does not say what the line says: over {agreement.pictures} pictures scores "
+                f"differ by up to {agreement.score:.2g}, maps by {agreement.map:.2g}, distances by "
+                f"{agreement.distance:.2g}, expected at most {TOLERANCE:g}, and {agreement.verdicts} "
+                f"verdicts differ. Nothing was written"
+            )
+        _put(beside, out)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return agreement
+
+
+def compare(
+    detector: Detector,
+    inspector: Inspector,
+    pictures: Sequence[Picture],
+    progress: Progress = lambda s, d: None,
+) -> Agreement:
+    """What both say of the same pictures, product found and each product given."""
+    ours, theirs = detector._line, inspector._line
+    scores, maps, gaps, verdicts = [0.0], [0.0], [0.0], 0
+    others = [
+        seen for i in range(0, len(pictures), AT_ONCE) for seen in inspector._see(pictures[i : i + AT_ONCE])
+    ]
+    for number, (picture, other) in enumerate(zip(pictures, others, strict=True)):
+        (own,) = see_each(detector.extractor, [picture])
+        for task in (None, *detector.tasks):
+            one = inspect(ours, picture, own, see=partial(see_each, detector.extractor), task=task)
+            two = inspect(theirs, picture, other, see=inspector._see, task=task)
+            scores.append(_apart(two.pred_score, one.pred_score))
+            maps.append(_apart(two.patch_map, one.patch_map))
+            if one.routing is not None and two.routing is not None:
+                names = list(one.routing.distances)
+                found, expected = ([r.distances[n] for n in names] for r in (two.routing, one.routing))
+                gaps.append(_apart(found, expected))
+            verdicts += not _same(one, two)
+        progress("comparing", (number + 1) / len(pictures))
+    return Agreement(len(pictures), max(scores), max(maps), max(gaps), verdicts)
+
+
+def _apart(found: Any, expected: Any) -> float:
+    """Largest difference, of what lies beyond 1 as a share; infinite where one is no number."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    apart = np.abs(found - expected) / np.maximum(1, np.abs(expected))
+    return float(np.where(np.isfinite(apart), apart, np.inf).max())
+
+
+def _same(one: Prediction, two: Prediction) -> bool:
+    """Whether two verdicts are the same but where a score lies on its threshold."""
+    on_threshold = _apart(one.pred_score, one.threshold) <= TOLERANCE
+    same_label = one.pred_label == two.pred_label or on_threshold
+    return one.task == two.task and one.known == two.known and same_label
+
+
+def _pictures(detector: Detector, images: Any) -> list[Picture]:
+    if images is not None:
+        return [detector.intake.read(source, value) for source, value in list_sources(images)]
+    size = detector.extractor.image_size
+    drawn = [
+        resize(make_sample(name, seed, size=max(64, min(size))).image, size)
+        for name in PRODUCTS[:3]
+        for seed in range(DRAWN)
+    ]
+    drawn += [picture.numpy().transpose(1, 2, 0) for picture in probe(size)]
+    return [Picture(number, pixels, size) for number, pixels in enumerate(drawn)]
+
+
+def _put(beside: Path, out: Path) -> None:
+    """The new folder in the place of the old one; for a moment there is none."""
+    if not out.exists():
+        beside.rename(out)
+        return
+    old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    out.rename(old)
+    beside.rename(out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+# Writing
+
+
+def _write(detector: Detector, folder: Path, format: Format, progress: Progress) -> None:
+    """The whole export into a new folder."""
+    line, extractor, config = detector._line, detector.extractor, detector.config
+    assert line.base is not None
+    assert line.router is not None
+    (folder / "products").mkdir(parents=True)
+    progress("networks", 0.0)
+    size = extractor.image_size
+    backbone = _traced(
+        "backbone", extractor.module, (probe(size)[:2],), ["images"], ["patches", "pooled"], batch=True
+    )
+    _write_network(folder, "backbone", backbone, format)
+    mean_side = (config.flow.cells or config.scoring.cells or _NO_CELLS).mean_side
+    networks: dict[tuple[str, ...], str] = {}  # by the names of what a product's network takes
+    entries = []
+    for number, (name, product) in enumerate(line.products.items()):
+        inputs = _inputs(product, extractor.grid, mean_side)
+        key = tuple(sorted(inputs))
+        if key not in networks:
+            networks[key] = f"density-{len(networks)}"
+            network = _density(line.base, config, product, inputs, extractor.grid, networks[key])
+            _write_network(folder, networks[key], network, format)
+        _write_product(folder, name, product)
+        overrides = dict(line.overrides.get(name, {}))
+        entries.append({"name": name, "network": networks[key], "overrides": overrides})
+        progress("networks", (number + 1) / len(line.products))
+    router = line.router
+    (folder / "router.safetensors").write_bytes(dump_tensors(router.arrays(), "the router"))
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    index = {
+        "format": FORMAT,
+        "library": version("moleflow"),
+        "engine": ENGINE[format],
+        "fingerprint": line.base_hash,
+        "backbone": extractor.describe(),
+        "grid": list(extractor.grid),
+        "cell": extractor.cell,
+        "intake": line.intake.settings(),
+        "mean_side": mean_side,
+        "scoring": {"top_share": config.scoring.top_share, "top_least": config.scoring.top_least},
+        "false_alarm_rate": line.false_alarm_rate,
+        "router": {
+            "metric": router.config.metric,
+            "false_rejection_rate": router.config.false_rejection_rate,
+            "names": router.names,
+            "typical": router.typical,
+            "limits": {n: limit if math.isfinite(limit) else None for n, limit in router.limits.items()},
+        },
+        "products": entries,
+        "files": {path.relative_to(folder).as_posix(): sha256_of(path.read_bytes()) for path in files},
+    }
+    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+
+def _write_product(folder: Path, name: str, product: Product) -> None:
+    """Its tensors as the line keeps them, and its calibration in plain JSON."""
+    kept = {
+        key: value for key, value in product.tensors().items() if not key.startswith(("router.", "pose."))
+    }
+    data = dump_tensors(kept, f"product {name!r}")
+    (folder / "products" / f"{name}.safetensors").write_bytes(data)
+    info = product.info()
+    correction = product.densities.correction
+    told = {
+        "calibration": info["calibration"],
+        "strangeness": info["strangeness"],
+        "reference": info["reference"],
+        "correction_weight": 0.0 if correction is None else correction.weight,
+    }
+    (folder / "products" / f"{name}.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
+
+
+def _write_network(folder: Path, name: str, data: bytes, format: Format) -> None:
+    if format == "onnx":
+        (folder / f"{name}{NETWORKS['onnxruntime']}").write_bytes(data)
+        return
+    import openvino
+
+    network = openvino.Core().read_model(data)
+    openvino.save_model(network, folder / f"{name}{NETWORKS['openvino']}", compress_to_fp16=False)
+
+
+def _traced(
+    name: str,
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    *,
+    batch: bool = False,
+    free: Iterable[str] = (),
+) -> bytes:
+    """A module in ONNX; `batch` leaves the first length of everything open, `free` that of these inputs."""
+    axes = (
+        {key: {0: "batch"} for key in (*inputs, *outputs)} if batch else {key: {0: "count"} for key in free}
+    )
+    try:
+        return exported(module, example, inputs=inputs, outputs=outputs, axes=axes)
+    except Exception as error:  # of any kind: none of them says what its converter may raise
+        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
+        raise ExportError(f"the {name} network cannot be written: {reason}") from error
+
+
+def _inputs(product: Product, grid: tuple[int, int], mean_side: int) -> dict[str, np.ndarray]:
+    """What the network takes of a product, as the other side will make it of the product's file."""
+    tensors = {name: tensor.numpy() for name, tensor in product.tensors().items()}
+    correction = product.densities.correction
+    weight = 0.0 if correction is None else correction.weight
+    return network_inputs(tensors, grid, mean_side=mean_side, correction_weight=weight)
+
+
+def _density(
+    base: Base,
+    config: LineConfig,
+    product: Product,
+    inputs: dict[str, np.ndarray],
+    grid: tuple[int, int],
+    name: str,
+) -> bytes:
+    patches = torch.randn(1, *grid, base.channels, generator=torch.Generator().manual_seed(0))
+    names = sorted(inputs)
+    values = [torch.from_numpy(np.ascontiguousarray(inputs[key])) for key in names]
+    module = _Density(base, config, product, names).eval()
+    return _traced(
+        name,
+        module,
+        (patches, *values),
+        ["patches", *names],
+        ["map", "ordinary"],
+        free=[key for key in names if key == "coreset.patches"],
+    )
+
+
+class _Density(nn.Module):
+    """What a product says of an image's patches (1, h, w, D): its map, and that of how familiar they are.
+
+    Args:
+        base: the frozen base, part of the network.
+        config: all options.
+        product: one like those that are to be given.
+        names: of what is given of a product, in their order.
+    """
+
+    def __init__(self, base: Base, config: LineConfig, product: Product, names: Sequence[str]) -> None:
+        super().__init__()
+        self.base, self.scoring, self.names = base, config.scoring, names
+        # In a pair, so that neither is a part of this module: their numbers come from outside.
+        self.like = copy.deepcopy(product.densities.expert), product.densities.gaussians
+        self.begins_with_cells = config.flow.cells is not None
+        for name in names:
+            if name.startswith("flow."):
+                owner, last = _owner(self.like[0], name[5:])
+                owner._parameters.pop(last, None)
+                owner._buffers.pop(last, None)
+        self.densities = 1 + (config.scoring.cells is not None)
+
+    def forward(self, patches: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
+        given = dict(zip(self.names, values, strict=True))
+        expert, gaussians = self.like
+        cells = None if gaussians is None else _GivenCells(gaussians, given)
+        for name, value in given.items():
+            if name.startswith("flow."):
+                owner, last = _owner(expert, name[5:])
+                object.__setattr__(owner, last, value)
+        if self.begins_with_cells:
+            assert cells is not None
+            expert._modules["start_cells"] = CellWhitening(cells)  # type: ignore[arg-type]
+        scores = [self.base.score(expert, self.base.prepare(patches))]
+        if self.densities == 2:
+            assert cells is not None
+            scores.append(cells(patches))
+        if "coreset.patches" in given:
+            scores.append(distances(patches, given["coreset.patches"]))
+        positions = [
+            PositionCalibration(given[f"position.{i}.level"], given[f"position.{i}.spread"])  # type: ignore[arg-type]
+            for i in range(len(scores))
+        ]
+        found = combine(scores, positions, self.scoring)
+        if "correction.direction" in given:
+            assert cells is not None
+            along = cells.whiten(patches)[0] @ given["correction.direction"] - given["correction.level"]
+            found = found + given["correction.weight"] * along
+        return smooth(found, self.scoring.smoothing), density_map(scores, positions, self.scoring)
+
+
+def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The part of a module that has a number of this name, and what it is called there."""
+    *path, last = name.split(".")
+    for step in path:
+        module = getattr(module, step)
+    return module, last
+
+
+class _GivenCells(nn.Module):
+    """Cells whose numbers are given; see `CellGaussians.whiten`."""
+
+    def __init__(self, like: Any, given: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.grid, self.members, self.owners = like.grid, like._members, like._cell_of
+        self.given = {name[6:]: value for name, value in given.items() if name.startswith("cells.")}
+
+    def whiten(self, features: Tensor, patches: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Raw features of a whole grid to white ones, and the log-determinant per patch."""
+        own = self.given
+        x = (features - own["mean"]).flatten(1, 2)
+        gathered = x[:, self.members]
+        along = torch.einsum("bcnd,crd->bcnr", gathered, own["axes"]) * own["shrink"][:, None]
+        white = (gathered + torch.einsum("bcnr,crd->bcnd", along, own["axes"])).flatten(1, 2)
+        y = white[:, self.slots].unflatten(1, self.grid) / own["root"]
+        return y, own["log_dets"][self.owners].view(1, *self.grid)
+
+    @property
+    def slots(self) -> Tensor:
+        """Where each patch stands among the cells' members, (h w,)."""
+        slots = torch.empty(self.grid[0] * self.grid[1], dtype=torch.long)
+        flat = self.members.flatten()
+        slots[flat.flip(0)] = torch.arange(len(flat)).flip(0)
+        return slots
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Mahalanobis distance of every patch."""
+        return self.whiten(features)[0].norm(dim=-1)
+
+
+@dataclass(frozen=True)
+class _NoCells:
+    mean_side: int = 1
+
+
+_NO_CELLS = _NoCells()

@@ -1,0 +1,241 @@
+"""An exported line: read from its folder, checked, and asked about what networks computed."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from ..errors import LineError, TaskError
+from ..intake import Intake
+from ..judgement import Decision, Judgement, judged, map_threshold, nearest
+from ..store.files import read_bytes
+from ..store.index import parse_json
+from ..store.names import check_task_name
+from ..store.tensors import check_sha256
+from ..verdict.calibration import ScoreCalibration, TwoVoices, calibration_from_dict, verdict_of
+from ..verdict.drift import Reference
+from ..verdict.unknown import Familiarity
+from .arrays import mean_of_highest, network_inputs, part, whole_distance
+from .engines import ENGINES, Run, open_network
+
+FORMAT = 1
+INDEX = "exported.json"
+NETWORKS = {"onnxruntime": ".onnx", "openvino": ".xml"}  # what each engine reads
+PRODUCTS_AT_ONCE = 64  # whose arrays stay in memory
+
+
+class Seen(NamedTuple):
+    """What the backbone sees of one image: patches (1, h, w, D) and pooled (1, E), float32."""
+
+    patches: np.ndarray
+    pooled: np.ndarray
+
+
+def is_exported(path: str | Path) -> bool:
+    """Whether a folder holds an exported line."""
+    return (Path(path) / INDEX).is_file()
+
+
+@dataclass(frozen=True, eq=False)
+class ExportedProduct:
+    """One product: its calibration, and what the network takes.
+
+    Attributes:
+        calibration, familiarity, reference: as of a `Product`.
+        arrays: the network's inputs beside patches.
+        whole: of the picture as a whole; empty where the product has no such voice.
+        network: the file of its density.
+    """
+
+    calibration: ScoreCalibration | TwoVoices
+    familiarity: Familiarity
+    reference: Reference | None
+    arrays: dict[str, np.ndarray]
+    whole: dict[str, np.ndarray]
+    network: str
+
+    @property
+    def pose(self) -> None:
+        """Aligned products are not exported."""
+
+    def map_threshold(self, rate: float | None, threshold: float) -> float:
+        """Score of the map, in its unit, above which a place is conspicuous."""
+        return map_threshold(self.calibration, rate, threshold)
+
+
+class Products(Mapping[str, ExportedProduct]):
+    """The products of an exported line by name, each read from its files when it is asked for."""
+
+    def __init__(self, line: ExportedLine) -> None:
+        self._line = line
+        self._read = lru_cache(maxsize=PRODUCTS_AT_ONCE)(line.read_product)
+
+    def __getitem__(self, name: str) -> ExportedProduct:
+        if name not in self._line.entries:
+            raise KeyError(name)
+        return self._read(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._line.entries)
+
+    def __len__(self) -> int:
+        return len(self._line.entries)
+
+
+class ExportedLine:
+    """What an export holds; every file is checked against its SHA-256 when it is read.
+
+    Args:
+        path: its folder.
+        threads: of the processor.
+
+    Raises:
+        LineError: there is no exported line, it is damaged, or of a later format.
+    """
+
+    def __init__(self, path: str | Path, *, threads: int) -> None:
+        self.path, self.threads = Path(path), threads
+        try:
+            index = self.path / INDEX
+            self._index = parse_json(read_bytes(self.path, index), index)
+            if self._index["format"] > FORMAT:
+                raise LineError(
+                    f"{self.path / INDEX}: expected format {FORMAT} or earlier, got {self._index['format']}: "
+                    f"it was written by moleflow {self._index['library']}"
+                )
+            backbone = self._index["backbone"]
+            self.size = int(backbone["image_size"][0]), int(backbone["image_size"][1])
+            self.grid = int(self._index["grid"][0]), int(self._index["grid"][1])
+            self.intake = Intake.from_settings(self.size, self._index["intake"], cell=self._index["cell"])
+            self.entries = {check_task_name(entry["name"]): entry for entry in self._index["products"]}
+            self.engine = str(self._index["engine"])
+            self._router = _Router(self._index["router"], self._arrays("router.safetensors"))
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise LineError(
+                f"{self.path}: expected a complete exported line, but something is missing: {error!r}"
+            ) from error
+        if self.engine not in ENGINES:
+            raise LineError(f"{self.path / INDEX}: expected an engine among {', '.join(ENGINES)}")
+        self.products = Products(self)
+        self._networks: dict[str, Run] = {}
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """Distance, in typical ones, up to which an image is near a product, by name."""
+        return self._router.limits
+
+    def require(self, name: str) -> str:
+        """The name of a product as it is written; `TaskError` when there is none."""
+        name = check_task_name(name)
+        if name not in self.entries:
+            known = ", ".join(map(repr, self.entries))
+            raise TaskError(f"{name!r} is no product of this line; known: {known}")
+        return name
+
+    def see(self, images: np.ndarray) -> list[Seen]:
+        """What the backbone sees of images uint8 (B, 3, h, w), each by itself."""
+        patches, pooled = self._network("backbone")({"images": images})
+        return [Seen(patches[i : i + 1], pooled[i : i + 1]) for i in range(len(images))]
+
+    def decide(self, features: Seen) -> Decision:
+        """Which product one image's features are nearest to."""
+        return self._router.decide(features.patches[0].mean((0, 1), dtype=np.float64))
+
+    def judge(self, name: str, features: Seen) -> Judgement:
+        """What a product says of one image's features."""
+        product, scoring = self.products[name], self._index["scoring"]
+        inputs = {"patches": features.patches, **product.arrays}
+        maps, ordinary = self._network(product.network)(inputs)
+        place = mean_of_highest(maps[0], scoring["top_share"], scoring["top_least"])
+        whole = whole_distance(product.whole, features.pooled[0]) if product.whole else None
+        return judged(product.calibration, maps[0], place, whole, product.familiarity.of_map(ordinary[0]))
+
+    def verdict(self, name: str) -> tuple[float | None, float]:
+        """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
+        overrides = self.entries[name]["overrides"]
+        return verdict_of(self.products[name].calibration, overrides, self._index["false_alarm_rate"])
+
+    def read_product(self, name: str) -> ExportedProduct:
+        """A product from its two files."""
+        entry = self.entries[name]
+        tensors = self._arrays(f"products/{name}.safetensors")
+        try:
+            told = json.loads(self._bytes(f"products/{name}.json"))
+            weight = float(told["correction_weight"])
+            return ExportedProduct(
+                calibration=calibration_from_dict(told["calibration"]),
+                familiarity=Familiarity.from_dict(
+                    told["strangeness"], rate=self._index["router"]["false_rejection_rate"]
+                ),
+                reference=Reference.from_dict(told["reference"]) if told["reference"] else None,
+                arrays=network_inputs(
+                    tensors, self.grid, mean_side=self._index["mean_side"], correction_weight=weight
+                ),
+                whole=part(tensors, "whole."),
+                network=str(entry["network"]),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise LineError(f"{self.path}: product {name!r} is incomplete: {error!r}") from error
+
+    def _network(self, name: str) -> Run:
+        """A network, opened once."""
+        if name not in self._networks:
+            file = self.path / f"{name}{NETWORKS[self.engine]}"
+            data = self._bytes(file.name)
+            if self.engine == "openvino":
+                self._bytes(f"{name}.bin")  # its weights, beside it
+            try:
+                network = data if self.engine == "onnxruntime" else file
+                self._networks[name] = open_network(self.engine, network, self.threads)
+            except ImportError as error:
+                raise LineError(
+                    f"{self.path}: this line runs on {self.engine}, which is not installed: "
+                    f"pip install {self.engine}"
+                ) from error
+        return self._networks[name]
+
+    def _arrays(self, file: str) -> dict[str, np.ndarray]:
+        try:
+            return safetensors.numpy.load(self._bytes(file))
+        except safetensors.SafetensorError as error:
+            raise LineError(f"{self.path / file}: expected safetensors: {error}") from error
+
+    def _bytes(self, file: str) -> bytes:
+        """A file, if it is the one that was written."""
+        expected = self._index["files"].get(file)
+        if expected is None:
+            raise LineError(f"{self.path / INDEX}: expected the SHA-256 of {file}, found none")
+        data = read_bytes(self.path, self.path / file)
+        check_sha256(self.path / file, data, expected)
+        return data
+
+
+class _Router:
+    """Distances to the products, as of `routing.router.Router`."""
+
+    def __init__(self, told: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
+        self.names, self.shared = list(told["names"]), told["metric"] == "shared"
+        self.typical = {name: float(value) for name, value in told["typical"].items()}
+        self.limits = {n: math.inf if value is None else float(value) for n, value in told["limits"].items()}
+        self._arrays = arrays
+
+    def decide(self, descriptor: np.ndarray) -> Decision:
+        """Of one image's descriptor (D,)."""
+        gaps = np.square(self._whitened(descriptor) - self._arrays["means"]).sum(-1)
+        distances = np.sqrt(gaps / len(descriptor))
+        cost = distances if self.shared else np.square(distances) + self._arrays["log_dets"]
+        order = np.argsort(cost, kind="stable")
+        return nearest(self.names, distances.tolist(), order.tolist(), self.typical)
+
+    def _whitened(self, descriptor: np.ndarray) -> np.ndarray:
+        """(1, D) with a shared metric, else (T, D)."""
+        found: np.ndarray = self._arrays["whiten"] @ descriptor
+        return found

@@ -1,0 +1,370 @@
+"""An exported line says what the line says, without torch, or it is not written."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import venv
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from moleflow import Cells, Detector, FlowConfig, RouterConfig
+from moleflow.cli import app
+from moleflow.data.factory import make_sample
+from moleflow.data.layouts import read_dataset
+from moleflow.errors import ConfigError, ExportError, ImageError, LineError, TaskError
+from moleflow.export import TOLERANCE, compare, export_line
+from moleflow.runtime import Inspector, engines, is_exported
+
+ROOT = Path(__file__).parents[1]
+FORMATS = ("onnx", "openvino")
+
+# Raises as an interpreter does that has neither.
+WITHOUT_TORCH = """
+import sys
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        own = name.partition(".")[0]
+        if own in ("torch", "timm"):
+            raise ModuleNotFoundError(f"No module named {own!r}", name=own)
+
+sys.meta_path.insert(0, Missing())
+"""
+
+
+@pytest.fixture(scope="module")
+def out(_saved_line, tmp_path_factory):
+    """The line of three products, exported; for tests that only look."""
+    folder = tmp_path_factory.mktemp("exported") / "line"
+    export_line(_saved_line, folder)
+    return folder
+
+
+def tree(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def assert_same(found, expected):
+    assert len(found) == len(expected)
+    for ours, theirs in zip(found, expected, strict=True):
+        one, two = ours.to_dict(), theirs.to_dict()
+        assert one.keys() == two.keys()
+        for key in ("task", "status", "known", "pred_label", "image_size", "facts"):
+            assert key == "facts" or one[key] == two[key], key
+        size = max(1, abs(theirs.pred_score))
+        assert abs(ours.pred_score - theirs.pred_score) <= TOLERANCE * size
+        assert ours.threshold == theirs.threshold
+        np.testing.assert_allclose(ours.patch_map, theirs.patch_map, rtol=TOLERANCE, atol=TOLERANCE)
+        assert ours.patch_map.dtype == theirs.patch_map.dtype
+        if theirs.routing is not None:
+            assert ours.routing.distances == pytest.approx(theirs.routing.distances, rel=1e-4)
+            assert ours.routing.distance_limit == theirs.routing.distance_limit
+
+
+# The same answers
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_an_export_says_what_the_line_says(saved, line, probe, tmp_path, format):
+    agreement = export_line(saved, tmp_path / "out", format=format)
+    assert agreement.holds
+    assert agreement.pictures == 15
+    inspector = Inspector(tmp_path / "out")
+    assert inspector.tasks == line.tasks
+    assert inspector.intake == line.intake
+    assert_same(inspector.predict(probe), line.predict(probe))
+    for task in line.tasks:
+        assert_same(inspector.predict(probe, task=task), line.predict(probe, task=task))
+    assert_same(inspector.predict(probe, batch_size=1), inspector.predict(probe, batch_size=3))
+
+
+def layered(config):
+    """A flow over normalised patches with cells beside it, and every product in its own metric."""
+    flow = replace(config.flow, cells=None, normalisation="layer", statistics=True)
+    scoring = replace(config.scoring, cells=Cells(side=3, rank=5, mean_side=5, bits=16))
+    return replace(config, flow=flow, scoring=scoring, router=RouterConfig(metric="product"))
+
+
+def lean(config):
+    """No learned part, no coreset, no voice of the whole, everything in 16 bits."""
+    flow = FlowConfig(
+        cells=Cells(side=3, rank=4, mean_side=5, bits=16),
+        couplings=0,
+        mixer=None,
+        whitening=None,
+        dia=None,
+        lora=None,
+        bits=16,
+    )
+    return replace(config, flow=flow, scoring=replace(config.scoring, coreset=None, whole=None))
+
+
+@pytest.mark.parametrize(
+    ("change", "wishes"),
+    [
+        (layered, {}),
+        (lean, {"fit": "letterbox"}),
+        (lambda config: config, {"tiles": (1, 2)}),
+        (lambda config: config, {"image_size": (64, 96), "fit": "letterbox"}),
+    ],
+    ids=["layered", "lean", "tiles", "letterbox"],
+)
+def test_every_kind_of_line_is_exported(new_line, quick, pictures, probe, tmp_path, change, wishes):
+    line = new_line(config=change(quick), **wishes)
+    for product in ("gear", "wood"):
+        line.add_task(product, pictures(product, 6))
+    line.set_threshold("wood", threshold=3.0)
+    line.save(tmp_path / "line")
+    export_line(tmp_path / "line", tmp_path / "out")
+    shown = [*probe, np.ascontiguousarray(probe[0][:40])]
+    assert_same(Inspector(tmp_path / "out").predict(shown), line.predict(shown))
+
+
+def test_what_known_defects_taught_is_exported(saved, pictures, probe, tmp_path):
+    line = Detector.load(saved, device="cpu")
+    defects = pictures("gear", 3, first=600, kind="missing_tooth")
+    line.correct_task("gear", pictures("gear", 8), missed=defects)
+    line.save()
+    export_line(saved, tmp_path / "out")
+    inspector = Inspector(tmp_path / "out")
+    assert_same(inspector.predict(probe), line.predict(probe))
+    plain = json.loads((tmp_path / "out" / "exported.json").read_text())["products"]
+    assert len({entry["network"] for entry in plain}) == 2  # one for those that were shown nothing
+
+
+def test_images_that_are_given_are_compared(saved, tmp_path, pictures):
+    for i, picture in enumerate(pictures("wood", 3, first=700)):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+    agreement = export_line(saved, tmp_path / "out", images=sorted(tmp_path.glob("*.png")))
+    assert agreement.pictures == 3
+    assert max(agreement.score, agreement.map, agreement.distance) <= 1e-4
+
+
+def test_errors_are_those_of_the_line(out, tmp_path, probe):
+    inspector = Inspector(out)
+    (tmp_path / "no.png").write_bytes(b"nothing")
+    with pytest.raises(ImageError, match=r"no\.png"):
+        inspector.predict(tmp_path / "no.png")
+    (failure,) = inspector.predict(tmp_path / "no.png", errors="yield")
+    assert "no.png" in failure.error
+    with pytest.raises(TaskError, match="'cable' is no product of this line; known: 'gear', 'wood'"):
+        inspector.predict(probe, task="cable")
+    with pytest.raises(ConfigError, match="batch size"):
+        inspector.predict(probe, batch_size=0)
+    with pytest.raises(ConfigError, match="at least 1 thread"):
+        Inspector(out, threads=0)
+
+
+# What is on disk
+
+
+def test_a_product_costs_what_it_costs_on_the_line(out, saved):
+    assert is_exported(out)
+    assert not is_exported(saved)
+    for name in ("gear", "wood", "bottle_cap"):
+        kept = (saved / "tasks" / name / "0001" / "expert.safetensors").stat().st_size
+        assert (out / "products" / f"{name}.safetensors").stat().st_size < kept
+        json.loads((out / "products" / f"{name}.json").read_text())
+    assert {path.suffix for path in tree(out)} == {".json", ".onnx", ".safetensors"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "backbone.onnx",
+        "density-0.onnx",
+        "router.safetensors",
+        "products/gear.safetensors",
+        "products/gear.json",
+        "exported.json",
+    ],
+)
+@pytest.mark.parametrize("harm", ["flipped", "missing"])
+def test_a_damaged_export_is_refused(out, tmp_path, probe, name, harm):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2 if name != "exported.json" else 0] ^= 255
+    if harm == "flipped":
+        (folder / name).write_bytes(data)
+    else:
+        (folder / name).unlink()
+    with pytest.raises(LineError, match=Path(name).name.replace(".", r"\.")):
+        Inspector(folder).predict(probe)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2, "library": "9.9"}, r"expected format 1 or earlier, got 2: .* moleflow 9\.9"),
+        ({"engine": "abacus"}, "expected an engine among onnxruntime, openvino"),
+        ({"router": None}, "expected a complete exported line"),
+        ({"products": [{"name": "../gear"}]}, "complete exported line|name"),
+        ({"files": {}}, "expected the SHA-256 of router.safetensors"),
+    ],
+)
+def test_an_index_that_says_something_else_is_refused(out, tmp_path, change, message):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    index = json.loads((folder / "exported.json").read_text())
+    (folder / "exported.json").write_text(json.dumps(index | change))
+    with pytest.raises((LineError, TaskError), match=message):
+        Inspector(folder)
+
+
+def test_an_export_that_says_something_else_is_not_written(saved, out, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    before = tree(folder)
+    original = engines._OPENERS["onnxruntime"]
+
+    def wrong(network, threads):
+        run = original(network, threads)
+        return lambda inputs: [output * np.float32(1.02) for output in run(inputs)]
+
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", wrong)
+    for place in (folder, tmp_path / "new"):
+        with pytest.raises(ExportError, match=r"does not say what the line says: over 15 pictures"):
+            export_line(saved, place)
+    assert tree(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "out"]  # nothing beside it
+
+
+def test_an_earlier_export_is_replaced_and_nothing_else(saved, out, tmp_path, pictures):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    (folder / "products" / "gone.json").write_text("{}")
+    line = Detector.load(saved, device="cpu")
+    line.add_task("cable", pictures("circuit_board", 6))
+    line.save()
+    export_line(saved, folder)
+    assert Inspector(folder).tasks == line.tasks
+    assert not (folder / "products" / "gone.json").exists()
+    kept = Path("products") / "gear.safetensors"
+    assert (folder / kept).read_bytes() == (out / kept).read_bytes()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "mine.txt").write_text("mine")
+    with pytest.raises(ExportError, match="expected an empty folder or an earlier export"):
+        export_line(saved, tmp_path / "photos")
+    assert (tmp_path / "photos" / "mine.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_exported_is_named(saved, new_line, pictures, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="expected a format among onnx, openvino, got 'tensorrt'"):
+        export_line(saved, tmp_path / "out", format="tensorrt")
+    line = new_line()
+    line.add_task("gear", pictures("gear", 8), pose="on")
+    line.save(tmp_path / "turned")
+    with pytest.raises(ExportError, match="aligned products cannot be exported: gear"):
+        export_line(tmp_path / "turned", tmp_path / "out")
+    monkeypatch.setattr("moleflow.export.installed", lambda engine: False)
+    with pytest.raises(ConfigError, match="format 'openvino' needs openvino: pip install openvino"):
+        export_line(saved, tmp_path / "out", format="openvino")
+    assert not (tmp_path / "out").exists()
+
+
+# Without torch
+
+
+def alone(code, *arguments, environment=None):
+    """Runs code in an interpreter that has neither torch nor timm."""
+    source = WITHOUT_TORCH + textwrap.dedent(code)
+    return subprocess.run(
+        [sys.executable, "-c", source, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+
+
+def photograph(folder, probe):
+    folder.mkdir()
+    for i, picture in enumerate(probe):
+        Image.fromarray(picture).save(folder / f"{i}.png")
+    return folder
+
+
+def test_nothing_of_it_needs_torch(out, line, probe, tmp_path):
+    belt = photograph(tmp_path / "belt", probe)
+    code = """
+    import json, sys
+    from moleflow.runtime import Inspector
+    found = Inspector(sys.argv[1], threads=1).predict(sys.argv[2])
+    print(json.dumps([one.to_dict() | {"mask": int(one.pred_mask.sum())} for one in found]))
+    assert not {"torch", "timm"} & set(sys.modules)
+    """
+    done = alone(code, out, belt)
+    assert done.returncode == 0, done.stderr
+    for said, expected in zip(json.loads(done.stdout), line.predict(belt), strict=True):
+        assert said["status"] == expected.status
+        assert said["task"] == expected.task
+        assert said["pred_score"] == pytest.approx(expected.pred_score, abs=1e-3)
+        assert said["mask"] == expected.pred_mask.sum()
+
+
+def test_the_command_line_needs_no_torch_for_it(out, saved, probe, tmp_path):
+    belt = photograph(tmp_path / "belt", probe)
+    code = "from moleflow.cli import main\nmain()"
+    done = alone(code, "predict", out, belt, "--json", tmp_path / "found.jsonl", "--maps", tmp_path / "maps")
+    assert done.returncode == 0, done.stderr
+    with_torch = CliRunner().invoke(
+        app, ["predict", str(saved), str(belt), "--json", str(tmp_path / "expected.jsonl")]
+    )
+    assert with_torch.exit_code == 0, with_torch.output
+    found, expected = (
+        [json.loads(row) for row in (tmp_path / name).read_text().splitlines()]
+        for name in ("found.jsonl", "expected.jsonl")
+    )
+    assert [one.keys() for one in found] == [one.keys() for one in expected]
+    assert [one["reason"] for one in found] == [one["reason"] for one in expected]
+    assert len(list((tmp_path / "maps").iterdir())) == len(probe)
+    done = alone(code, "predict", saved, belt)
+    assert done.returncode == 1
+    assert "this needs torch, which is not installed: pip install 'moleflow[learn]'" in done.stderr
+    done = alone("from moleflow import Detector")
+    assert "ImportError: this needs torch" in done.stderr
+
+
+@pytest.mark.parametrize("option", [("--device", "cuda"), ("--runtime", "torch"), ("--monitor",)])
+def test_options_that_an_export_does_not_have_are_refused(out, probe, tmp_path, option):
+    belt = photograph(tmp_path / "belt", probe[:1])
+    result = CliRunner().invoke(app, ["predict", str(out), str(belt), *option])
+    assert result.exit_code == 2
+    assert "an exported line takes none" in result.output
+
+
+def test_the_command_says_what_was_compared(saved, tmp_path):
+    result = CliRunner().invoke(app, ["export", str(saved), str(tmp_path / "out")])
+    assert result.exit_code == 0, result.output
+    assert "3 products" in result.output
+    assert "over 15 pictures every verdict is the line's" in result.output.replace("\n", " ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("MOLEFLOW_REALDATA"), reason="MOLEFLOW_REALDATA is unset")
+@pytest.mark.parametrize("format", FORMATS)
+def test_exports_of_real_products_say_what_the_line_says(tmp_path, format):
+    line = Detector(device="cpu")
+    products = read_dataset(os.environ["MOLEFLOW_REALDATA"]).products
+    for name, product in products.items():
+        line.add_task(name, [item.path for item in product.train[:60]], pose="off")
+    line.save(tmp_path / "line")
+    shown = [item.path for product in products.values() for item in product.test[::8]]
+    agreement = export_line(tmp_path / "line", tmp_path / "out", format=format, images=shown)
+    assert agreement.holds
+    pictures = [line.intake.read(path, path) for path in shown[:5]]
+    assert compare(line, Inspector(tmp_path / "out"), pictures).holds
+
+
+@pytest.mark.slow
+def test_an_environment_without_torch_inspects(out, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "--quiet", f"{ROOT}[runtime]"], check=True)
+    Image.fromarray(make_sample("gear", 900, size=64).image).save(tmp_path / "one.png")
+    command = [tmp_path / "venv" / "bin" / "moleflow", "predict", out, tmp_path / "one.png", "--json", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout)["task"] == "gear"
+    missing = subprocess.run([python, "-c", "import torch"], capture_output=True, check=False)
+    assert missing.returncode == 1
