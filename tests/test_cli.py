@@ -215,6 +215,16 @@ def belt(data, tmp_path):
     return tmp_path / "belt"
 
 
+@pytest.mark.parametrize("json_file", [None, "-"])
+def test_predict_says_what_an_image_took(saved, belt, json_file):
+    result = run("predict", saved, belt, "--timings", *(["--json", json_file] if json_file else []), code=3)
+    said = result.stderr if json_file else result.stdout
+    rows = dict(re.findall(r"^  (\w+(?: all)?) +([\d.]+) +[\d.]+ +[\d.]+$", said, re.MULTILINE))
+    assert list(rows) == ["decode", "backbone", "routing", "expert", "verdict", "writing", "in all"]
+    assert float(rows["backbone"]) > 0
+    assert "milliseconds" not in run("predict", saved, belt, code=3).output
+
+
 def test_predict_goes_on_after_a_bad_file(saved, belt, tmp_path):
     result = run("predict", saved, belt, "-r", "--json", tmp_path / "r", "--maps", tmp_path / "m", code=3)
     rows = {row.split()[0]: row for row in result.stdout.splitlines()[1:]}

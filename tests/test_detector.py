@@ -25,6 +25,7 @@ from moleflow.errors import (
     MoleFlowError,
     TaskError,
 )
+from moleflow.results import STAGES
 from moleflow.store import LineStore
 from moleflow.verdict.maps import image_scores
 
@@ -998,3 +999,12 @@ def test_nothing_is_pickled():
 
 def test_the_default_line_is_the_configured_one(new_line):
     assert new_line(config=None).config == LineConfig()
+
+
+def test_a_prediction_says_what_it_took(line, probe):
+    for given in (None, "gear"):
+        for found in line.predict(probe, task=given, batch_size=3):
+            assert tuple(found.seconds) == STAGES
+            assert all(seconds >= 0 for seconds in found.seconds.values())
+            assert found.seconds["backbone"] > 0
+            assert "seconds" not in found.to_dict()

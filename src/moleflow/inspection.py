@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
@@ -101,20 +102,37 @@ def inspect_all(
         batch_size: pictures of a pass.
         errors: whether ImageError is raised.
     """
+    clock = _Clock()
     for batch in line.intake.batches(sources, batch_size, errors=errors):
         pictures = pictures_in(batch)
+        decode = clock.lap() / max(len(pictures), 1)
         features = iter(see(pictures) if pictures else ())
+        shares = {"decode": decode, "backbone": clock.lap() / max(len(pictures), 1)}
         for one in batch:
             if isinstance(one, Failure):
                 yield one
                 continue
             try:
-                result: Prediction | Failure = inspect(line, one, next(features), see=see, task=task)
+                said = inspect(line, one, next(features), see=see, task=task)
+                result: Prediction | Failure = replace(said, seconds=shares | said.seconds)
             except ImageError as error:
                 if errors == "raise":
                     raise
                 result = Failure(one.source, str(error))
             yield result
+        clock.lap()  # what was done with the results is no part of the next batch
+
+
+class _Clock:
+    """Seconds since it was last asked."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Since the last time."""
+        before, self._last = self._last, time.perf_counter()
+        return self._last - before
 
 
 def inspect(
@@ -135,7 +153,9 @@ def inspect(
     Raises:
         ImageError: a score that is not finite.
     """
+    clock = _Clock()
     decision = None if task else line.decide(features)
+    seconds = {"routing": clock.lap()}
     name = task or decision.task  # type: ignore[union-attr]
     product = line.products[name]
     pose, placement = product.pose, None
@@ -144,6 +164,7 @@ def inspect(
         if placement is not None:
             features = see([picture.aligned(placement, pose.window)])[0]
     found = line.judge(name, features)
+    seconds["expert"] = clock.lap()
     score = found.score
     if not np.isfinite(score):
         raise ImageError(f"{name_of(picture.source)}: its score is not finite ({score})")
@@ -163,7 +184,7 @@ def inspect(
     grid = found.patch_map.shape[0], found.patch_map.shape[1]
     facts = facts_of(picture.own, clipped=picture.clipped, size=picture.size)
     facts = replace(facts, place=found.strangeness, whole=found.whole)
-    return Prediction(
+    said = Prediction(
         source=picture.source,
         task=name,
         known=routing is None or routing.known,
@@ -182,6 +203,7 @@ def inspect(
         map_rise=_rise(found, product),
         placement=placement,
     )
+    return replace(said, seconds=seconds | {"verdict": clock.lap()})
 
 
 def _findings(facts: Facts, product: KnownProduct) -> tuple[Finding, ...]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # these bring torch, which a result does without
     from .pose import Placement, PoseReport
     from .storage import Part
 
+STAGES = ("decode", "backbone", "routing", "expert", "verdict")
+
 NEAR = 3.5  # times the distance of the farthest good images: what another light may make of a product
 
 
@@ -70,6 +72,7 @@ class Prediction:
             drift lifts all of a map, a defect some of it.
         placement: how the object lay, where the image was aligned before it was judged: `patch_map` shows it
             as aligned then, all other maps and the regions as it came.
+        seconds: that it took, by stage: `STAGES`; the first two are shares of its batch.
     """
 
     source: Path | int
@@ -89,6 +92,7 @@ class Prediction:
     findings: tuple[Finding, ...] = ()
     map_rise: float = 0.0
     placement: Placement | None = None
+    seconds: dict[str, float] = field(default_factory=dict, repr=False)
 
     @property
     def status(self) -> str:

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import re
+import statistics
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
@@ -103,6 +105,9 @@ def predict(
     monitor: Annotated[
         bool, typer.Option("--monitor", help="Add the images to LINE's watch, see: moleflow drift.")
     ] = False,
+    timings: Annotated[
+        bool, typer.Option("--timings", help="Say at the end what an image took, stage by stage.")
+    ] = False,
     recursive: Recursive = False,
     strict: Strict = False,
     batch_size: BatchSize = 8,
@@ -129,7 +134,7 @@ def predict(
 
     detector = _line_or_export(line, weights, device, runtime, threads, monitor=monitor)
     results = detector.stream(paths, task=task, batch_size=batch_size, errors="raise" if strict else "yield")
-    failed = 0
+    failed, taken = 0, []
     with ExitStack() as stack:
         write_json = stack.enter_context(_json_lines(json_file))
         write_maps = _map_writer(maps, paths, map_format or "overlay", intake=detector.intake, legend=legend)
@@ -142,13 +147,27 @@ def predict(
                 failed += 1
                 write_json(result.to_dict())
             else:
+                started = time.perf_counter()
                 write_json(result.to_dict() | _regions_json(result, wanted=regions))
                 write_maps(index, result)
+                taken.append(result.seconds | {"writing": time.perf_counter() - started})
             show(result)
             if watch is not None and not isinstance(result, Failure):
                 watch(result)
+    if timings and taken:
+        _say_timings(taken, to_stderr=json_file == "-")
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _say_timings(taken: Sequence[dict[str, float]], *, to_stderr: bool) -> None:
+    """Milliseconds an image by stage; the first image waits for what is opened with it."""
+    tell = complain if to_stderr else say
+    rows = {stage: [1e3 * one.get(stage, 0.0) for one in taken] for stage in taken[0]}
+    rows["in all"] = [sum(values) for values in zip(*rows.values(), strict=True)]
+    tell("milliseconds an image: median, first, longest")
+    for stage, values in rows.items():
+        tell(f"  {stage:<9} {statistics.median(values):8.1f} {values[0]:8.1f} {max(values):8.1f}")
 
 
 @app.command(epilog=example("moleflow evaluate line-3 datasets/mvtec --oracle --json figures.json"))

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import stdtr, stdtrit
 
 from ..errors import CalibrationError
 
@@ -116,7 +116,7 @@ class ScoreCalibration:
     def p_value(self, score: float) -> float:
         """Chance that one more good image scores at least `score`, in the unit of `pred_score`."""
         centre, width, freedom = self._predictive
-        return float(stats.t.sf((_log_shift(score) - centre) / width, freedom))
+        return student_above((_log_shift(score) - centre) / width, freedom)
 
     def threshold(self, false_alarm_rate: float, *, images: int | None = None) -> float:
         """Score that a good image exceeds with this probability; with so many images that spread as these."""
@@ -125,7 +125,7 @@ class ScoreCalibration:
         if images is not None and self.images > 1:
             width *= math.sqrt((1 + 1 / images) / (1 + 1 / self.images))
             freedom = images - 1.0
-        return _unshift(float(stats.t.isf(false_alarm_rate, freedom)) * width + centre)
+        return _unshift(student_limit(false_alarm_rate, freedom) * width + centre)
 
     @cached_property
     def _predictive(self) -> tuple[float, float, float]:
@@ -192,11 +192,11 @@ class Predictive:
 
     def p_value(self, score: float) -> float:
         """Chance that one more good image scores at least `score`."""
-        return float(stats.t.sf((_log_shift(score) - self.centre) / self.width, self.freedom))
+        return student_above((_log_shift(score) - self.centre) / self.width, self.freedom)
 
     def limit(self, rate: float) -> float:
         """Score that one more good image exceeds at this rate."""
-        return _unshift(float(stats.t.isf(rate, self.freedom)) * self.width + self.centre)
+        return _unshift(student_limit(rate, self.freedom) * self.width + self.centre)
 
 
 def _belief(images: int) -> float:
@@ -358,6 +358,19 @@ def _check_rate(rate: float) -> float:
     return rate
 
 
+# By `scipy.special` and not `scipy.stats`: the same functions, a tenth of the time, half the import.
+
+
+def student_above(value: float, freedom: float) -> float:
+    """Chance that Student's t with these degrees of freedom exceeds a value."""
+    return float(stdtr(freedom, -value))
+
+
+def student_limit(rate: float, freedom: float) -> float:
+    """Value that Student's t with these degrees of freedom exceeds with this chance."""
+    return -float(stdtrit(freedom, rate))
+
+
 SHIFT = 4.0  # spreads above the typical score over which the stretch turns from linear to logarithmic
 
 
@@ -375,4 +388,4 @@ def upper_limit(values: list[float], rate: float) -> float:
     if len(values) < 2:
         return float("inf")
     width = float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / len(values))
-    return float(np.mean(values)) + float(stats.t.isf(rate, len(values) - 1)) * width
+    return float(np.mean(values)) + student_limit(rate, len(values) - 1) * width

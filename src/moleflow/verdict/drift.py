@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import stats
+from scipy.special import ndtri
+
+from .calibration import student_limit
 
 IMAGE_RATE = 0.001  # share of good images, taken as those taught, that exceed any limit
 FINDING_RATE = 0.01  # the same where it only matters of images that alarm anyway
@@ -252,7 +254,7 @@ class Norm:
             own**2 / (INNER_WORTH * (self.count - 1)) + session**2 / (PRIOR_WORTH + self.blocks - 1)
         )
         freedom = min(freedom, TAILS) if images is None else freedom
-        return float(stats.t.isf(rate / 2, freedom))
+        return student_limit(rate / 2, freedom)
 
     @classmethod
     def fit(cls, channel: Channel, values: NDArray[np.float64], blocks: NDArray[np.int64]) -> Norm:
@@ -277,7 +279,7 @@ def _spread(values: NDArray[np.float64]) -> float:
     """Standard deviation from the inner nine tenths, right on average for normal values of any number."""
     if len(values) < 2:
         return 0.0
-    normal = stats.norm.ppf((np.arange(1, len(values) + 1) - 0.375) / (len(values) + 0.25))
+    normal = ndtri((np.arange(1, len(values) + 1) - 0.375) / (len(values) + 0.25))
     low, high = np.quantile(values, INNER)
     expected = np.quantile(normal, INNER)
     return float((high - low) / (expected[1] - expected[0]))
