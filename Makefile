@@ -12,7 +12,7 @@ demo: $(READY)
 
 # One thread a worker: two workers on two cores are faster than one that shares them out.
 test: $(READY)
-	OMP_NUM_THREADS=1 $(RUN) pytest -n 2
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal
 
 test-slow: $(READY)
 	$(RUN) pytest -m slow

@@ -497,6 +497,7 @@ def test_a_new_line_says_its_size_and_cost_before_it_learns(data, tmp_path, monk
         raise MoleFlowError("no")
 
     monkeypatch.setattr(Detector, "add_task", stop)
+    monkeypatch.setenv("MOLEFLOW_RUNTIME", "torch")  # no copy for sizes that nothing is learned at
     folder = strips(tmp_path / "strips")
     said = run("add", tmp_path / "line", "strip", folder, "--smallest-defect", 8, code=1).stdout
     assert "images 64x256 (height x width) are brought to 256x1024, squeezed;" in said

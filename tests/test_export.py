@@ -113,9 +113,8 @@ def lean(config):
         (layered, {}),
         (lean, {"fit": "letterbox"}),
         (lambda config: config, {"tiles": (1, 2)}),
-        (lambda config: config, {"image_size": (64, 96), "fit": "letterbox"}),
     ],
-    ids=["layered", "lean", "tiles", "letterbox"],
+    ids=["layered", "lean", "tiles"],
 )
 def test_every_kind_of_line_is_exported(new_line, quick, pictures, probe, tmp_path, change, wishes):
     line = new_line(config=change(quick), **wishes)
