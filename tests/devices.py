@@ -44,6 +44,10 @@ class Pretend(TorchFunctionMode):
         if name == "__set__" and func == Tensor.data.__set__:
             func(*args)
             return _mark(args[0], on_card(args[1]))
+        if name == "__deepcopy__":  # its other argument is all that was copied before, and is to be filled
+            copied = func(*args, **kwargs)
+            _mark(copied, on_card(args[0]))
+            return copied
         wanted = _wanted(name, args, kwargs)
         args, kwargs = tree_map(_plain, (args, kwargs))
         tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
