@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from moleflow import Detector
 from moleflow.cli import app
-from moleflow.errors import BackboneError, ConfigError
+from moleflow.errors import BackboneError, ConfigError, LineError
 from moleflow.features import runtime
 from moleflow.features.extractor import Extractor
 from moleflow.runtime import engines
@@ -163,6 +163,23 @@ def test_a_line_remembers_what_its_backbone_saw(saved, probe):
     del document["settings"]["witness"]  # as of lines before it
     (saved / "line.json").write_text(json.dumps(document))
     assert len(Detector.load(saved, device="cpu").predict(probe)) == len(probe)
+
+
+@pytest.mark.parametrize("witness", [None, [], {}, {"runtime": "torch", "patches": [1.0]}, {"patches": "no"}])
+def test_a_witness_that_is_none_is_a_damaged_line(saved, witness):
+    document = json.loads((saved / "line.json").read_text())
+    document["settings"]["witness"] = witness
+    (saved / "line.json").write_text(json.dumps(document))
+    with pytest.raises(LineError, match="expected a complete line"):
+        Detector.load(saved, device="cpu")
+
+
+@pytest.mark.parametrize("name", ["torch", *NAMES])
+def test_no_image_has_no_features(name):
+    extractor = Extractor(image_size=SIZE, runtime=name)
+    seen = extractor.see(extractor.stack([]))
+    assert seen.patches.shape == (0, *extractor.grid, extractor.dim)
+    assert seen.pooled.shape == (0, extractor.pooled_dim)
 
 
 @pytest.mark.parametrize("how", ["option", "environment"])

@@ -169,7 +169,8 @@ class Extractor:
         return inner.name if isinstance(inner, Compiled) else torch_runtime()
 
     def _run(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        seen: tuple[torch.Tensor, torch.Tensor] = self._started()(images)
+        running = self._started() if len(images) else self.module  # an engine may not know what nothing is
+        seen: tuple[torch.Tensor, torch.Tensor] = running(images)
         return seen
 
     def _started(self) -> nn.Module:
@@ -193,8 +194,14 @@ class Extractor:
         return {"runtime": self.runtime, "patches": _witness(self._started(), self.image_size, self.device)}
 
     def expect(self, witness: Mapping[str, Any]) -> None:
-        """Has the first image refused, with BackboneError, where features are not those of this witness."""
-        self._expected = witness
+        """Has the first image refused, with BackboneError, where features are not those of this witness.
+
+        Raises ValueError, KeyError or TypeError for what is no witness of such a backbone.
+        """
+        patches = np.array(witness["patches"], dtype=float)
+        if patches.shape != (self.dim,) or not np.isfinite(patches).all():
+            raise ValueError(f"expected a witness of {self.dim} numbers, got {patches.shape}")
+        self._expected = {"runtime": str(witness["runtime"]), "patches": patches}
 
     def stack(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images already resized, each uint8 (h, w, 3) RGB, as one uint8 batch (B, 3, h, w).
@@ -372,7 +379,7 @@ def _witness(module: nn.Module, size: tuple[int, int], device: torch.device) -> 
 
 
 def _check_witness(found: list[float], expected: Mapping[str, Any]) -> None:
-    ours, theirs = np.array(found), np.array(expected["patches"])
+    ours, theirs = np.array(found), expected["patches"]
     apart = float(np.abs(ours - theirs).max() / max(theirs.std(), 1e-12))
     if not apart <= WITNESS_TOLERANCE:
         raise BackboneError(
