@@ -1,5 +1,6 @@
 """An exported line says what the line says, without torch, or it is not written."""
 
+import errno
 import json
 import os
 import shutil
@@ -250,6 +251,34 @@ def test_an_earlier_export_is_replaced_and_nothing_else(saved, out, tmp_path, pi
     with pytest.raises(ExportError, match="expected an empty folder or an earlier export"):
         export_line(saved, tmp_path / "photos")
     assert (tmp_path / "photos" / "mine.txt").read_text() == "mine"
+
+
+def test_a_full_disk_is_named_and_leaves_the_earlier_export(saved, out, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    before = tree(folder)
+
+    def full(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(ExportError, match=r"out: cannot be written: No space left on device"):
+            export_line(saved, folder)
+    rename = Path.rename
+
+    def late(self, target):
+        if Path(target) == folder and self.name.count(".") == 2 and not (self / "kept").exists():
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return rename(self, target)
+
+    (folder / "kept").write_text("")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", late)
+        with pytest.raises(ExportError, match="cannot be written"):
+            export_line(saved, folder)
+    (folder / "kept").unlink()
+    assert tree(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "out"]
 
 
 def test_what_cannot_be_exported_is_named(saved, new_line, pictures, tmp_path, monkeypatch):

@@ -42,6 +42,7 @@ from .runtime import Inspector
 from .runtime.arrays import network_inputs
 from .runtime.engines import installed
 from .runtime.line import FORMAT, INDEX, NETWORKS
+from .store.files import reason_of
 from .store.tensors import dump_tensors, sha256_of
 from .verdict.maps import PositionCalibration, smooth
 
@@ -132,6 +133,8 @@ def export_line(
                 f"verdicts differ. Nothing was written"
             )
         _put(beside, out)
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be written: {reason_of(error)}") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return agreement
@@ -199,7 +202,11 @@ def _put(beside: Path, out: Path) -> None:
         return
     old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     out.rename(old)
-    beside.rename(out)
+    try:
+        beside.rename(out)
+    except OSError:
+        old.rename(out)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
