@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,15 +11,19 @@ from typing import Any
 
 import torch
 
-from .config import LineConfig
+from .config import LineConfig, to_dict
 from .errors import LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
 from .intake import Intake
 from .lesson import Lesson
 from .line import Line
-from .product import Product
+from .product import Product, statistics_of
+from .routing.router import Router
+from .shelf import Memory, Place, Shelf, Stored
 from .store import LineRecord, LineStore, TaskRecord, Transaction, fingerprint
+
+ROUTER_FORMAT = 1  # of how a router follows from its products
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +31,7 @@ class Saved:
     """A product as it stands on disk."""
 
     version: str | None  # None once another process has removed it
-    product: Product
+    place: Place
     overrides: dict[str, Any]
 
 
@@ -44,10 +49,10 @@ class Archive:
     saved: dict[str, Saved] = field(default_factory=dict)
     removed: frozenset[str] = frozenset()
 
-    def version(self, name: str, product: Product) -> str | None:
-        """The version under which exactly this product is on disk; None where it is not."""
+    def version(self, line: Line, name: str) -> str | None:
+        """The version under which exactly the line's product is on disk; None where it is not."""
         saved = self.saved.get(name)
-        return saved.version if saved and saved.product is product else None
+        return saved.version if saved and saved.place is line.products.place(name) else None
 
     def without(self, name: str) -> Archive:
         """What is on disk once a product was removed from the line, though not from there."""
@@ -56,7 +61,9 @@ class Archive:
         saved = {key: value for key, value in self.saved.items() if key != name}
         return Archive(self.path, saved, self.removed | {name})
 
-    def write(self, line: Line, store: LineStore, settings: Callable[[], dict[str, Any]]) -> Archive:
+    def write(
+        self, line: Line, store: LineStore, settings: Callable[[], dict[str, Any]], config: LineConfig
+    ) -> Archive:
         """Writes what is not on disk yet, a new line with its settings; a crash leaves it as before or after.
 
         Raises:
@@ -71,9 +78,10 @@ class Archive:
             records = tuple(_record(line, name) for name in line.products)
             store.create(settings(), line.base.state_dict(), fingerprint=line.base_hash, tasks=records)
             versions = {task.name: task.version for task in store.read(tensors=False).tasks}
+        _keep_router(store, line, versions, config)
         saved = {
-            name: Saved(versions[name], product, dict(line.overrides.get(name, {})))
-            for name, product in line.products.items()
+            name: Saved(versions[name], line.products.place(name), dict(line.overrides.get(name, {})))
+            for name in line.products
         }
         return Archive(store.path.resolve(), saved)
 
@@ -94,8 +102,8 @@ class Archive:
         self, line: Line, transaction: Transaction, name: str, on_disk: dict[str, str | None]
     ) -> str | None:
         """Writes a product if it changed; its version, None once another process has removed it."""
-        saved, product = self.saved.get(name), line.products[name]
-        if saved is not None and saved.product is product:
+        saved = self.saved.get(name)
+        if saved is not None and saved.place is line.products.place(name):
             overrides = line.overrides.get(name, {})
             if on_disk.get(name) == saved.version and saved.overrides != overrides:
                 transaction.override(name, dict.fromkeys(saved.overrides, None) | overrides)
@@ -113,8 +121,13 @@ def restore(
     *,
     intake: Intake,
     false_alarm_rate: float,
+    memory: int,
 ) -> tuple[Line, Archive]:
-    """The line of a record read from `path`, to the bit. Raises LineError where its base is another's."""
+    """The line of a record that `LineStore.open` found at `path`, to the bit.
+
+    Its products are made when they are needed, and as many kept as fit into `memory` bytes. Raises LineError
+    where its base is another's.
+    """
     base = Base(extractor.grid, extractor.dim, config.flow)
     base.load_state_dict(record.base)
     base = base.requires_grad_(False).eval().to(extractor.device)
@@ -123,19 +136,61 @@ def restore(
     found = fingerprint_of(base, settings["backbone"], settings["config"], settings.get("intake"))
     if found != record.fingerprint:
         raise LineError(f"expected base and settings with fingerprint {record.fingerprint}, got {found}")
-    products = {r.name: Product.from_saved(base, config, r.tensors, r.info) for r in record.tasks}
-    line = Line(false_alarm_rate, intake).with_products(
-        products,
-        config.router,
-        base=base,
-        base_hash=record.fingerprint,
+    store = LineStore(path.resolve())
+    places = {r.name: _stored(store, r, base, config) for r in record.tasks}
+    shelf = Shelf(places, Memory(memory))
+    line = Line(
+        false_alarm_rate,
+        intake,
+        base,
+        record.fingerprint,
+        shelf,
+        _router(store, record, shelf, config),
         overrides={r.name: dict(r.overrides) for r in record.tasks if r.overrides},
         rerouted={r.name: r.info.get("rerouted", {}) for r in record.tasks},
         unreadable={r.name: tuple(r.info.get("unreadable", ())) for r in record.tasks},
         lessons={r.name: Lesson.from_dict(r.info["lesson"]) for r in record.tasks if "lesson" in r.info},
     )
-    saved = {r.name: Saved(r.version, products[r.name], dict(r.overrides)) for r in record.tasks}
-    return line, Archive(path.resolve(), saved)
+    saved = {r.name: Saved(r.version, places[r.name], dict(r.overrides)) for r in record.tasks}
+    return line, Archive(store.path, saved)
+
+
+def _stored(store: LineStore, task: TaskRecord, base: Base, config: LineConfig) -> Stored:
+    """A product that is read from the disk when it is needed."""
+
+    def read() -> Product:
+        try:
+            return Product.from_saved(base, config, store.read_expert(task), task.info)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise LineError(f"{store.path}: product {task.name!r} is not complete: {error}") from error
+
+    return Stored(read, lambda: statistics_of(store.read_expert(task)))
+
+
+def _router(store: LineStore, record: LineRecord, shelf: Shelf, config: LineConfig) -> Router | None:
+    """As it was kept beside the line, or computed from the products."""
+    if not record.tasks:
+        return None
+    kept = store.read_derived(_key(record, config))
+    if kept is None:
+        return Router(shelf.statistics(), config.router)
+    return Router.from_tensors(kept, sorted(shelf), config.router)
+
+
+def _keep_router(
+    store: LineStore, line: Line, versions: Mapping[str, str | None], config: LineConfig
+) -> None:
+    """Keeps the router beside the line, where the products on disk are the line's own."""
+    record = store.read(tensors=False)
+    if line.router is not None and {task.name: task.version for task in record.tasks} == versions:
+        store.write_derived(_key(record, config), line.router.tensors())
+
+
+def _key(record: LineRecord, config: LineConfig) -> str:
+    """Names all that a router follows from."""
+    products = sorted((task.name, task.sha256) for task in record.tasks)
+    text = json.dumps([ROUTER_FORMAT, products, to_dict(config.router)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def fingerprint_of(

@@ -6,6 +6,7 @@ with it (`flow.start`); a flow over normalised patches has it beside it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -144,6 +145,15 @@ class CellGaussians(nn.Module):
             log_dets = (torch.linalg.slogdet(inner).logabsdet - scale).float()
             self._known = source, version, (axes, shrink, log_dets)
         return self._known[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory once it has been used: what it holds, and what it works out of that once."""
+        numbers = sum(tensor.nbytes for tensor in self.buffers())
+        worked_out = 2 * self.directions.nbytes + self.mean.nbytes * math.prod(self.grid) // max(
+            1, math.prod(self.mean.shape[:2])
+        )
+        return numbers + worked_out
 
     def kept(self) -> dict[str, Tensor]:
         """What a saved line keeps."""

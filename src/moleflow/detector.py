@@ -32,6 +32,7 @@ from .monitor import observe, read_monitor
 from .pose_learning import WISHES, Wish
 from .presets import DEFAULT, get_preset
 from .results import Failure, Prediction, TaskInfo
+from .shelf import MEMORY
 from .storage import total
 from .store import LineStore, check_task_name
 from .verdict.promise import promise
@@ -167,7 +168,7 @@ class Detector:
         parts = product.parts()
         return TaskInfo(
             name=name,
-            version=self._archive.version(name, product),
+            version=self._archive.version(line, name),
             images=product.images,
             calibration=product.calibration.kind,
             calibration_images=product.calibration.images,
@@ -476,7 +477,8 @@ class Detector:
 
     def _version(self, name: str) -> str:
         """Under which a product stands on disk; LineError where it does not."""
-        version = self._archive.version(check_task_name(name), self._line.product(name))
+        self._line.product(name)
+        version = self._archive.version(self._line, check_task_name(name))
         if version is None:
             raise LineError(f"{name!r} was not saved since it was learned: save the line first")
         return version
@@ -498,7 +500,7 @@ class Detector:
         if path is None and self.path is None:
             raise LineError("expected a folder to save the line to, got none: it was never saved before")
         store = LineStore(path if path is not None else self.path)  # type: ignore[arg-type]
-        self._archive = self._archive.write(self._line, store, self._settings)
+        self._archive = self._archive.write(self._line, store, self._settings, self.config)
 
     def _settings(self) -> dict[str, Any]:
         return {
@@ -520,20 +522,26 @@ class Detector:
         weights: str | Path | None = None,
         device: str | torch.device | None = "auto",
         runtime: RuntimeName = "auto",
+        memory: int = MEMORY,
     ) -> Detector:
         """Reads a saved line; what it says is what it said before saving, to the bit on the same runtime.
+
+        Every file is checked now; an expert is made ready when an image first needs it.
 
         Args:
             path: the line's folder.
             weights: local file with the backbone's weights, where they are not embedded.
             device, runtime: as for `Detector`.
+            memory: bytes that experts may fill which are ready; those unused for the longest go first. Where
+                the line's files are larger than that, experts are read from it when they are needed, else
+                they are held, and what other processes do to the line later does not reach this one.
 
         Raises:
             LineError: there is no line, or it is damaged or of another format.
             BackboneError: the weights are not the ones the line was learned with.
         """
         store = LineStore(path)
-        record = store.read()
+        record = store.open(hold=memory)
         settings = record.settings
         try:
             if weights is None and settings["random_weights"]:
@@ -560,6 +568,7 @@ class Detector:
                 detector.config,
                 intake=intake_of(detector.extractor, settings.get("intake")),
                 false_alarm_rate=detector.false_alarm_rate,
+                memory=memory,
             )
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
             raise LineError(
@@ -603,8 +612,7 @@ class Detector:
 
     def _remembered(self, name: str) -> list[Path]:
         """Images of a product that `observe` remembered; none where the product on disk is another."""
-        product = self._line.products.get(name)
-        version = None if product is None else self._archive.version(name, product)
+        version = self._archive.version(self._line, name) if name in self._line.products else None
         store = None if version is None else LineStore(self.path)  # type: ignore[arg-type]
         if version is None or store is None or name not in store.names():
             return []

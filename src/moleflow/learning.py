@@ -475,7 +475,7 @@ def _with_product(
     if "threshold" in overrides.get(name, {}):  # scores have a new scale
         del overrides[name]
     after = before.with_products(
-        before.products | {name: product},
+        before.products.with_product(name, product),
         config.router,
         overrides=overrides,
         unreadable=before.unreadable | {name: material.unreadable},

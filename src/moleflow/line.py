@@ -15,6 +15,7 @@ from .lesson import Lesson
 from .product import Product
 from .routing.gaussian import describe
 from .routing.router import Router
+from .shelf import Shelf
 from .store import check_task_name
 from .verdict.calibration import verdict_of
 from .verdict.changes import Changes
@@ -41,7 +42,7 @@ class Line:
     intake: Intake
     base: Base | None = None
     base_hash: str = ""
-    products: dict[str, Product] = field(default_factory=dict)
+    products: Shelf = field(default_factory=Shelf)
     router: Router | None = None
     overrides: dict[str, dict[str, Any]] = field(default_factory=dict)
     rerouted: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -81,13 +82,14 @@ class Line:
 
     def lesson(self, name: str) -> Lesson:
         """What a product was last taught from; where nobody looked, every image counts."""
+        if name in self.lessons:
+            return self.lessons[name]
         images = self.products[name].images
-        return self.lessons.get(name, Lesson(images=images, independent=images))
+        return Lesson(images=images, independent=images)
 
-    def with_products(self, products: dict[str, Product], config: RouterConfig, **changes: Any) -> Line:
+    def with_products(self, products: Shelf, config: RouterConfig, **changes: Any) -> Line:
         """The line with other products, and the router that goes with them."""
-        statistics = {name: product.descriptors for name, product in products.items()}
-        router = Router(statistics, config) if products else None
+        router = Router(products.statistics(), config) if products else None
         return replace(self, products=products, router=router, **changes)
 
     def without(self, name: str, config: RouterConfig) -> Line:
@@ -95,7 +97,7 @@ class Line:
         self.product(name)
         name = check_task_name(name)
         return self.with_products(
-            _without(self.products, name),
+            self.products.without(name),
             config,
             overrides=_without(self.overrides, name),
             rerouted=_without(self.rerouted, name),
@@ -110,13 +112,11 @@ def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
     if before.router is None or after.router is None:
         return {}
     changed = {}
-    for other, product in before.products.items():
+    for other, statistics in before.products.statistics().items():
         if other == name:
             continue
-        old = [decision.task for decision in before.router.decide(product.descriptors.witnesses)]
-        new = [decision.task for decision in after.router.decide(product.descriptors.witnesses)]
-        count = sum(a != b for a, b in zip(old, new, strict=True))
-        if count:
+        old, new = before.router.nearest(statistics.witnesses), after.router.nearest(statistics.witnesses)
+        if count := sum(a != b for a, b in zip(old, new, strict=True)):
             changed[other] = count
     return changed
 

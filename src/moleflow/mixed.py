@@ -134,7 +134,7 @@ def _find(
         tell(done / len(sources))
     check_readable(failures, len(sources))
     count = len(positions)
-    known = {name: product.descriptors.witnesses for name, product in line.products.items()}
+    known = {name: statistics.witnesses for name, statistics in line.products.statistics().items()}
     owners = [name for name, witnesses in known.items() for _ in witnesses]
     parts = []
     for rows in find_products(torch.cat([*descriptors, *known.values()])):

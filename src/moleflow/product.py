@@ -6,7 +6,7 @@ and itself, never on which other products the line knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,8 @@ from .verdict.unknown import Familiarity
 from .whole import WholeGaussian
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
+
+ROUTER = "router."  # names of the router's tensors in a saved line begin so
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +119,17 @@ class Product:
         """What the product owns, part by part: numbers and bytes in a saved line."""
         return parts_of(self.tensors(), self._verdicts())
 
+    def memory(self) -> int:
+        """Bytes that it takes in memory once it has inspected an image."""
+        gaussians, coreset = self.densities.gaussians, self.densities.coreset
+        tensors: list[Tensor] = list(self.densities.expert.parameters())
+        tensors += [position.spread for position in self.positions]
+        tensors += [] if coreset is None else [coreset.codes]
+        tensors += [] if self.whole is None else list(self.whole.tensors().values())
+        tensors += [self.descriptors.factor, self.descriptors.witnesses]
+        own = sum(tensor.nbytes for tensor in tensors)
+        return own + (0 if gaussians is None else gaussians.nbytes)
+
     def tensors(self) -> dict[str, Tensor]:
         """What a saved line keeps of the product; expert and cells fit 16 bits by construction."""
         parts = {f"flow.{k}": v for k, v in self.densities.expert.kept().items()}
@@ -131,7 +144,7 @@ class Product:
         for i, position in enumerate(self.positions):
             parts[f"position.{i}.level"] = torch.tensor([position.level])
             parts[f"position.{i}.spread"] = position.spread.half()
-        parts |= {f"router.{k}": v for k, v in self.descriptors.tensors().items()}
+        parts |= {f"{ROUTER}{k}": v for k, v in self.descriptors.tensors().items()}
         if self.pose is not None:
             parts |= {f"pose.{k}": v for k, v in self.pose.tensors().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
@@ -166,11 +179,10 @@ class Product:
         if options is not None:
             kept = _part(tensors, "cells.")
             cells = CellGaussians.from_kept(_grid(base), base.channels, options, kept).to(device)
-        expert = Expert(base)
+        expert = Expert.from_kept(base, _part(tensors, "flow."))
         if config.flow.cells is not None:
             assert cells is not None
             expert, cells = expert.beginning_with(cells), None
-        expert.take_kept(_part(tensors, "flow."))
         coreset = _part(tensors, "coreset.")
         positions = tuple(
             PositionCalibration(
@@ -190,7 +202,7 @@ class Product:
             ),
             whole=WholeGaussian.from_tensors(whole) if whole else None,
             positions=positions,
-            descriptors=DescriptorStatistics.from_tensors(_part(tensors, "router.")),
+            descriptors=statistics_of(tensors),
             calibration=calibration_from_dict(info["calibration"]),
             familiarity=Familiarity.from_dict(info["strangeness"], rate=config.router.false_rejection_rate),
             images=info["images"],
@@ -198,6 +210,11 @@ class Product:
             reference=Reference.from_dict(info["reference"]) if info.get("reference") else None,
             pose=Pose.from_saved(_part(tensors, "pose."), info["pose"]) if info.get("pose") else None,
         )
+
+
+def statistics_of(tensors: Mapping[str, Tensor]) -> DescriptorStatistics:
+    """What the router keeps of a product, of the tensors that a saved line keeps."""
+    return DescriptorStatistics.from_tensors(_part(tensors, ROUTER))
 
 
 def combine(
@@ -234,5 +251,5 @@ def _grid(base: Base) -> tuple[int, int]:
     return base.position.shape[0], base.position.shape[1]
 
 
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

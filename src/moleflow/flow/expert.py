@@ -240,6 +240,15 @@ class Expert(nn.Module):
         cells = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(_CELLS)}
         self.load_state_dict(unpacked(kept) | cells)
 
+    @classmethod
+    def from_kept(cls, base: Base, kept: dict[str, Tensor]) -> Expert:
+        """The expert that `kept` is of; nothing random is drawn. Raises RuntimeError on a misfit."""
+        with torch.device("meta"):  # of this thread alone; numbers come with the file
+            expert = cls(base)
+        cells = {name: tensor for name, tensor in expert.state_dict().items() if name.startswith(_CELLS)}
+        expert.load_state_dict(unpacked(kept) | cells, assign=True)
+        return expert
+
     def round_to_kept(self) -> None:
         """Rounds to what `kept` holds, so that a saved expert is small and yet the very same one."""
         self.take_kept(self.kept())

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import filelock
 from moleflow.errors import LineBusyError, LineError
 
 from .debris import sweep
+from .derived import read_derived, write_derived
 from .files import (
     BASE,
     CREATING,
@@ -46,7 +47,7 @@ from .index import (
 )
 from .names import check_task_name, some_of
 from .records import LineRecord, TaskRecord
-from .tensors import dump_tensors, load_tensors, sha256_of
+from .tensors import dump_tensors, load_tensors, parse_tensors, read_checked, sha256_of
 from .transaction import Transaction
 from .watch import Change, read_watch, write_watch
 
@@ -113,6 +114,43 @@ class LineStore:
             return LineRecord(index.settings, base, index.base_info, index.fingerprint, tasks)
 
         return self._consistently(load)
+
+    def open(self, *, hold: int = 0) -> LineRecord:
+        """Read the line as `read` does, with every file checked; of the experts hold the bytes or nothing.
+
+        Experts of at most `hold` bytes together are held: they outlast what other processes do to the line.
+        """
+
+        def load(index: Index) -> LineRecord:
+            base = load_tensors(self.path, self.path / BASE, index.base_sha256)
+            tasks, held = [], 0
+            for entry in index.entries.values():
+                data = read_checked(self.path, self._expert(entry.name, entry.version), entry.sha256)
+                held += len(data)
+                tasks.append(
+                    replace(self._load_task(index, entry, False), data=data if held <= hold else None)
+                )
+            if held > hold:
+                tasks = [replace(task, data=None) for task in tasks]
+            return LineRecord(index.settings, base, index.base_info, index.fingerprint, tuple(tasks))
+
+        return self._consistently(load)
+
+    def read_expert(self, task: TaskRecord) -> dict[str, Tensor]:
+        """The tensors of a product that `open` found; LineError where they were not held and are gone."""
+        assert task.version is not None
+        path = self._expert(task.name, task.version)
+        if task.data is not None:
+            return parse_tensors(task.data, path)
+        return load_tensors(self.path, path, task.sha256)
+
+    def read_derived(self, key: str) -> dict[str, Tensor] | None:
+        """Read what `write_derived` kept under the same key; None where it did not, or it is damaged."""
+        return read_derived(self.path, key)
+
+    def write_derived(self, key: str, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what follows from the line as `key` names it; a disk that refuses it is no error."""
+        write_derived(self.path, key, tensors)
 
     def read_task(self, name: str, version: str | None = None) -> TaskRecord:
         """Read one product, in the version in use or in another one, with the overrides of that version."""
@@ -330,8 +368,11 @@ class LineStore:
         folder = self.path / TASKS / entry.name / entry.version
         info = load_info(self.path, folder, index.fingerprint, sha256=entry.info_sha256)
         loaded = load_tensors(self.path, folder / EXPERT, entry.sha256) if tensors else {}
-        overrides = entry.overrides.get(entry.version, {})
-        return TaskRecord(entry.name, entry.version, loaded, info["info"], dict(overrides))
+        overrides = dict(entry.overrides.get(entry.version, {}))
+        return TaskRecord(entry.name, entry.version, loaded, info["info"], overrides, entry.sha256)
+
+    def _expert(self, name: str, version: str) -> Path:
+        return self.path / TASKS / name / version / EXPERT
 
 
 @dataclass

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
 class TaskRecord:
     """One product: the tensors and JSON of a version, and what was changed since without relearning.
 
-    `version` is None as long as the product is not on disk.
+    `version` is None as long as the product is not on disk; `sha256` is of the file of its tensors there, and
+    `data` that file, where it was asked for instead of the tensors.
     """
 
     name: str
@@ -21,6 +22,8 @@ class TaskRecord:
     tensors: dict[str, Tensor]
     info: dict[str, Any] = field(default_factory=dict)
     overrides: dict[str, Any] = field(default_factory=dict)
+    sha256: str = ""
+    data: bytes | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, eq=False)

@@ -43,10 +43,20 @@ def dump_tensors(tensors: Mapping[str, Tensor], what: str) -> bytes:
 
 def load_tensors(root: Path, path: Path, sha256: str) -> dict[str, Tensor]:
     """Read a file once, so that the bytes that were checked are the bytes that are used."""
-    import safetensors.torch
+    return parse_tensors(read_checked(root, path, sha256), path)
 
+
+def read_checked(root: Path, path: Path, sha256: str) -> bytes:
+    """A file of the line; LineError, with the path, where it is not the one that was written."""
     data = read_bytes(root, path)
     check_sha256(path, data, sha256)
+    return data
+
+
+def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that was read from `path`."""
+    import safetensors.torch
+
     try:
         return {name: tensor.clone() for name, tensor in safetensors.torch.load(data).items()}
     except Exception as error:  # safetensors has its own errors beside torch's and Python's
