@@ -71,11 +71,17 @@ Settings = Annotated[
         "moleflow benchmark photos --methods moleflow,padim,memory-bank --seeds 0,1,2 --out bench",
         "moleflow benchmark photos --stream weeks.yaml --out bench-weeks",
         "moleflow benchmark datasets/visa --check",
+        "moleflow benchmark --speed --out speed",
     )
 )
 def benchmark(
-    data: Data,
+    data: Annotated[
+        Path | None, typer.Argument(metavar="DATA", help="Folder of labelled images; none with --speed.")
+    ] = None,
     layout: Layout = "auto",
+    speed: Annotated[
+        bool, typer.Option("--speed", help="Instead: what everything takes, with drawn images, in tables.")
+    ] = False,
     check: Annotated[bool, typer.Option("--check", help="Only look whether DATA is in order.")] = False,
     scenario: Annotated[
         str | None, typer.Option(help="Orders: plain (the default), orders, A, B, C, D, visa, ...")
@@ -109,8 +115,17 @@ def benchmark(
     """Compare methods on DATA: every product is learned in turn, everything learned so far is tested.
 
     Writes report.html, results.json, results.csv and timings.json to OUT. A run that was stopped goes on
-    where it was when the same command is given again.
+    where it was when the same command is given again. With --speed it writes speed.md and speed.json; --set
+    says which tables, sizes, batches, rounds, lessons, products and wide backbones, and --device cuda has the
+    wide ones on a card as well.
     """
+    if speed:
+        if data is not None:
+            raise ConfigError(f"--speed is measured with drawn images: expected no folder, got {data}")
+        _speed(out, device, settings or [])
+        return
+    if data is None:
+        raise ConfigError("expected DATA, a folder of labelled images, got none")
     with interruptible(GOES_ON):
         from ..data.layouts import read_dataset
 
@@ -286,6 +301,27 @@ def sweep(
         write_sweep_report(out / "sweep.html", found, _command())
     _print_sweep(found)
     say(f"The report: {out / 'sweep.html'}")
+
+
+def _speed(out: Path, device: str, settings: Sequence[str]) -> None:
+    with interruptible(GOES_ON):
+        from ..bench.speed import measure_speed, speed_options
+
+        values = _settings(settings)
+        asked = {name: int(v) if isinstance(v, float) and v.is_integer() else v for name, v in values.items()}
+        options = speed_options(asked | {"device": device})
+        screen = new_screen(to_stderr=True)
+        with screen.status("what everything takes") as status:
+            tables = len(options.tables)
+
+            def told(name: str) -> None:
+                about = f"{name}: table {options.tables.index(name) + 1} of {tables}"
+                status.update(about) if screen.is_terminal else complain(about)
+
+            path = measure_speed(options, out, command=_command(), told=told)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        say(line)
+    say(f"The tables: {path}")
 
 
 def _print_sweep(found: dict[str, Any]) -> None:
