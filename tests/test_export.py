@@ -87,6 +87,24 @@ def test_an_export_says_what_the_line_says(saved, line, probe, tmp_path, format)
     assert_same(inspector.predict(probe, batch_size=1), inspector.predict(probe, batch_size=3))
 
 
+def test_an_aligned_product_is_exported_with_its_mean(new_line, pictures, tmp_path):
+    line = new_line()
+    line.add_task("gear", pictures("gear", 8), pose="on")
+    line.add_task("wood", pictures("wood", 4), pose="off")
+    line.save(tmp_path / "line")
+    gears = [*pictures("gear", 2, first=80), *pictures("gear", 1, kind="missing_tooth", first=80)]
+    shown = [np.rot90(image, k).copy() for k, image in enumerate(gears)] + pictures("wood", 1, first=80)
+    assert export_line(tmp_path / "line", tmp_path / "out", images=shown).holds
+    inspector = Inspector(tmp_path / "out")
+    found, expected = (one.predict(shown, task="gear") for one in (inspector, line))
+    assert_same(found, expected)
+    assert [p.placement for p in found] == [p.placement for p in expected]
+    assert any(p.placement is not None and abs(p.placement.angle) > 1 for p in found)
+    assert_same(inspector.predict(shown), line.predict(shown))
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one.anomaly_map, two.anomaly_map, rtol=TOLERANCE, atol=TOLERANCE)
+
+
 def layered(config):
     """A flow over normalised patches with cells beside it, and every product in its own metric."""
     flow = replace(config.flow, cells=None, normalisation="layer", statistics=True)
@@ -281,14 +299,9 @@ def test_a_full_disk_is_named_and_leaves_the_earlier_export(saved, out, tmp_path
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "out"]
 
 
-def test_what_cannot_be_exported_is_named(saved, new_line, pictures, tmp_path, monkeypatch):
+def test_what_cannot_be_exported_is_named(saved, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="expected a format among onnx, openvino, got 'tensorrt'"):
         export_line(saved, tmp_path / "out", format="tensorrt")
-    line = new_line()
-    line.add_task("gear", pictures("gear", 8), pose="on")
-    line.save(tmp_path / "turned")
-    with pytest.raises(ExportError, match="aligned products cannot be exported: gear"):
-        export_line(tmp_path / "turned", tmp_path / "out")
     monkeypatch.setattr("moleflow.export.installed", lambda engine: False)
     with pytest.raises(ConfigError, match="format 'openvino' needs openvino: pip install openvino"):
         export_line(saved, tmp_path / "out", format="openvino")

@@ -86,11 +86,11 @@ def test_in_an_oblong_picture_a_turn_is_a_turn():
 
 def test_aligned_pictures_lie_alike():
     images = lying_anywhere("bottle_cap", 8)
-    looks = torch.stack([thumbnail(image, (SIZE, SIZE)) for image in images])
+    looks = np.stack([thumbnail(image, (SIZE, SIZE)) for image in images])
     template = mean_template(looks, 180.0)
     placements = find(template, looks, 180.0)
     turned = [p.aligned(image, (SIZE, SIZE)) for p, image in zip(placements, images, strict=True)]
-    again = find(template, torch.stack([thumbnail(image, (SIZE, SIZE)) for image in turned]), 180.0)
+    again = find(template, np.stack([thumbnail(image, (SIZE, SIZE)) for image in turned]), 180.0)
     assert max(abs(p.angle) for p in again) < 1.5
     assert max(math.hypot(*p.shift) for p in again) < 0.01
 
@@ -99,7 +99,7 @@ def test_the_mean_lies_in_the_middle_of_the_images():
     """Whatever image it began with, objects are moved to the middle and not out of the picture."""
     image = drawn("gear", 1).image
     moved = [laid(image, angle, (0.1, 0.0)) for angle in (0, 90, 180, -90)]
-    looks = torch.stack([thumbnail(m, (SIZE, SIZE)) for m in moved])
+    looks = np.stack([thumbnail(m, (SIZE, SIZE)) for m in moved])
     placements = find(mean_template(looks, 180.0), looks, 180.0)
     assert np.mean([p.shift for p in placements], 0) == pytest.approx((0.1, 0.0), abs=0.02)
 
@@ -133,7 +133,7 @@ def test_textures_and_products_that_lie_still_are_left_alone(line):
     def never(*_):
         raise AssertionError("the backbone is not asked about a product that lies still")
 
-    looks = torch.stack([thumbnail(image, (SIZE, SIZE)) for image in board])
+    looks = np.stack([thumbnail(image, (SIZE, SIZE)) for image in board])
     pose = settle_pose(
         "auto", torch.zeros(IMAGES, 12, 12, 4), cells=Cells(), thumbnails=lambda n: looks[n], see=never
     )
@@ -184,7 +184,7 @@ def test_a_saved_line_says_the_same_to_the_bit(line, tmp_path):
 
 def settled(images):
     """A pose settled with tiny pictures for features."""
-    looks = torch.stack([thumbnail(image, (SIZE, SIZE)) for image in images])
+    looks = np.stack([thumbnail(image, (SIZE, SIZE)) for image in images])
 
     def pooled(pictures):
         cells = [picture.reshape(12, 8, 12, 8, 3).mean((1, 3)) for picture in pictures]
@@ -204,8 +204,8 @@ def test_settling_twice_gives_the_same_pose():
     one, two = (settled(lying_anywhere("bottle_cap", IMAGES)) for _ in range(2))
     assert one.report.aligned
     assert one.info() == two.info()
-    for name, tensor in one.tensors().items():
-        assert torch.equal(tensor, two.tensors()[name]), name
+    for name, array in one.arrays().items():
+        assert np.array_equal(array, two.arrays()[name]), name
 
 
 def test_the_router_meets_images_as_they_come(line):

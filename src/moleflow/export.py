@@ -36,7 +36,7 @@ from .flow.expert import Base
 from .flow.start import CellWhitening
 from .inspection import inspect
 from .intake import Picture
-from .product import Product, combine, density_map
+from .product import ROUTER, Product, combine, density_map
 from .results import Prediction
 from .runtime import Inspector
 from .runtime.arrays import network_inputs
@@ -99,8 +99,7 @@ def export_line(
         progress: told stage and share.
 
     Raises:
-        ExportError: a product that is aligned, a network that cannot be written, or both do not say the same:
-            then nothing was written.
+        ExportError: a network that cannot be written, or both do not say the same: then nothing was written.
         ConfigError: another format, or one whose engine is not installed.
         LineError: there is no line, or `out` holds something else.
     """
@@ -112,13 +111,6 @@ def export_line(
     if out.exists() and not (out / INDEX).is_file() and any(out.iterdir()):
         raise ExportError(f"{out}: expected an empty folder or an earlier export, found something else")
     detector = Detector.load(line, weights=weights, device="cpu", runtime="torch")
-    aligned = [
-        n for n, p in detector._line.products.items() if p.pose is not None and p.pose.template is not None
-    ]
-    if aligned:
-        raise ExportError(
-            f"aligned products cannot be exported: {', '.join(aligned)}; teach them with --pose off"
-        )
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
@@ -269,9 +261,7 @@ def _write(detector: Detector, folder: Path, format: Format, progress: Progress)
 
 def _write_product(folder: Path, name: str, product: Product) -> None:
     """Its tensors as the line keeps them, and its calibration in plain JSON."""
-    kept = {
-        key: value for key, value in product.tensors().items() if not key.startswith(("router.", "pose."))
-    }
+    kept = {key: value for key, value in product.tensors().items() if not key.startswith(ROUTER)}
     data = dump_tensors(kept, f"product {name!r}")
     (folder / "products" / f"{name}.safetensors").write_bytes(data)
     info = product.info()
@@ -280,6 +270,7 @@ def _write_product(folder: Path, name: str, product: Product) -> None:
         "calibration": info["calibration"],
         "strangeness": info["strangeness"],
         "reference": info["reference"],
+        "pose": info["pose"],
         "correction_weight": 0.0 if correction is None else correction.weight,
     }
     (folder / "products" / f"{name}.json").write_text(json.dumps(told, indent=1), encoding="utf-8")

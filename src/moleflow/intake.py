@@ -27,8 +27,6 @@ from .errors import ConfigError, ImageError
 from .results import Failure
 
 if TYPE_CHECKING:  # torch takes a second, and an exported line is read without it
-    from torch import Tensor
-
     from .pose import Placement
 
 Fit = Literal["squeeze", "letterbox"]
@@ -73,7 +71,7 @@ class Picture:
             slice(round(left * columns), round((left + width) * columns)),
         )
 
-    def aligned(self, placement: Placement | None, window: Tensor | None) -> Picture:
+    def aligned(self, placement: Placement | None, window: np.ndarray | None) -> Picture:
         """The picture with its object lying as the product's mean does; the same one without a placement."""
         if placement is None:
             return self

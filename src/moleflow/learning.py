@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .archive import fingerprint_of
@@ -30,7 +29,7 @@ from .known_defects import KnownDefects
 from .left_out import FirstBase, learn_first_base
 from .lesson import Lesson, review
 from .line import Line, rerouted_by
-from .pose import Placement, Pose, thumbnail
+from .pose import Floats, Placement, Pose, thumbnail
 from .pose_learning import Wish, settle_pose
 from .product import Product
 from .product_learning import Altered, learn_product
@@ -291,11 +290,11 @@ def _settled_pose(
 ) -> Pose:
     """Whether the product is aligned, and to what, by its good images."""
 
-    def thumbnails(numbers: Sequence[int]) -> Tensor:
+    def thumbnails(numbers: Sequence[int]) -> Floats:
         pictures = (intake.read(*material.sources[number]) for number in numbers)
-        return torch.stack([thumbnail(picture.own, picture.size) for picture in pictures])
+        return np.stack([thumbnail(picture.own, picture.size) for picture in pictures])
 
-    def seen(numbers: Sequence[int], placements: Sequence[Placement], window: Tensor) -> Tensor:
+    def seen(numbers: Sequence[int], placements: Sequence[Placement], window: np.ndarray) -> Tensor:
         chosen = [material.sources[number] for number in numbers]
         given = iter(placements)
         return _features_of(

@@ -8,15 +8,19 @@ Matthews 2004, inverse compositional).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from scipy import ndimage
-from torch import Tensor
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import fft, ndimage
+
+from .interpolation import bilinear
+
+Floats = NDArray[np.float32]
 
 SIDE = 96  # pixels of a thumbnail
 STEP = 6.0  # degrees between the angles of the first search
@@ -25,7 +29,6 @@ MOST_SHIFT = 0.3  # of the longer side; an object moved farther has left its pic
 _PADDED = 64  # half a thumbnail and the largest shift: nothing wraps around
 _BEGINNINGS = 3  # angles that are refined
 _STEPS = 4  # of the refinement, on each of two sizes
-_ROWS = 512  # of a map turned back at a time, so that a large one needs little memory beside itself
 _LEAST_CONTRAST = 0.01  # of white; a blank picture must not become one of noise
 
 
@@ -51,20 +54,29 @@ class Placement:
         return asdict(self)
 
     def aligned(
-        self, pixels: np.ndarray, size: tuple[int, int], *, window: Tensor | None = None
+        self, pixels: np.ndarray, size: tuple[int, int], *, window: np.ndarray | None = None
     ) -> np.ndarray:
         """Pixels (h, w, 3) uint8 of an image of `size` (H, W), with its object lying as the mean does.
 
         What lies outside of the image, or of the `window` (SIDE, SIDE) where there is one, has the colour of
         most of the image's border, so that a background goes on.
         """
-        image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float()
-        colour = torch.from_numpy(_border_colour(pixels))[None, :, None, None]
-        grid = F.affine_grid(self._to_image(size)[None], list(image.shape), align_corners=False)
-        turned = F.grid_sample(image - colour, grid, mode="bilinear", align_corners=False)
+        height, width = pixels.shape[:2]
+        turn, shift = self._turn(size)
+        half = np.array([width, height]) / 2
+        matrix = turn * half[:, None] / half
+        offset = half * (shift + 1) - matrix @ half + 1  # behind the border
+        colour = _border_colour(pixels)
+        # A border of nothing, which Pillow mixes with the edge and goes on with beyond it.
+        channels = np.zeros((3, height + 2, width + 2), np.float32)
+        channels[:, 1:-1, 1:-1] = pixels.transpose(2, 0, 1) - colour[:, None, None]
+        given = (width, height), Image.Transform.AFFINE, tuple(np.column_stack([matrix, offset]).ravel())
+        turned = [Image.fromarray(c).transform(*given, Image.Resampling.BILINEAR) for c in channels]
+        out = np.stack([np.asarray(channel) for channel in turned], -1)
         if window is not None:
-            turned = turned * _stretched(window, size, image.shape[-2:])
-        return (turned + colour)[0].round().clamp(0, 255).byte().permute(1, 2, 0).contiguous().numpy()
+            out *= _stretched(window, size, (height, width))[..., None]
+        found: np.ndarray = (out + colour).round().clip(0, 255).astype(np.uint8)
+        return found
 
     def map_back(
         self, patch_map: np.ndarray, size: tuple[int, int], *, image_size: tuple[int, int]
@@ -78,17 +90,20 @@ class Placement:
 
         What the aligned picture does not show is 0, as a typical good image is.
         """
-        grid = torch.from_numpy(patch_map)[None, None]
-        theta = self._to_aligned(image_size)
-        x = (torch.arange(size[1]) * 2 + 1) / size[1] - 1
-        y = (torch.arange(size[0]) * 2 + 1) / size[0] - 1
-        out = np.empty(size, np.float32)
-        for start in range(0, size[0], _ROWS):
-            rows = y[start : start + _ROWS, None]
-            places = torch.stack([theta[i, 0] * x + theta[i, 1] * rows + theta[i, 2] for i in (0, 1)], -1)
-            scores = F.grid_sample(grid, places[None], padding_mode="border", align_corners=False)[0, 0]
-            out[start : start + _ROWS] = scores * (places.abs().amax(-1) <= 1)
-        return out
+        turn, shift = self._turn(image_size)
+        back = np.linalg.inv(turn)[::-1, ::-1]  # rows before columns, as arrays have them
+        centre = -(back @ shift[::-1])
+        grid, shape = np.array(patch_map.shape) / 2, np.array(size) / 2
+        matrix = back * grid[:, None] / shape
+        offset = grid * (centre + 1) - matrix @ (shape - 0.5) - 0.5  # the middle of cell i lies at i + 0.5
+        scores = np.asarray(patch_map, np.float32)
+        out = ndimage.affine_transform(scores, matrix, offset, size, np.float32, order=1, mode="nearest")
+        rows, columns = ((np.arange(length) * 2 + 1) / length - 1 for length in size)
+        for axis in (0, 1):
+            place = back[axis, 0] * rows[:, None] + (back[axis, 1] * columns + centre[axis])
+            out[np.abs(place) > 1] = 0
+        found: np.ndarray = out
+        return found
 
     def _turn(self, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
         """Rotation (2, 2) and shift (2) in coordinates from -1 to 1 across a picture of `size`."""
@@ -96,15 +111,6 @@ class Placement:
         turn = np.array([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
         stretch = max(size) / np.array([size[1], size[0]], float)
         return turn * stretch[:, None] / stretch, 2 * stretch * np.array(self.shift)
-
-    def _to_image(self, size: tuple[int, int]) -> Tensor:
-        turn, shift = self._turn(size)
-        return torch.from_numpy(np.column_stack([turn, shift])).float()
-
-    def _to_aligned(self, size: tuple[int, int]) -> Tensor:
-        turn, shift = self._turn(size)
-        back = np.linalg.inv(turn)
-        return torch.from_numpy(np.column_stack([back, -back @ shift])).float()
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,8 @@ class Pose:
     """
 
     report: PoseReport
-    template: Tensor | None = None
-    window: Tensor | None = None
+    template: NDArray[np.float16] | None = None
+    window: NDArray[np.bool_] | None = None
     reach: float = 180.0
     least: float = 0.0
 
@@ -165,10 +171,15 @@ class Pose:
         """
         if self.template is None:
             return None
-        placement = find(self.template.float(), thumbnail(pixels, size)[None], self.reach)[0]
+        placement = self._search(thumbnail(pixels, size))
         return placement if placement.match >= self.least else None
 
-    def tensors(self) -> dict[str, Tensor]:
+    @cached_property
+    def _search(self) -> _Search:
+        assert self.template is not None
+        return _Search(self.template.astype(np.float32), self.reach)
+
+    def arrays(self) -> dict[str, np.ndarray]:
         """What a saved line keeps."""
         if self.template is None or self.window is None:
             return {}
@@ -179,27 +190,27 @@ class Pose:
         return {"report": asdict(self.report), "reach": self.reach, "least": self.least}
 
     @classmethod
-    def from_saved(cls, tensors: dict[str, Tensor], info: dict[str, Any]) -> Pose:
-        """The inverse of `tensors` and `info`, to the bit."""
+    def from_saved(cls, arrays: Mapping[str, np.ndarray], info: Mapping[str, Any]) -> Pose:
+        """The inverse of `arrays` and `info`, to the bit."""
         return cls(
             PoseReport(**info["report"]),
-            template=tensors.get("template"),
-            window=tensors.get("window"),
+            template=arrays.get("template"),
+            window=arrays.get("window"),
             reach=info["reach"],
             least=info["least"],
         )
 
 
-def _border_colour(pixels: np.ndarray) -> np.ndarray:
+def _border_colour(pixels: np.ndarray) -> Floats:
     edges = [pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]]
     return np.median(np.concatenate(edges), axis=0).astype(np.float32)
 
 
-def _stretched(window: Tensor, size: tuple[int, int], shape: tuple[int, ...]) -> Tensor:
+def _stretched(window: np.ndarray, size: tuple[int, int], shape: tuple[int, int]) -> Floats:
     """The part of a thumbnail that an image of `size` fills, at (h, w) pixels."""
     (rows, columns), (top, left) = _inner(size)
-    inner = window[None, None, top : top + rows, left : left + columns].float()
-    return F.interpolate(inner, size=tuple(shape), mode="bilinear", align_corners=False)
+    inner = window[top : top + rows, left : left + columns].astype(np.float32)
+    return bilinear(inner, shape)
 
 
 def _inner(size: tuple[int, int]) -> tuple[list[int], list[int]]:
@@ -208,21 +219,23 @@ def _inner(size: tuple[int, int]) -> tuple[list[int], list[int]]:
     return sides, [(SIDE - side) // 2 for side in sides]
 
 
-def thumbnail(pixels: np.ndarray, size: tuple[int, int]) -> Tensor:
+def thumbnail(pixels: np.ndarray, size: tuple[int, int]) -> Floats:
     """Local contrast (3, SIDE, SIDE) of pixels (h, w, 3) uint8 that show an image of `size` (H, W).
 
     The image keeps its own shape; what is beside it is 0.
     """
-    small, (top, left) = _inner(size)
-    image = torch.from_numpy(np.array(pixels)).permute(2, 0, 1)[None].float() / 255
-    image = F.interpolate(image, size=small, mode="bilinear", antialias=True, align_corners=False)[0]
-    surroundings = ndimage.gaussian_filter(image.numpy(), (0, SIDE / 10, SIDE / 10), mode="nearest")
-    contrast = image - torch.from_numpy(surroundings)
-    contrast = (contrast / contrast.std().clamp_min(_LEAST_CONTRAST)).clamp(-3, 3)
-    return F.pad(contrast, (left, SIDE - small[1] - left, top, SIDE - small[0] - top))
+    (rows, columns), (top, left) = _inner(size)
+    channels = np.asarray(pixels, np.float32).transpose(2, 0, 1) / 255
+    resized = [Image.fromarray(c).resize((columns, rows), Image.Resampling.BILINEAR) for c in channels]
+    image = np.stack([np.asarray(channel) for channel in resized])
+    contrast = image - ndimage.gaussian_filter(image, (0, SIDE / 10, SIDE / 10), mode="nearest")
+    contrast = (contrast / max(float(contrast.std(ddof=1)), _LEAST_CONTRAST)).clip(-3, 3)
+    out = np.zeros((3, SIDE, SIDE), np.float32)
+    out[:, top : top + rows, left : left + columns] = contrast
+    return out
 
 
-def find(template: Tensor, thumbnails: Tensor, reach: float) -> list[Placement]:
+def find(template: Floats, thumbnails: Floats, reach: float) -> list[Placement]:
     """How the object of `template` (3, SIDE, SIDE) lies in each of `thumbnails` (B, 3, SIDE, SIDE).
 
     Args:
@@ -230,105 +243,162 @@ def find(template: Tensor, thumbnails: Tensor, reach: float) -> list[Placement]:
         thumbnails: of the images.
         reach: largest angle that is searched, in degrees.
     """
-    bank = _Bank.of(template, reach)
-    return [_find(template, image, bank) for image in thumbnails]
+    search = _Search(template, reach)
+    return [search(image) for image in thumbnails]
 
 
-def turned(thumbnails: Tensor, placements: Sequence[Placement]) -> tuple[Tensor, Tensor]:
+def turned(thumbnails: Floats, placements: Sequence[Placement]) -> tuple[Floats, Floats]:
     """Thumbnails (B, 3, SIDE, SIDE) as they look aligned, and where they show anything (B, 1, SIDE, SIDE)."""
-    states = torch.tensor([[math.radians(p.angle), *p.shift] for p in placements])
+    states = np.array([[math.radians(p.angle), *p.shift] for p in placements], np.float32)
     return _warp(thumbnails, states)
 
 
-@dataclass(frozen=True, eq=False)
-class _Bank:
-    """The template at every angle of the first search, as spectra of half its size."""
+class _Search:
+    """Finds one template in thumbnails; what follows from the template alone is worked out once.
 
-    angles: Tensor
-    spectra: Tensor
+    Args:
+        template: (3, SIDE, SIDE).
+        reach: largest angle that is searched, in degrees.
+    """
+
+    def __init__(self, template: Floats, reach: float) -> None:
+        self.template = template
+        count = int(reach // STEP)
+        steps = np.arange(-count, count if reach >= 180 else count + 1)
+        self.angles = np.deg2rad(steps * STEP).astype(np.float32)
+        half = np.broadcast_to(_pooled(template, 2), (len(steps), 3, SIDE // 2, SIDE // 2))
+        states = np.zeros((len(steps), 3), np.float32)
+        states[:, 0] = -self.angles
+        views, _ = _warp(half, states)
+        views /= np.maximum(_norm(views), np.float32(1e-6))[:, None, None, None]
+        self.spectra = fft.rfft2(views, s=(_PADDED, _PADDED)).conj()
+        self.levels = [_Level.of(_pooled(template, reduction)) for reduction in (2, 1)]
+
+    def __call__(self, image: Floats) -> Placement:
+        """How the object lies in a thumbnail (3, SIDE, SIDE)."""
+        states = self._beginnings(image)
+        for level, reduction in zip(self.levels, (2, 1), strict=True):
+            states = level.refined(_pooled(image, reduction), states)
+        matches = self._matches(image, states)
+        best = int(matches.argmax())
+        angle, x, y = states[best].tolist()
+        angle = -math.remainder(-math.degrees(angle), 360.0)
+        return Placement(angle, (x, y), float(matches[best]))
+
+    def _beginnings(self, image: Floats) -> Floats:
+        """States (K, 3) of angle, x and y where the correlation is highest, at the best of the angles."""
+        spectrum = fft.rfft2(_pooled(image, 2), s=(_PADDED, _PADDED))
+        found = fft.irfft2((spectrum * self.spectra).sum(1), s=(_PADDED, _PADDED))
+        most = int(MOST_SHIFT * SIDE / 2)
+        found = np.roll(found, (most, most), (1, 2))[:, : 2 * most + 1, : 2 * most + 1].reshape(
+            len(found), -1
+        )
+        peaks, places = found.max(1), found.argmax(1)
+        left, right = np.roll(peaks, 1), np.roll(peaks, -1)
+        if len(peaks) < 2 * int(180 // STEP):  # no full circle: the ends have one neighbour
+            left[0] = right[-1] = -math.inf
+        summits = np.where((peaks >= left) & (peaks >= right), peaks, -math.inf)
+        chosen = np.argsort(-summits, kind="stable")[:_BEGINNINGS]
+        chosen = chosen[np.isfinite(summits[chosen])]
+        rows, columns = places[chosen] // (2 * most + 1) - most, places[chosen] % (2 * most + 1) - most
+        states = np.column_stack([self.angles[chosen], columns / (SIDE / 2), rows / (SIDE / 2)])
+        return states.astype(np.float32)
+
+    def _matches(self, image: Floats, states: Floats) -> Floats:
+        views, _ = _warp(np.broadcast_to(image, (len(states), *image.shape)), states)
+        sizes = np.maximum(_norm(views) * _norm(self.template[None]), 1e-6)
+        likeness: Floats = (views * self.template).sum((1, 2, 3)) / sizes
+        return likeness
+
+
+@dataclass(frozen=True, eq=False)
+class _Level:
+    """The template at one size, and how it changes with a turn and shifts."""
+
+    wanted: Floats
+    jacobian: Floats
+    solve: Floats
 
     @classmethod
-    def of(cls, template: Tensor, reach: float) -> _Bank:
-        count = int(reach // STEP)
-        steps = torch.arange(-count, count if reach >= 180 else count + 1)
-        angles = torch.deg2rad(steps * STEP)
-        half = F.avg_pool2d(template[None], 2).expand(len(angles), -1, -1, -1)
-        views, _ = _warp(half, torch.stack([-angles, *torch.zeros(2, len(angles))], 1))
-        views = views / views.flatten(1).norm(dim=1).clamp_min(1e-6)[:, None, None, None]
-        return cls(angles, torch.fft.rfft2(views, s=(_PADDED, _PADDED)).conj())
-
-
-def _find(template: Tensor, image: Tensor, bank: _Bank) -> Placement:
-    states = _refined(template, image, _beginnings(image, bank))
-    matches = _matches(template, image, states)
-    best = int(matches.argmax())
-    angle, x, y = states[best].tolist()
-    angle = -math.remainder(-math.degrees(angle), 360.0)
-    return Placement(angle, (x, y), float(matches[best]))
-
-
-def _beginnings(image: Tensor, bank: _Bank) -> Tensor:
-    """States (K, 3) of angle, x and y at the highest of the correlation over shifts, at the best angles."""
-    small = F.avg_pool2d(image[None], 2)[0]
-    spectrum = torch.fft.rfft2(small, s=(_PADDED, _PADDED))
-    found = torch.fft.irfft2((spectrum * bank.spectra).sum(1), s=(_PADDED, _PADDED))
-    most = int(MOST_SHIFT * SIDE / 2)
-    found = torch.roll(found, (most, most), (1, 2))[:, : 2 * most + 1, : 2 * most + 1]
-    peaks, places = found.flatten(1).max(1)
-    left, right = peaks.roll(1), peaks.roll(-1)
-    if len(peaks) < 2 * int(180 // STEP):  # no full circle: the ends have one neighbour
-        left[0] = right[-1] = -math.inf
-    summits = torch.where((peaks >= left) & (peaks >= right), peaks, -math.inf)
-    chosen = summits.topk(min(_BEGINNINGS, len(peaks))).indices
-    chosen = chosen[torch.isfinite(summits[chosen])]
-    rows, columns = places[chosen] // (2 * most + 1) - most, places[chosen] % (2 * most + 1) - most
-    return torch.stack([bank.angles[chosen], columns / (SIDE / 2), rows / (SIDE / 2)], 1)
-
-
-def _refined(template: Tensor, image: Tensor, states: Tensor) -> Tensor:
-    for reduction in (2, 1):
-        wanted, seen = (F.avg_pool2d(t[None], reduction)[0] for t in (template, image))
+    def of(cls, wanted: Floats) -> _Level:
         jacobian = _jacobian(wanted)
         normal = jacobian @ jacobian.T
-        solve = torch.linalg.inv(normal + 1e-4 * torch.diag(normal.diagonal()) + 1e-6 * torch.eye(3))
+        damped = normal + 1e-4 * np.diag(normal.diagonal()) + 1e-6 * np.eye(3, dtype=np.float32)
+        return cls(wanted, jacobian, np.linalg.inv(damped).astype(np.float32))
+
+    def refined(self, seen: Floats, states: Floats) -> Floats:
+        """States (K, 3) after some steps of least squares."""
         for _ in range(_STEPS):
-            views, shown = _warp(seen.expand(len(states), -1, -1, -1), states)
-            size = views.square().sum((1, 2, 3), keepdim=True).clamp_min(1e-6)
-            gain = (views * wanted).sum((1, 2, 3), keepdim=True) / size
-            error = ((gain * views - wanted) * shown).flatten(1)
-            states = _stepped(states, error @ jacobian.T @ solve)
-    return states
+            views, shown = _warp(np.broadcast_to(seen, (len(states), *seen.shape)), states)
+            size = np.maximum(np.square(views).sum((1, 2, 3), keepdims=True), 1e-6)
+            gain = (views * self.wanted).sum((1, 2, 3), keepdims=True) / size
+            error = ((gain * views - self.wanted) * shown).reshape(len(states), -1)
+            states = _stepped(states, error @ self.jacobian.T @ self.solve)
+        return states
 
 
-def _stepped(states: Tensor, steps: Tensor) -> Tensor:
+def _stepped(states: Floats, steps: Floats) -> Floats:
     """States with the inverse of small turns and shifts of the template put before them."""
-    limits = torch.tensor([math.radians(STEP), 0.03, 0.03])
-    turn, x, y = steps.clamp(-limits, limits).unbind(1)
+    limits = np.array([math.radians(STEP), 0.03, 0.03], np.float32)
+    turn, x, y = steps.clip(-limits, limits).T
     angle = states[:, 0] - turn
-    cos, sin = angle.cos(), angle.sin()
-    moved = states[:, 1:] - torch.stack([cos * x - sin * y, sin * x + cos * y], 1)
-    return torch.cat([angle[:, None], moved.clamp(-MOST_SHIFT, MOST_SHIFT)], 1)
+    cos, sin = np.cos(angle), np.sin(angle)
+    moved = states[:, 1:] - np.stack([cos * x - sin * y, sin * x + cos * y], 1)
+    return np.column_stack([angle, moved.clip(-MOST_SHIFT, MOST_SHIFT)]).astype(np.float32)
 
 
-def _jacobian(template: Tensor) -> Tensor:
+def _jacobian(template: Floats) -> Floats:
     """How the template changes with a turn and shifts of it, (3, 3 * S * S)."""
     side = template.shape[-1]
-    down, right = torch.gradient(template, dim=(1, 2))
-    place = (torch.arange(side) + 0.5) / side - 0.5
+    down, right = np.gradient(template, axis=(1, 2))
+    place = ((np.arange(side) + 0.5) / side - 0.5).astype(np.float32)
     about = right * -place[:, None] + down * place
-    return torch.stack([about, right, down]).flatten(1) * side
+    return np.stack([about, right, down]).reshape(3, -1) * np.float32(side)
 
 
-def _matches(template: Tensor, image: Tensor, states: Tensor) -> Tensor:
-    views, _ = _warp(image.expand(len(states), -1, -1, -1), states)
-    sizes = views.flatten(1).norm(dim=1) * template.norm()
-    return (views * template).sum((1, 2, 3)) / sizes.clamp_min(1e-6)
+def _pooled(images: Floats, reduction: int) -> Floats:
+    """Means over squares of `reduction` pixels, of images (…, S, S)."""
+    if reduction == 1:
+        return images
+    side = images.shape[-1] // reduction
+    squares = images.reshape(*images.shape[:-2], side, reduction, side, reduction)
+    means: Floats = squares.mean((-3, -1), dtype=np.float32)
+    return means
 
 
-def _warp(images: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+def _norm(images: Floats) -> Floats:
+    """Length of each image (B, …)."""
+    lengths: Floats = np.linalg.norm(images.reshape(len(images), -1), axis=1)
+    return lengths
+
+
+def _warp(images: Floats, states: Floats) -> tuple[Floats, Floats]:
     """Square images (B, C, S, S) sampled at R p + shift, 0 outside, and where they show anything."""
-    cos, sin = states[:, 0].cos(), states[:, 0].sin()
-    rows = [torch.stack([cos, -sin, 2 * states[:, 1]], 1), torch.stack([sin, cos, 2 * states[:, 2]], 1)]
-    grid = F.affine_grid(torch.stack(rows, 1), list(images.shape), align_corners=False)
-    shown = (grid.abs().amax(-1) <= 1).float()[:, None]
-    return F.grid_sample(images, grid, mode="bilinear", align_corners=False), shown
+    count, channels, side = images.shape[:3]
+    place = ((np.arange(side, dtype=np.float32) * 2 + 1) / side - 1).astype(np.float32)
+    cos, sin = (f(states[:, 0])[:, None, None] for f in (np.cos, np.sin))
+    x = cos * place - sin * place[:, None] + 2 * states[:, 1, None, None]
+    y = sin * place + cos * place[:, None] + 2 * states[:, 2, None, None]
+    shown = ((np.abs(x) <= 1) & (np.abs(y) <= 1)).astype(np.float32)[:, None]
+    # A border of zeros: what is outside, and what it is mixed with at the edge.
+    padded = np.zeros((count, channels, side + 2, side + 2), np.float32)
+    padded[:, :, 1:-1, 1:-1] = images
+    columns, rows = (((at + 1) * (side / 2) + 0.5).clip(0, side + 1 - 1e-3) for at in (x, y))
+    left, top = columns.astype(np.int32), rows.astype(np.int32)
+    right_part, lower_part = columns - left, rows - top
+    flat = padded.reshape(count, channels, -1)
+    corner = (top * (side + 2) + left).reshape(count, 1, -1)
+    parts = zip(
+        (0, 1, side + 2, side + 3),
+        (
+            (1 - right_part) * (1 - lower_part),
+            right_part * (1 - lower_part),
+            (1 - right_part) * lower_part,
+            right_part * lower_part,
+        ),
+        strict=True,
+    )
+    out = np.zeros((count, channels, side * side), np.float32)
+    for step, weight in parts:
+        out += np.take_along_axis(flat, corner + step, 2) * weight.reshape(count, 1, -1).astype(np.float32)
+    return out.reshape(count, channels, side, side), shown

@@ -10,16 +10,18 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from scipy import fft
 from torch import Tensor
 
 from .cells import CellGaussians
 from .config import Cells
-from .pose import NEAR, SIDE, Placement, Pose, PoseReport, find, turned
+from .pose import NEAR, SIDE, Floats, Placement, Pose, PoseReport, find, turned
 
 Wish = Literal["auto", "on", "off"]
 WISHES: tuple[Wish, ...] = ("auto", "on", "off")
-Look = Callable[[Sequence[int]], Tensor]
-See = Callable[[Sequence[int], Sequence[Placement], Tensor], Tensor]
+Look = Callable[[Sequence[int]], Floats]
+See = Callable[[Sequence[int], Sequence[Placement], np.ndarray], Tensor]
 
 LEAST_IMAGES = 12  # below, two halves say too little to change anything by
 LEAST_HALVED = 4  # below, there are no halves
@@ -86,18 +88,19 @@ def settle_pose(wish: Wish, features: Tensor, *, cells: Cells, thumbnails: Look,
     return _aligning(report, looks, halves.reach, halves)
 
 
-def mean_template(thumbnails: Tensor, reach: float) -> Tensor:
+def mean_template(thumbnails: Floats, reach: float) -> Floats:
     """The mean (3, SIDE, SIDE) of thumbnails (N, 3, SIDE, SIDE) aligned to it, lying midway between them."""
     template = thumbnails[_typical(thumbnails)]
     for _ in range(ROUNDS):
         placements = _centred(find(template, thumbnails, reach))
         views, shown = turned(thumbnails, placements)
-        weights = torch.tensor([max(placement.match, 0.01) for placement in placements])[:, None, None, None]
-        template = (views * weights).sum(0) / (shown * weights).sum(0).clamp_min(float(weights.sum()) / 4)
-    return template.half().float()
+        matches = [max(placement.match, 0.01) for placement in placements]
+        weights = np.array(matches, np.float32)[:, None, None, None]
+        template = (views * weights).sum(0) / np.maximum((shown * weights).sum(0), weights.sum() / 4)
+    return template.astype(np.float16).astype(np.float32)
 
 
-def _aligning(report: PoseReport, thumbnails: Tensor, reach: float, halves: _Halves | None) -> Pose:
+def _aligning(report: PoseReport, thumbnails: Floats, reach: float, halves: _Halves | None) -> Pose:
     template = mean_template(thumbnails, reach)
     placements = find(template, thumbnails, reach)
     if halves is None:
@@ -110,19 +113,20 @@ def _aligning(report: PoseReport, thumbnails: Tensor, reach: float, halves: _Hal
         # where it is; another product comes to a quarter of the typical match at most.
         typical = float(np.median(matches))
         least = max(0.0, min(BELIEVED * typical, 2 * min(matches) - typical))
-    return Pose(report, template.half(), _window(thumbnails, placements), reach, least)
+    return Pose(report, template.astype(np.float16), _window(thumbnails, placements), reach, least)
 
 
-def _window(thumbnails: Tensor, placements: Sequence[Placement]) -> Tensor:
+def _window(thumbnails: Floats, placements: Sequence[Placement]) -> NDArray[np.bool_]:
     """What of the aligned picture nearly all images show, (SIDE, SIDE) bool.
 
     Beside it good images differ by where their own borders came to lie, and that would be all one sees.
     """
     _, shown = turned(thumbnails, placements)
-    return shown.mean((0, 1)) >= SHOWN
+    found: NDArray[np.bool_] = shown.mean((0, 1)) >= SHOWN
+    return found
 
 
-def _halved(thumbnails: Tensor) -> _Halves:
+def _halved(thumbnails: Floats) -> _Halves:
     """Halves with as little freedom to turn as the images ask for.
 
     An object that always lies much the same is not turned far: where it looks alike from several sides a
@@ -135,7 +139,7 @@ def _halved(thumbnails: Tensor) -> _Halves:
     return free if free.match() > near.match() + FREE_GAIN else near
 
 
-def _halves(thumbnails: Tensor, reach: float) -> _Halves:
+def _halves(thumbnails: Floats, reach: float) -> _Halves:
     numbers = list(range(len(thumbnails)))
     parts = numbers[::2], numbers[1::2]
     even, odd = (find(mean_template(thumbnails[part], reach), thumbnails, reach) for part in parts)
@@ -156,10 +160,10 @@ def _varies(halves: _Halves) -> PoseReport:
 def _judged(
     report: PoseReport,
     halves: _Halves,
-    looks: Tensor,
+    looks: Floats,
     plain: Tensor,
     *,
-    see: Callable[[Sequence[Placement], Tensor], Tensor],
+    see: Callable[[Sequence[Placement], np.ndarray], Tensor],
     cells: Cells,
 ) -> PoseReport:
     """Asks the left-out images of one half, and of the other if the first says yes."""
@@ -208,14 +212,14 @@ def _distances(density: CellGaussians, features: Tensor) -> Tensor:
     return torch.cat([density(image) for image in features.split(1)])
 
 
-def _typical(thumbnails: Tensor) -> int:
+def _typical(thumbnails: Floats) -> int:
     """The image whose spectrum by frequency alone is nearest to the median: no turn or shift changes it."""
-    frequency = torch.fft.fftfreq(SIDE) * SIDE
-    rings = (frequency[:, None].square() + frequency.square()).sqrt().round().long().clamp_max(SIDE // 2)
-    power = torch.fft.fft2(thumbnails).abs().square().sum(1).flatten(1)
-    spectrum = torch.zeros(len(thumbnails), SIDE // 2 + 1).index_add_(1, rings.flatten(), power)
-    spectrum = spectrum.clamp_min(1e-6).log()
-    return int((spectrum - spectrum.median(0).values).square().sum(1).argmin())
+    frequency = fft.fftfreq(SIDE) * SIDE
+    rings = np.hypot(frequency[:, None], frequency).round().astype(int).clip(max=SIDE // 2).ravel()
+    power = np.square(np.abs(fft.fft2(thumbnails))).sum(1).reshape(len(thumbnails), -1)
+    spectrum = np.stack([np.bincount(rings, own, SIDE // 2 + 1) for own in power])
+    spectrum = np.log(np.maximum(spectrum, 1e-6))
+    return int(np.square(spectrum - np.median(spectrum, 0)).sum(1).argmin())
 
 
 def _centred(placements: Sequence[Placement]) -> list[Placement]:

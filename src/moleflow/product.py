@@ -146,7 +146,7 @@ class Product:
             parts[f"position.{i}.spread"] = position.spread.half()
         parts |= {f"{ROUTER}{k}": v for k, v in self.descriptors.tensors().items()}
         if self.pose is not None:
-            parts |= {f"pose.{k}": v for k, v in self.pose.tensors().items()}
+            parts |= {f"pose.{k}": torch.from_numpy(v) for k, v in self.pose.arrays().items()}
         return {name: tensor.detach().cpu().contiguous() for name, tensor in parts.items()}
 
     def info(self) -> dict[str, Any]:
@@ -191,6 +191,7 @@ class Product:
             )
             for i in range(1 + (cells is not None) + bool(coreset))
         )
+        pose = {name: tensor.numpy() for name, tensor in _part(tensors, "pose.").items()}
         whole, correction = _part(tensors, "whole."), _part(tensors, "correction.")
         return cls(
             config=config,
@@ -208,7 +209,7 @@ class Product:
             images=info["images"],
             seconds=info["seconds"],
             reference=Reference.from_dict(info["reference"]) if info.get("reference") else None,
-            pose=Pose.from_saved(_part(tensors, "pose."), info["pose"]) if info.get("pose") else None,
+            pose=Pose.from_saved(pose, info["pose"]) if info.get("pose") else None,
         )
 
 

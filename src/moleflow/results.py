@@ -11,14 +11,14 @@ import numpy as np
 from .data.sources import name_of
 from .interpolation import bilinear
 from .lesson import Lesson
+from .pose import Placement, PoseReport
 from .suspects import Suspect
 from .verdict.changes import Changes
 from .verdict.drift import CONDITIONS, Facts, Finding
 from .verdict.promise import Promise
 from .verdict.regions import Region, find_regions, reduced
 
-if TYPE_CHECKING:  # these bring torch, which a result does without
-    from .pose import Placement, PoseReport
+if TYPE_CHECKING:  # this brings torch, which a result does without
     from .storage import Part
 
 STAGES = ("decode", "backbone", "routing", "expert", "verdict")

@@ -16,6 +16,7 @@ import safetensors.numpy
 from ..errors import LineError, TaskError
 from ..intake import Intake
 from ..judgement import Decision, Judgement, judged, map_threshold, nearest
+from ..pose import Pose
 from ..store.files import read_bytes
 from ..store.index import parse_json
 from ..store.names import check_task_name
@@ -49,7 +50,7 @@ class ExportedProduct:
     """One product: its calibration, and what the network takes.
 
     Attributes:
-        calibration, familiarity, reference: as of a `Product`.
+        calibration, familiarity, reference, pose: as of a `Product`.
         arrays: the network's inputs beside patches.
         whole: of the picture as a whole; empty where the product has no such voice.
         network: the file of its density.
@@ -58,13 +59,10 @@ class ExportedProduct:
     calibration: ScoreCalibration | TwoVoices
     familiarity: Familiarity
     reference: Reference | None
+    pose: Pose | None
     arrays: dict[str, np.ndarray]
     whole: dict[str, np.ndarray]
     network: str
-
-    @property
-    def pose(self) -> None:
-        """Aligned products are not exported."""
 
     def map_threshold(self, rate: float | None, threshold: float) -> float:
         """Score of the map, in its unit, above which a place is conspicuous."""
@@ -176,6 +174,7 @@ class ExportedLine:
                     told["strangeness"], rate=self._index["router"]["false_rejection_rate"]
                 ),
                 reference=Reference.from_dict(told["reference"]) if told["reference"] else None,
+                pose=Pose.from_saved(part(tensors, "pose."), told["pose"]) if told["pose"] else None,
                 arrays=network_inputs(
                     tensors, self.grid, mean_side=self._index["mean_side"], correction_weight=weight
                 ),
