@@ -38,7 +38,7 @@ def main() -> None:
         ms=timings(lambda paths: line.predict(list(paths), batch_size=len(paths)), job),
         bytes=info.bytes,
         shared_bytes=shared(line),
-        backbone=f"{job.backbone}, its weights, on {line.extractor.runtime}",
+        backbone=f"{job.backbone}, our weights, on {line.extractor.runtime}",
         versions=versions(),
         load=(before, load_average()),
         peak_bytes=peak_bytes(),
