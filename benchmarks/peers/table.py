@@ -157,9 +157,9 @@ def on_peers(told: dict[str, Any]) -> list[str]:
         "FastFlow: the library allows four backbones; its flows, loss and map stand on ours here. "
         f"Epochs: {told['epochs']}, in batches of 32 with Adam at 0.001. The library's own tables stop when "
         "AUROC on labelled images, by default those of the test, stands still for three epochs; that chooses "
-        "by the answers, so the number is fixed here: in a trial it stood still after 80 steps, and these are "
-        f"{steps(told)}. The row with resnet18 is the library's own network with random weights: only its times "
-        "and bytes mean anything.",
+        "by the answers, so the number is fixed here: in a trial at 128 pixels it stood still after 80 steps, "
+        f"and these are {steps(told)}. The row with resnet18 is the library's own network with random "
+        "weights: only its times and bytes mean anything.",
         "EfficientAD: teacher and ImageNette come from the net alone, so the teacher is random and noise "
         "stands in for the pictures; its quality is not comparable and not given. Its seconds are those of a "
         f"step, of which {told['steps']} were run, times the library's 70,000.",
