@@ -148,18 +148,18 @@ def on_all(results: Results, told: dict[str, Any]) -> list[str]:
 
 def on_peers(told: dict[str, Any]) -> list[str]:
     return [
-        "The peers are the networks, fits and losses of anomalib without its trainer around them, which "
-        "would cost time and change nothing. Bytes are of what a product keeps apart from the frozen "
+        "The peers are the networks, fits and losses of anomalib without its trainer around them, whose "
+        "time is not counted. Bytes are of what a product keeps apart from the frozen "
         "backbone; the library's own checkpoints hold the backbone once more with every product.",
         "PatchCore: coreset 0.1 and 9 neighbours, the library's defaults, on our two layers; from all images "
         f"its bank would be {bank(told)}.",
         "PaDiM: 100 random channels of our network at strides 4, 8 and 16.",
         "FastFlow: the library allows four backbones; its flows, loss and map stand on ours here. "
-        f"Epochs: {told['epochs']}, in batches of 32 with Adam at 0.001. The library's own tables stop when "
-        "AUROC on labelled images, by default those of the test, stands still for three epochs; that chooses "
-        "by the answers, so the number is fixed here: in a trial at 128 pixels it stood still after 80 steps, "
-        f"and these are {steps(told)}. The row with resnet18 is the library's own network with random "
-        "weights: only its times and bytes mean anything.",
+        f"Epochs: {told['epochs']}, in batches of 32 with Adam at 0.001. The library's own tables stop early, "
+        "with a patience of three epochs, by images with labels, which by default are those of the test; that "
+        "chooses by the answers, so the number is fixed here: in a trial at 128 pixels AUROC stood still "
+        f"after 80 steps, and these are {steps(told)}. The row with resnet18 is the library's own network "
+        "with random weights: only its times and bytes mean anything.",
         "EfficientAD: teacher and ImageNette come from the net alone, so the teacher is random and noise "
         "stands in for the pictures; its quality is not comparable and not given. Its seconds are those of a "
         f"step, of which {told['steps']} were run, times the library's 70,000.",
