@@ -155,8 +155,8 @@ def on_peers(told: dict[str, Any]) -> list[str]:
         f"its bank would be {bank(told)}.",
         "PaDiM: 100 random channels of our network at strides 4, 8 and 16.",
         "FastFlow: the library allows four backbones; its flows, loss and map stand on ours here. "
-        f"Epochs: {told['epochs']}, in batches of 32 with Adam at 0.001. The library's own tables stop early, "
-        "with a patience of three epochs, by images with labels, which by default are those of the test; that "
+        f"Epochs: {told['epochs']}, in batches of 32 with Adam at 0.001. The library's tables stop early, "
+        "with a patience of three epochs, by images with labels, by default those of the test; that "
         "chooses by the answers, so the number is fixed here: in a trial at 128 pixels AUROC stood still "
         f"after 80 steps, and these are {steps(told)}. The row with resnet18 is the library's own network "
         "with random weights: only its times and bytes mean anything.",
