@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 
-from moleflow.errors import LineBusyError, LineError
+from moleflow.errors import ConfigError, LineBusyError, LineError
 
 from .debris import sweep
 from .files import (
@@ -52,6 +52,9 @@ from .watch import Change, read_watch, write_watch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Damaged = Literal["raise", "quarantine"]
+"""What a damaged product does: it is raised, or left out and named."""
 
 _READ_ATTEMPTS = 10
 
@@ -97,10 +100,11 @@ class LineStore:
         finally:
             held.lock.release()
 
-    def read(self, *, tensors: bool = True) -> LineRecord:
+    def read(self, *, tensors: bool = True, damaged: Damaged = "raise") -> LineRecord:
         """Read the line without taking its lock, checking every file against the SHA-256 in `line.json`.
 
         With `tensors=False` only the JSON is read and all `tensors` and `base` are empty: enough for a list.
+        With `damaged="quarantine"` a damaged product is left out and named in `LineRecord.damaged`.
         Raises `LineError` naming the file, what was expected and what was found: damaged or missing files,
         unsafe names, a format of a later library, an expert that was learned on another base.
         """
@@ -109,9 +113,25 @@ class LineStore:
             base = {}
             if tensors:
                 base = load_tensors(self.path, self.path / BASE, index.base_sha256)
-            tasks = tuple(self._load_task(index, entry, tensors) for entry in index.entries.values())
-            return LineRecord(index.settings, base, index.base_info, index.fingerprint, tasks)
+            tasks, found = [], {}
+            for entry in index.entries.values():
+                try:
+                    tasks.append(self._load_task(index, entry, tensors))
+                except LineError as error:
+                    if not lenient:
+                        raise
+                    found[entry.name] = str(error)
+            return LineRecord(index.settings, base, index.base_info, index.fingerprint, tuple(tasks), found)
 
+        if damaged not in ("raise", "quarantine"):
+            raise ConfigError(f'expected damaged to be "raise" or "quarantine", got {damaged!r}')
+        lenient = False  # at first: what another process replaces just now is not damaged
+        try:
+            return self._consistently(load)
+        except LineError:
+            if damaged == "raise":
+                raise
+        lenient = True
         return self._consistently(load)
 
     def read_task(self, name: str, version: str | None = None) -> TaskRecord:
@@ -306,15 +326,16 @@ class LineStore:
         """Read without a lock: begin again if a writer changed the line meanwhile."""
         for attempt in range(_READ_ATTEMPTS):
             self._require_line()
-            before = self._state()
+            before = self.state()
             try:
                 return load(self._read_index())
             except LineError:
-                if attempt == _READ_ATTEMPTS - 1 or self._state() == before:
+                if attempt == _READ_ATTEMPTS - 1 or self.state() == before:
                     raise
         raise AssertionError("unreachable")
 
-    def _state(self) -> tuple[int, int, int] | None:
+    def state(self) -> tuple[int, int, int] | None:
+        """What is another after every change of the line; None where there is no line."""
         try:
             status = os.stat(self.path / INDEX)
         except OSError:
