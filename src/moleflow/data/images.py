@@ -238,11 +238,11 @@ def read_raw(path: str | Path | bytes, *, where: str = "image") -> np.ndarray:
     return deep.joined(higher, lower, layout=layout, key=key)
 
 
-def has_8_bits(path: str | Path) -> bool:
+def has_8_bits(path: str | Path | bytes, *, where: str = "image") -> bool:
     """Whether `read_raw` gives uint8, judged by the header alone; its errors are those of `read_image`."""
-    path = Path(path)
-    with _opened(path) as (image, _):
-        return not _is_deep_grey(image) and not deep.is_deep_colour(image, path)
+    held = _held(path)
+    with _opened(held, where) as (image, _):
+        return not _is_deep_grey(image) and not deep.is_deep_colour(image, _named(held, where))
 
 
 def size_of(value: Any, *, where: str = "image") -> tuple[int, int]:
