@@ -19,13 +19,14 @@ from typing import Any
 NICE = 10
 FILE, DRAFT = "lesson.json", "draft"
 SHARES = {  # of the time of a lesson, roughly, in the order of its stages
-    "loading": 0.06,
+    "reading": 0.06,
     "backbone": 0.34,
     "pose": 0.08,
     "base": 0.02,
     "learning": 0.25,
     "calibration": 0.17,
-    "past": 0.08,
+    "flips": 0.06,
+    "saving": 0.02,
 }
 
 
@@ -78,18 +79,19 @@ def learn(wish: Wish, draft: Path, tell: Tell) -> dict[str, Any]:
     from ..store import LineStore
 
     torch.set_num_threads(wish.threads)
-    tell("loading", 0.0)
+    tell("reading", 0.0)
     options: dict[str, Any] = {"weights": wish.weights, "device": wish.device, "runtime": wish.runtime}
     if LineStore(wish.line).exists():
         detector = Detector.load(wish.line, damaged="quarantine", **options)
     else:
         detector = Detector(**options)
     version = detector.info(wish.name).version if wish.kind == "update" else None
-    before = _statuses(detector, wish, lambda share: tell("loading", share))
+    before = _statuses(detector, wish, lambda share: tell("reading", share))
     photos = [wish.photos[index] for index in sorted(wish.photos)]
     learning = detector.update_task if wish.kind == "update" else detector.add_task
     info = learning(wish.name, photos, progress=tell)
-    after = _statuses(detector, wish, lambda share: tell("past", share))
+    after = _statuses(detector, wish, lambda share: tell("flips", share))
+    tell("saving", 0.0)
     for other in detector.tasks:
         if other != wish.name:
             detector.remove_task(other)

@@ -27,7 +27,7 @@ log = logging.getLogger("moleflow.station")
 
 PHOTOS, PAST, SAID = "photos", "past", "said.txt"
 LOOK = 1.0  # seconds between two looks at what waits
-SECRETS = ("MOLEFLOW_TOKENS",)  # of the environment, that a lesson need not know
+SECRETS = ("MOLEFLOW_TOKENS", "MOLEFLOW_DATABASE")  # of the environment, that a lesson need not know
 SURE = 0.05  # share of a lesson from which on it is said how long the rest will take
 
 
@@ -38,7 +38,7 @@ class _Running:
     number: int
     process: subprocess.Popen[str]
     began: float
-    stage: str = "loading"
+    stage: str = "reading"
     progress: float = 0.0
     ended: bool = False  # by a person or with the station: what it says no longer counts
 
@@ -192,7 +192,7 @@ class Teaching:
             with self._guard:
                 if self._closing.is_set():
                     return
-                self.jobs.move(job.id, LEARNING, among=(QUEUED,), stage="loading", progress=0.0)
+                self.jobs.move(job.id, LEARNING, among=(QUEUED,), stage="reading", progress=0.0)
                 running = self._running = _Running(job.id, _start(home), time.monotonic())
             said = self._follow(running)
             self._running = None

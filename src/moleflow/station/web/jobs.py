@@ -93,11 +93,11 @@ def _numbers(text: str) -> Sequence[int]:
     return list(dict.fromkeys(min(int(word[:20]), MOST_ID) for word in words))
 
 
-@router.get("/jobs", response_model=schemas.JobList, responses=can_fail())
+@router.get("/jobs", response_model=list[schemas.JobTold], responses=can_fail())
 def list_(service: Serving, who: Inspector) -> Any:
     """Lessons, the newest first."""
     lessons = service.station.lessons
-    return {"items": [lessons.as_json(job) for job in lessons.jobs.recent()]}
+    return [lessons.as_json(job) for job in lessons.jobs.recent()]
 
 
 @router.get("/jobs/{id}", response_model=schemas.JobTold, responses=can_fail(404, 422))

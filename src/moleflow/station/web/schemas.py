@@ -312,12 +312,6 @@ class JobTold(BaseModel):
     review: Review | None
 
 
-class JobList(BaseModel):
-    """The newest first."""
-
-    items: list[JobTold]
-
-
 class AcceptGiven(Given):
     """Photographs to leave out; with any, it is learned again and comes back to review."""
 
