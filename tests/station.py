@@ -83,3 +83,11 @@ def code_of(answer, status):
 
 
 SMALL = Limits(images=4, bytes=400_000, pixels=200_000, lesson_images=20, lesson_bytes=2_000_000)
+
+
+def eventually(ask, seconds=20):
+    """What `ask` says at last that is true; its last word where that takes too long."""
+    until = time.monotonic() + seconds
+    while not (said := ask()) and time.monotonic() < until:
+        time.sleep(0.02)
+    return said

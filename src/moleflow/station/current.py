@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..errors import LEARNING, LineError, MoleFlowError
 from ..monitor import reference_of
 from ..runtime import Inspector, is_exported
@@ -122,7 +124,9 @@ class CurrentLine:
     def _read(self, state: State) -> Loaded:
         settings = self._settings
         if is_exported(settings.line):
-            return Loaded(Inspector(settings.line, threads=settings.threads), state)
+            inspector = Inspector(settings.line, threads=settings.threads)
+            _warm(inspector)
+            return Loaded(inspector, state)
         if not self.store.exists():
             _refuse_other(settings.line)
             return Loaded(None, state)
@@ -135,9 +139,18 @@ class CurrentLine:
             runtime=settings.runtime,  # type: ignore[arg-type]
             damaged="quarantine",
         )
+        _warm(detector)
         read = self.store.read(tensors=False, damaged="quarantine")
         records = {record.name: record for record in read.tasks if record.name in detector.tasks}
         return Loaded(detector if detector.tasks else None, state, records, read.damaged | detector.damaged)
+
+
+def _warm(inspector: Detector | Inspector) -> None:
+    """What is opened with the first image is opened before the line is swapped in."""
+    if inspector.tasks:
+        blank = np.zeros((*inspector.intake.size, 3))
+        for kind in (np.uint8, np.uint16):  # one of them is of the line's kind
+            inspector.predict([blank.astype(kind)], errors="yield")
 
 
 def _refuse_other(line: Path) -> None:

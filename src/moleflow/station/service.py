@@ -25,7 +25,7 @@ from .history.retention import Retention
 from .inspecting import Inspecting, Room
 from .lessons import Lessons
 from .pictures import Shot, reduced, size_in_memory, take
-from .problems import Problem, TooLarge, Unusable
+from .problems import Problem, TooLarge, Unready, Unusable
 from .products import Products
 from .recording import Recorder
 from .settings import Settings
@@ -198,7 +198,7 @@ class Station:
     def _shot(self, upload: Upload) -> Shot:
         inspector = self.line.now.inspector
         if inspector is None:
-            raise Unusable("this line knows no product yet: teach it one", "nothing_taught")
+            raise Unready("this line knows no product yet: teach it one", "nothing_taught")
         return take(upload.data, upload.source, intake=inspector.intake)
 
     def _repeat(self, seconds: float, do: Callable[[], Any]) -> None:
