@@ -64,7 +64,7 @@ class Here:
     def __init__(self, home):
         told = []
         review = lesson.learn(lesson.Wish.read(home), home / "draft", lambda *progress: told.append(progress))
-        assert [stage for stage, _ in told][0] == "reading"
+        assert told[0] == ("reading", 0.0)
         self.stdout, self.stdin = [json.dumps({"review": review})], None
 
     def wait(self):

@@ -39,16 +39,16 @@ class Impatient(H11Protocol):
         super().on_response_complete()
         idle = self.cycle is None or self.cycle.response_complete  # none that came right behind
         if idle and not self.transport.is_closing():
-            self._wait_for_headers(IDLE_SECONDS + HEADER_SECONDS)
+            self._wait_for_headers(IDLE_SECONDS)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Someone left."""
         self._stop_waiting()
         super().connection_lost(exc)
 
-    def _wait_for_headers(self, seconds: float = HEADER_SECONDS) -> None:
+    def _wait_for_headers(self, idle: float = 0.0) -> None:
         self._stop_waiting()
-        self._deadline = self.loop.call_later(seconds, self.transport.close)
+        self._deadline = self.loop.call_later(idle + HEADER_SECONDS, self.transport.close)
 
     def _stop_waiting(self) -> None:
         if self._deadline is not None:
@@ -59,7 +59,12 @@ class Impatient(H11Protocol):
 def serve(app: FastAPI, host: str, port: int) -> None:
     """Until the process is told to end; SIGTERM and Ctrl-C let it finish."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    config = uvicorn.Config(
+    uvicorn.Server(config_of(app, host, port)).run()
+
+
+def config_of(app: FastAPI, host: str, port: int) -> uvicorn.Config:
+    """How the server behaves."""
+    return uvicorn.Config(
         app,
         host=host,
         port=port,
@@ -76,4 +81,3 @@ def serve(app: FastAPI, host: str, port: int) -> None:
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=LAST_SECONDS,
     )
-    uvicorn.Server(config).run()
