@@ -1,16 +1,20 @@
 """What the tests of the station share: an application over a small line, pictures as files' bytes."""
 
 import io
+import socket
+import threading
 import time
 from contextlib import contextmanager
 
 import numpy as np
+import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from moleflow.station import Limits, Settings
 from moleflow.station.web import create_app
 from moleflow.station.web.access import Access
+from moleflow.station.web.server import config_of
 
 MARKED = {"X-Moleflow": "1"}
 
@@ -91,3 +95,20 @@ def eventually(ask, seconds=20):
     while not (said := ask()) and time.monotonic() < until:
         time.sleep(0.02)
     return said
+
+
+@contextmanager
+def listening(app):
+    """The real server in a thread; its port."""
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        port = held.getsockname()[1]
+    server = uvicorn.Server(config_of(app, "127.0.0.1", port))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield port, server
+    server.should_exit = True
+    thread.join(20)
+    assert not thread.is_alive()

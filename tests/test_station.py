@@ -55,7 +55,7 @@ def test_the_product_may_be_given(shared, line, probe):
     assert told["certainty"] is None
     assert code_of(shared.post("/api/v1/inspections", files=files(probe[:1]), data={"task": "cable"}), 404)
     answer = shared.post("/api/v1/inspections", files=files(probe[:1]), data={"task": "../gear"})
-    assert code_of(answer, 422) == "unusable_name"
+    assert code_of(answer, 404) == "unknown_product"
 
 
 class Here:

@@ -14,7 +14,7 @@ from moleflow.cli import app as commands
 from moleflow.errors import ConfigError
 from moleflow.station.web import Access, create_app, new_token, read_tokens
 from moleflow.station.web.access import TRIES, Brake, Denied, is_loopback
-from station import MARKED, code_of, files, served, settings_of
+from station import MARKED, code_of, files, listening, served, settings_of
 
 TOKENS = {role: new_token(role) for role in ("inspect", "teach", "admin")}
 
@@ -244,27 +244,6 @@ def test_nothing_of_http_is_below_the_web():
 
 
 # The server itself
-
-
-@contextlib.contextmanager
-def listening(app):
-    """The real server in a thread; its port."""
-    import uvicorn
-
-    from moleflow.station.web.server import config_of
-
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        port = held.getsockname()[1]
-    server = uvicorn.Server(config_of(app, "127.0.0.1", port))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield port, server
-    server.should_exit = True
-    thread.join(20)
-    assert not thread.is_alive()
 
 
 def test_who_sends_slowly_is_sent_away(place, monkeypatch):

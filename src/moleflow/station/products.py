@@ -32,13 +32,12 @@ class Products:
         """The name as the line writes it.
 
         Raises:
-            Unusable: no name of a product.
             Missing: the line has no product of this name; with `damaged`, one that is quarantined counts.
         """
         try:
             name = check_task_name(name)
         except TaskError as error:
-            raise Unusable(str(error), "unusable_name") from error
+            raise Missing(str(error), "unknown_product") from error
         now = self._line.now
         if name not in now.tasks and not (damaged and name in now.damaged):
             known = ", ".join(map(repr, now.tasks)) or "none"

@@ -32,6 +32,7 @@ FORM = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["images"],
                     "properties": {
                         "images": {

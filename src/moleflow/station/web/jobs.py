@@ -31,10 +31,17 @@ FORM = {
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
+                    "additionalProperties": False,
                     "required": ["kind", "name"],
                     "properties": {
                         "kind": {"type": "string", "enum": ["teach", "update"]},
-                        "name": {"type": "string", "description": "Of the product.", "example": "bottle"},
+                        "name": {
+                            "type": "string",
+                            "minLength": 1,
+                            "maxLength": 80,
+                            "description": "Of the product: what may name a folder on any system.",
+                            "example": "bottle",
+                        },
                         "images": {
                             "type": "array",
                             "items": {"type": "string", "format": "binary"},
