@@ -1009,3 +1009,35 @@ def test_a_prediction_says_what_it_took(line, probe):
             assert all(seconds >= 0 for seconds in found.seconds.values())
             assert found.seconds["backbone"] > 0
             assert "seconds" not in found.to_dict()
+
+
+# A damaged product
+
+
+def test_a_damaged_product_is_left_out_and_named(saved, line, probe):
+    expert = saved / "tasks" / "wood" / "0001" / "expert.safetensors"
+    whole = expert.read_bytes()
+    expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(LineError, match=r"wood.*damaged"):
+        Detector.load(saved, device="cpu")
+    left = Detector.load(saved, device="cpu", damaged="quarantine")
+    assert left.tasks == ("gear", "bottle_cap")
+    assert list(left.damaged) == ["wood"]
+    assert "damaged or changed" in left.damaged["wood"]
+    for name in left.tasks:
+        said, before = left.predict(probe, task=name), line.predict(probe, task=name)
+        assert [one.pred_score for one in said] == [one.pred_score for one in before]
+    left.set_threshold("gear", threshold=5.0)
+    left.save()
+    expert.write_bytes(whole)  # what was left out is on disk as it was
+    again = Detector.load(saved, device="cpu", damaged="quarantine")
+    assert again.tasks == ("gear", "wood", "bottle_cap")
+    assert again.damaged == {}
+    with pytest.raises(ConfigError, match="quarantine"):
+        Detector.load(saved, device="cpu", damaged="ignore")
+
+
+def test_a_line_without_its_base_is_refused_whatever_is_wished(saved):
+    (saved / "base.safetensors").write_bytes(b"")
+    with pytest.raises(LineError, match="base"):
+        Detector.load(saved, device="cpu", damaged="quarantine")

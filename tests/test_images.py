@@ -16,7 +16,16 @@ import torch
 from PIL import Image, ImageFile, ImageOps
 
 from moleflow.data import images
-from moleflow.data.images import EXTENSIONS, MAX_PIXELS, as_image, find_images, read_image, resize
+from moleflow.data.images import (
+    EXTENSIONS,
+    MAX_PIXELS,
+    as_image,
+    as_raw,
+    find_images,
+    read_image,
+    resize,
+    size_of,
+)
 from moleflow.errors import ImageError
 
 RNG = np.random.default_rng(0)
@@ -440,12 +449,32 @@ def test_values(value, expected):
         (torch.zeros(2, 2, dtype=torch.int64), "int64"),
         (None, "got NoneType"),
         ([[0, 1], [1, 0]], "got list"),
-        (b"bytes", "got bytes"),
+        (b"bytes", "not an image of a known kind"),
+        (b"", "this one is empty"),
+        (bytearray(b"bytes"), "got bytearray"),
     ],
 )
 def test_values_that_are_no_image(value, message):
     with pytest.raises(ImageError, match=f"image 7: .*{message}"):
         as_image(value, where="image 7")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.jpg", "a.tiff"])
+def test_the_bytes_of_a_file_are_the_file(tmp_path, name):
+    path = save(tmp_path, name, RGB)
+    np.testing.assert_array_equal(as_image(path.read_bytes()), as_image(path))
+    np.testing.assert_array_equal(as_raw(path.read_bytes()), as_raw(path))
+    assert size_of(path.read_bytes()) == size_of(path)
+
+
+def test_the_bytes_of_a_deep_file_are_the_file(tmp_path):
+    deep = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    Image.fromarray(deep).save(tmp_path / "a.png")
+    (tmp_path / "a.ppm").write_bytes(b"P6 2 1 65535\n" + bytes(range(12)))
+    for path in (tmp_path / "a.png", tmp_path / "a.ppm"):
+        np.testing.assert_array_equal(as_raw(path.read_bytes()), as_raw(path))
+    with pytest.raises(ImageError, match=r"photo: .*truncated"):
+        as_raw(b"P6 9 9 65535\n" + bytes(range(12)), where="photo")
 
 
 def test_paths_and_open_pil_images(tmp_path):

@@ -34,7 +34,7 @@ from .presets import DEFAULT, get_preset
 from .results import Failure, Prediction, TaskInfo
 from .shelf import MEMORY
 from .storage import total
-from .store import LineStore, check_task_name
+from .store import Damaged, LineStore, check_task_name
 from .verdict.promise import promise
 from .verdict.watch import Report, judge
 
@@ -116,6 +116,7 @@ class Detector:
         self._random_weights = str(weights) == "random"
         self._line = Line(false_alarm_rate, intake_of(self.extractor))
         self._archive = Archive()
+        self._damaged: dict[str, str] = {}
         self._learning = threading.Lock()
 
     # Products
@@ -134,6 +135,11 @@ class Detector:
     def tasks(self) -> tuple[str, ...]:
         """Names of the products, in the order they were added."""
         return tuple(self._line.products)
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Products that were left out because their files are damaged, with the reason; see `load`."""
+        return dict(self._damaged)
 
     def settle(self, images: Any) -> Proposal:
         """Settles size, fit and intensity of a line that has learned nothing, by these images.
@@ -522,6 +528,7 @@ class Detector:
         weights: str | Path | None = None,
         device: str | torch.device | None = "auto",
         runtime: RuntimeName = "auto",
+        damaged: Damaged = "raise",
         memory: int = MEMORY,
     ) -> Detector:
         """Reads a saved line; what it says is what it said before saving, to the bit on the same runtime.
@@ -532,16 +539,18 @@ class Detector:
             path: the line's folder.
             weights: local file with the backbone's weights, where they are not embedded.
             device, runtime: as for `Detector`.
-            memory: bytes that experts may fill which are ready; those unused for the longest go first. Where
-                the line's files are larger than that, experts are read from it when they are needed, else
-                they are held, and what other processes do to the line later does not reach this one.
+            damaged: "raise" refuses a line of which one product is damaged; "quarantine" leaves that one out,
+                names it in `damaged`, and reads the others. Saving leaves it on disk as it is.
+            memory: bytes that experts may fill which are ready; those unused for the longest go first. The
+                files of as many experts as fit are held as well: what other processes do to the line later
+                does not reach these. The others are read again when they are needed.
 
         Raises:
             LineError: there is no line, or it is damaged or of another format.
             BackboneError: the weights are not the ones the line was learned with.
         """
         store = LineStore(path)
-        record = store.open(hold=memory)
+        record = store.open(hold=memory, damaged=damaged)
         settings = record.settings
         try:
             if weights is None and settings["random_weights"]:
@@ -558,6 +567,7 @@ class Detector:
                 config=stored_line(settings["config"]),
             )
             detector.preset = settings.get("preset")
+            detector._damaged = dict(record.damaged)
             detector.extractor.check_same(settings["backbone"])
             if "witness" in settings:
                 detector.extractor.expect(settings["witness"])

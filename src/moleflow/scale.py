@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 
 OUTLINE = (0, 255, 255)  # around what exceeds the threshold; the colour no score has
-_STOPS = ((20, 11, 70), (120, 28, 110), (205, 60, 75), (245, 140, 30), (250, 225, 100))
+STOPS: tuple[tuple[int, int, int], ...] = (
+    (20, 11, 70),
+    (120, 28, 110),
+    (205, 60, 75),
+    (245, 140, 30),
+    (250, 225, 100),
+)
 _OPACITY = 0.65  # of the hottest colour: the part stays visible below it
 
 
@@ -52,10 +58,15 @@ def painted(image: Pixels, levels: Pixels) -> Pixels:
     return np.asarray(np.rint(blended), dtype=np.uint8)
 
 
+def layer(levels: Pixels) -> Pixels:
+    """The colours of `levels` (H, W) alone, (H, W, 4) RGBA: clear at level 0, opaque at the highest one."""
+    return np.dstack([np.rint(_COLOURS[levels]).astype(np.uint8), levels])
+
+
 def _colours() -> NDArray[np.float32]:
     """Colour (256, 3) of each level."""
-    at, stops = np.linspace(0, 1, 256), np.linspace(0, 1, len(_STOPS))
-    return np.stack([np.interp(at, stops, channel) for channel in zip(*_STOPS, strict=True)], 1).astype("f4")
+    at, stops = np.linspace(0, 1, 256), np.linspace(0, 1, len(STOPS))
+    return np.stack([np.interp(at, stops, channel) for channel in zip(*STOPS, strict=True)], 1).astype("f4")
 
 
 _COLOURS = _colours()

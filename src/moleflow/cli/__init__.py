@@ -3,7 +3,16 @@
 torch and the models are imported inside the commands that need them: a help text should not wait for them.
 """
 
-from . import benchmark, demo, drift, export, inspection, products, teaching  # noqa: F401  # they add their commands
+from . import (  # noqa: F401  # they add their commands
+    benchmark,
+    demo,
+    drift,
+    export,
+    inspection,
+    products,
+    station,
+    teaching,
+)
 from .app import app, main
 
 __all__ = ["app", "main"]

@@ -250,9 +250,9 @@ def _json_lines(target: str | None) -> Iterator[Callable[[Any], None]]:
         yield write
 
 
-def _opened(path: Path) -> TextIO:
+def _opened(path: Path, mode: str = "w") -> TextIO:
     try:
-        return path.open("w", encoding="utf-8")
+        return path.open(mode, encoding="utf-8")  # type: ignore[return-value]
     except OSError as error:
         raise MoleFlowError(f"{path}: cannot be written: {error.strerror or error}") from error
 

@@ -83,7 +83,7 @@ def read_deep_ppm(file: IO[bytes], image: Image.Image, where: object) -> np.ndar
     _, _, offset, args = _tiles(image)[0]
     most = args[1] if isinstance(args, tuple) else 65535
     shape = (image.height, image.width, 3) if image.mode == "RGB" else (image.height, image.width)
-    wanted, held = 2 * math.prod(shape), os.fstat(file.fileno()).st_size - offset
+    wanted, held = 2 * math.prod(shape), file.seek(0, os.SEEK_END) - offset
     if held < wanted:
         raise ImageError(f"{where}: damaged or truncated: expected {wanted:,} bytes of pixels, got {held:,}")
     file.seek(offset)

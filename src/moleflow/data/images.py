@@ -5,6 +5,7 @@ safe on many threads and leaves a host program's settings alone.
 """
 
 import glob
+import io
 import os
 import re
 import stat
@@ -191,8 +192,8 @@ def _known_extensions() -> str:
 # Reading files
 
 
-def read_image(path: str | Path, *, at_least: int | None = None) -> np.ndarray:
-    """Decode one file to (H, W, 3) uint8, RGB, with its EXIF orientation applied.
+def read_image(path: str | Path | bytes, *, at_least: int | None = None, where: str = "image") -> np.ndarray:
+    """Decode one file, or the bytes of one, to (H, W, 3) uint8, RGB, with its EXIF orientation applied.
 
     Grey, 1-bit, palette and CMYK images become RGB; of several frames the first is taken. 16-bit grey maps
     0..65535 to 0..255 and float grey 0..1 to 0..255, the same for every image: never stretched by the image's
@@ -202,44 +203,46 @@ def read_image(path: str | Path, *, at_least: int | None = None) -> np.ndarray:
     `at_least` lets a JPEG be decoded at 1/2, 1/4 or 1/8 of its size, as long as its shorter side keeps that
     many pixels: for callers that only make the image smaller afterwards. Other kinds are decoded in full.
 
-    Raises `ImageError`, with the path, for anything that is not a whole image of at most `MAX_PIXELS` pixels;
-    the size is judged by the header, before decoding.
+    Raises `ImageError`, with the path (`where` for bytes), for anything that is not a whole image of at most
+    `MAX_PIXELS` pixels; the size is judged by the header, before decoding.
     """
-    with _opened(Path(path)) as (image, _):
+    held = _held(path)
+    with _opened(held, where) as (image, _):
         if at_least is not None:
             image.draft(None, (max(1, at_least), max(1, at_least)))
-        return _decode(image, path)
+        return _decode(image, _named(held, where))
 
 
-def read_raw(path: str | Path) -> np.ndarray:
-    """Decode one file to the numbers that are in it, where they have more than 8 bits.
+def read_raw(path: str | Path | bytes, *, where: str = "image") -> np.ndarray:
+    """Decode one file, or the bytes of one, to the numbers that are in it, where they have more than 8 bits.
 
     Grey of more than 8 bits is (H, W), colour (H, W, 3); uint16, int32 or float32 as the file has them, in
     counts, transparent pixels as black. All else is (H, W, 3) uint8, to the bit as `read_image` gives it.
     Orientation, frames, limits and errors are those of `read_image`, but finite values of any size are taken.
     """
-    path = Path(path)
-    with _opened(path) as (image, file):
-        pixels = deep.read_deep_ppm(file, image, path)
+    held = _held(path)
+    name = _named(held, where)
+    with _opened(held, where) as (image, file):
+        pixels = deep.read_deep_ppm(file, image, name)
         if pixels is not None:
             return pixels
-        layout = deep.lower_layout(image, path)
+        layout = deep.lower_layout(image, name)
         if layout is None:
-            return _decode(image, path, _to_raw)
-        higher, key = _decode(image, path, _bytes_of), image.info.get("transparency")
-    with _opened(path) as (image, _):
+            return _decode(image, name, _to_raw)
+        higher, key = _decode(image, name, _bytes_of), image.info.get("transparency")
+    with _opened(held, where) as (image, _):
         deep.relay(image, layout)
-        lower = _decode(image, path, _bytes_of)
+        lower = _decode(image, name, _bytes_of)
     if higher.shape != lower.shape:
-        raise ImageError(f"{path}: changed while it was read")
+        raise ImageError(f"{name}: changed while it was read")
     return deep.joined(higher, lower, layout=layout, key=key)
 
 
-def has_8_bits(path: str | Path) -> bool:
+def has_8_bits(path: str | Path | bytes, *, where: str = "image") -> bool:
     """Whether `read_raw` gives uint8, judged by the header alone; its errors are those of `read_image`."""
-    path = Path(path)
-    with _opened(path) as (image, _):
-        return not _is_deep_grey(image) and not deep.is_deep_colour(image, path)
+    held = _held(path)
+    with _opened(held, where) as (image, _):
+        return not _is_deep_grey(image) and not deep.is_deep_colour(image, _named(held, where))
 
 
 def size_of(value: Any, *, where: str = "image") -> tuple[int, int]:
@@ -247,8 +250,8 @@ def size_of(value: Any, *, where: str = "image") -> tuple[int, int]:
 
     Raises `ImageError` as `as_image` does, but a file's pixels may still be damaged.
     """
-    if isinstance(value, (str, os.PathLike)):
-        with _opened(Path(value)) as (image, _):
+    if isinstance(value, (str, os.PathLike, bytes)):
+        with _opened(_held(value), where) as (image, _):
             return _upright_size(image)
     if isinstance(value, Image.Image):
         return _upright_size(value)
@@ -262,16 +265,32 @@ def _upright_size(image: Image.Image) -> tuple[int, int]:
     return (width, height) if _orientation(image) >= 5 else (height, width)
 
 
+def _held(value: str | os.PathLike[str] | bytes) -> Path | bytes:
+    return value if isinstance(value, bytes) else Path(value)
+
+
+def _named(held: Path | bytes, where: object) -> object:
+    """How an error names what is decoded."""
+    return where if isinstance(held, bytes) else held
+
+
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image.Image, IO[bytes]]]:
+def _opened(held: Path | bytes, where: object = "image") -> Iterator[tuple[Image.Image, IO[bytes]]]:
     """The image, of which the header was read and found to be of a known kind and size, and its file."""
-    _require_file(path)
+    name = _named(held, where)
+    if isinstance(held, Path):
+        _require_file(held)
+    elif not held:
+        raise ImageError(f"{name}: expected an image file, this one is empty (0 bytes)")
     try:
-        with open(path, "rb") as file, _identify(file, path) as image:
-            _check_size(image, path)
+        with (
+            io.BytesIO(held) if isinstance(held, bytes) else open(held, "rb") as file,
+            _identify(file, name) as image,
+        ):
+            _check_size(image, name)
             yield image, file
     except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{name}: cannot be read: {_reason(error)}") from error
 
 
 def _require_file(path: Path) -> None:
@@ -290,7 +309,7 @@ def _require_file(path: Path) -> None:
         raise ImageError(f"{path}: expected an image file, this one is empty (0 bytes)")
 
 
-def _identify(file: IO[bytes], path: Path) -> Image.Image:
+def _identify(file: IO[bytes], path: object) -> Image.Image:
     """Read the header only.
 
     `Image.open` would compare the size with a process-wide limit and warn or fail by the host's settings,
@@ -390,7 +409,7 @@ def _to_rgb(image: Image.Image, where: object) -> np.ndarray:
 
 
 def as_image(value: Any, *, where: str = "image", at_least: int | None = None) -> np.ndarray:
-    """Turn a path, a PIL image, an array or a tensor into (H, W, 3) uint8.
+    """Turn a path, a file's bytes, a PIL image, an array or a tensor into (H, W, 3) uint8.
 
     Arrays are (H, W) or (H, W, C), torch tensors (H, W) or (C, H, W), with C = 1 (grey), 3 (RGB) or 4 (RGBA,
     laid over black); uint8, uint16 (0..65535), bool, or float in [0, 1]. The result may share memory with a
@@ -398,8 +417,8 @@ def as_image(value: Any, *, where: str = "image", at_least: int | None = None) -
 
     Raises `ImageError` that says what was expected and what came.
     """
-    if isinstance(value, (str, os.PathLike)):
-        return read_image(Path(value), at_least=at_least)
+    if isinstance(value, (str, os.PathLike, bytes)):
+        return read_image(_held(value), at_least=at_least, where=where)
     if isinstance(value, Image.Image):
         _check_size(value, where)
         return _decode(value, where)
@@ -407,15 +426,15 @@ def as_image(value: Any, *, where: str = "image", at_least: int | None = None) -
 
 
 def as_raw(value: Any, *, where: str = "image") -> np.ndarray:
-    """Turn a path, a PIL image, an array or a tensor into its numbers, as `read_raw` does a file.
+    """Turn a path, a file's bytes, a PIL image, an array or a tensor into its numbers, as `read_raw` does.
 
     Arrays and tensors have the shapes that `as_image` takes. uint16, int16, int32 and floats keep their
     numbers (floats as float32); a fourth channel of uint16 or float is opacity, 0..65535 or 0..1, and is laid
     over black. uint8 and bool become (H, W, 3) uint8 as from `as_image`. The result may share memory with an
     array. An open PIL image has no more than 8 bits a colour: pass its path for those. Raises `ImageError`.
     """
-    if isinstance(value, (str, os.PathLike)):
-        return read_raw(Path(value))
+    if isinstance(value, (str, os.PathLike, bytes)):
+        return read_raw(_held(value), where=where)
     if isinstance(value, Image.Image):
         _check_size(value, where)
         return _decode(value, where, _to_raw)

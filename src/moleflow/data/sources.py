@@ -26,7 +26,8 @@ Errors = Literal["raise", "yield"]
 
 
 def list_sources(images: Any, *, errors: Errors = "raise") -> list[tuple[Source, Any]]:
-    """Every image of `images` with its source: a folder, a pattern, a file, a list of them, or arrays.
+    """Every image of `images` with its source: a folder, a pattern, a file, a list of them, arrays, or
+    files' bytes.
 
     Files that end in `.txt` or `.csv` are lists of images, see `read_list`. With `errors` "yield" a listed
     file that is not there stays among the images, so that reading it fails by name; with "raise" it is an
@@ -37,6 +38,8 @@ def list_sources(images: Any, *, errors: Errors = "raise") -> list[tuple[Source,
     missing: Missing = "keep" if errors == "yield" else "raise"
     if isinstance(images, str | Path):
         return _of_paths(find_entries(images, missing=missing))
+    if isinstance(images, bytes):
+        return [(0, images)]
     if isinstance(images, np.ndarray) or _is_tensor(images):
         items = list(images) if images.ndim == 4 else [images]
     else:

@@ -7,10 +7,19 @@ with `.tmp-`, and the next writer removes it.
 """
 
 from .index import FORMAT
-from .line import LineStore
+from .line import Damaged, LineStore
 from .names import check_task_name
 from .records import LineRecord, TaskRecord
 from .tensors import fingerprint
 from .transaction import Transaction
 
-__all__ = ["FORMAT", "LineRecord", "LineStore", "TaskRecord", "Transaction", "check_task_name", "fingerprint"]
+__all__ = [
+    "FORMAT",
+    "Damaged",
+    "LineRecord",
+    "LineStore",
+    "TaskRecord",
+    "Transaction",
+    "check_task_name",
+    "fingerprint",
+]

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 
-from moleflow.errors import LineBusyError, LineError
+from moleflow.errors import ConfigError, LineBusyError, LineError
 
 from .debris import sweep
 from .derived import read_derived, write_derived
@@ -53,6 +53,11 @@ from .watch import Change, read_watch, write_watch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+Damaged = Literal["raise", "quarantine"]
+"""What a damaged product does: it is raised, or left out and named."""
+
+Load = Callable[[Index, Entry], TaskRecord]
 
 _READ_ATTEMPTS = 10
 
@@ -98,43 +103,39 @@ class LineStore:
         finally:
             held.lock.release()
 
-    def read(self, *, tensors: bool = True) -> LineRecord:
+    def read(self, *, tensors: bool = True, damaged: Damaged = "raise") -> LineRecord:
         """Read the line without taking its lock, checking every file against the SHA-256 in `line.json`.
 
         With `tensors=False` only the JSON is read and all `tensors` and `base` are empty: enough for a list.
+        With `damaged="quarantine"` a damaged product is left out and named in `LineRecord.damaged`.
         Raises `LineError` naming the file, what was expected and what was found: damaged or missing files,
         unsafe names, a format of a later library, an expert that was learned on another base.
         """
 
-        def load(index: Index) -> LineRecord:
-            base = {}
-            if tensors:
-                base = load_tensors(self.path, self.path / BASE, index.base_sha256)
-            tasks = tuple(self._load_task(index, entry, tensors) for entry in index.entries.values())
-            return LineRecord(index.settings, base, index.base_info, index.fingerprint, tasks)
+        def load_one(index: Index, entry: Entry) -> TaskRecord:
+            return self._load_task(index, entry, tensors)
 
-        return self._consistently(load)
+        return self._read(lambda: load_one, base=tensors, damaged=damaged)
 
-    def open(self, *, hold: int = 0) -> LineRecord:
-        """Read the line as `read` does, with every file checked; of the experts hold the bytes or nothing.
+    def open(self, *, hold: int = 0, damaged: Damaged = "raise") -> LineRecord:
+        """Read the line as `read` does, with every file checked; of the experts hold the bytes, or nothing.
 
-        Experts of at most `hold` bytes together are held: they outlast what other processes do to the line.
+        As many are held as fit into `hold` bytes: those outlast what other processes do to the line.
         """
 
-        def load(index: Index) -> LineRecord:
-            base = load_tensors(self.path, self.path / BASE, index.base_sha256)
-            tasks, held = [], 0
-            for entry in index.entries.values():
+        def loader() -> Load:
+            held = 0
+
+            def load_one(index: Index, entry: Entry) -> TaskRecord:
+                nonlocal held
                 data = read_checked(self.path, self._expert(entry.name, entry.version), entry.sha256)
                 held += len(data)
-                tasks.append(
-                    replace(self._load_task(index, entry, False), data=data if held <= hold else None)
-                )
-            if held > hold:
-                tasks = [replace(task, data=None) for task in tasks]
-            return LineRecord(index.settings, base, index.base_info, index.fingerprint, tuple(tasks))
+                task = self._load_task(index, entry, False)
+                return replace(task, data=data) if held <= hold else task
 
-        return self._consistently(load)
+            return load_one
+
+        return self._read(loader, base=True, damaged=damaged)
 
     def read_expert(self, task: TaskRecord) -> dict[str, Tensor]:
         """The tensors of a product that `open` found; LineError where they were not held and are gone."""
@@ -340,19 +341,46 @@ class LineStore:
             found = "no such file" if self.path.is_dir() else "no folder"
             raise LineError(f"{self.path / INDEX}: expected the index of a line, found {found}")
 
+    def _read(self, loader: Callable[[], Load], *, base: bool, damaged: Damaged) -> LineRecord:
+        """All of the line, its products by what `loader` makes for every attempt."""
+
+        def load(index: Index) -> LineRecord:
+            shared = load_tensors(self.path, self.path / BASE, index.base_sha256) if base else {}
+            load_one, tasks, found = loader(), [], {}
+            for entry in index.entries.values():
+                try:
+                    tasks.append(load_one(index, entry))
+                except LineError as error:
+                    if not lenient:
+                        raise
+                    found[entry.name] = str(error)
+            return LineRecord(index.settings, shared, index.base_info, index.fingerprint, tuple(tasks), found)
+
+        if damaged not in ("raise", "quarantine"):
+            raise ConfigError(f'expected damaged to be "raise" or "quarantine", got {damaged!r}')
+        lenient = False  # at first: what another process replaces just now is not damaged
+        try:
+            return self._consistently(load)
+        except LineError:
+            if damaged == "raise":
+                raise
+        lenient = True
+        return self._consistently(load)
+
     def _consistently(self, load: Callable[[Index], Any]) -> Any:
         """Read without a lock: begin again if a writer changed the line meanwhile."""
         for attempt in range(_READ_ATTEMPTS):
             self._require_line()
-            before = self._state()
+            before = self.state()
             try:
                 return load(self._read_index())
             except LineError:
-                if attempt == _READ_ATTEMPTS - 1 or self._state() == before:
+                if attempt == _READ_ATTEMPTS - 1 or self.state() == before:
                     raise
         raise AssertionError("unreachable")
 
-    def _state(self) -> tuple[int, int, int] | None:
+    def state(self) -> tuple[int, int, int] | None:
+        """What is another after every change of the line; None where there is no line."""
         try:
             status = os.stat(self.path / INDEX)
         except OSError:

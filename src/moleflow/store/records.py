@@ -28,10 +28,14 @@ class TaskRecord:
 
 @dataclass(frozen=True, eq=False)
 class LineRecord:
-    """A whole line: its settings, the frozen base, and the products in the order they were added."""
+    """A whole line: its settings, the frozen base, and the products in the order they were added.
+
+    `damaged` says why, by name, of products that were left out because their files are not as written.
+    """
 
     settings: dict[str, Any]
     base: dict[str, Tensor]
     base_info: dict[str, Any]
     fingerprint: str
     tasks: tuple[TaskRecord, ...] = ()
+    damaged: dict[str, str] = field(default_factory=dict)

@@ -1,0 +1,321 @@
+"""`moleflow serve`, `watch`, `backup` and `restore`: the station beside the belt."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..errors import ConfigError, MoleFlowError
+from .app import app, example
+from .inspection import _line_or_export, _opened
+from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
+from .screen import say, use_threads
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..station import Settings
+    from ..station.outputs import Output
+    from ..station.web import Access
+
+LIBRARIES = (
+    "fastapi",
+    "uvicorn",
+    "sqlalchemy",
+    "alembic",
+    "prometheus_client",
+    "python_multipart",
+    "pydantic",
+)
+TOKENS = "MOLEFLOW_TOKENS"
+OUTBOX = "outbox.db"
+GB = 1 << 30
+
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="DIR", help="Folder for the station's own data; LINE.station beside LINE by default."
+    ),
+]
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        envvar="MOLEFLOW_DATABASE",
+        help="Another database than SQLite in that folder.",
+        show_default=False,
+    ),
+]
+
+
+@app.command(
+    epilog=example(
+        "moleflow serve line-3",
+        "moleflow serve --new-token admin",
+        "moleflow serve line-3 --host 0.0.0.0 --token-file tokens.txt",
+    )
+)
+def serve(
+    line: Annotated[
+        Path | None, typer.Argument(metavar="LINE", help="Folder of the line; a new one is begun.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8601,
+    token_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Who may ask: a line role:token each.")
+    ] = None,
+    new_token: Annotated[
+        str | None,
+        typer.Option(metavar="ROLE", help="Print a new token for inspect, teach or admin, and end."),
+    ] = None,
+    data: Data = None,
+    database: DatabaseUrl = None,
+    keep_days: Annotated[
+        float, typer.Option(min=0, help="Days after which inspections are deleted; 0 keeps them.")
+    ] = 365,
+    keep_bytes: Annotated[
+        int, typer.Option(min=0, help="Bytes of kept pictures; beyond, the oldest go.")
+    ] = 20 * GB,
+    least_free_gb: Annotated[
+        float, typer.Option(min=0, help="GB on the disk below which nothing is learned.")
+    ] = 1,
+    max_images: Annotated[int, typer.Option(min=1, help="Images of a request.")] = 64,
+    max_mb: Annotated[int, typer.Option(min=1, help="MB of a request.")] = 128,
+    max_megapixels: Annotated[int, typer.Option(min=1, max=178, help="Megapixels of an image.")] = 60,
+    weights: Weights = None,
+    device: Device = "auto",
+    runtime: Runtime = RuntimeChoice.auto,
+    threads: Threads = None,
+) -> None:
+    """Serve LINE to a browser and to programs: inspect, find again, teach, change; see docs/station.md.
+
+    It listens to this machine alone unless another --host is given, and that needs tokens. Ctrl-C ends it
+    once everything that was sent is answered.
+    """
+    with _installed():
+        from ..station import Limits, Settings
+        from ..station.settings import MB, data_folder
+        from ..station.web import create_app
+        from ..station.web.access import new_token as made
+        from ..station.web.server import serve as listen
+
+    if new_token is not None:
+        say(made(new_token))
+        return
+    if line is None:
+        raise typer.BadParameter("expected the folder of a line", param_hint="LINE")
+    access = _access(host, token_file)
+    settings = Settings(
+        line=line,
+        data=data or data_folder(line),
+        database=database,
+        keep_days=keep_days or None,
+        keep_bytes=keep_bytes,
+        least_free=int(least_free_gb * GB),
+        threads=threads,
+        device=device,
+        runtime=runtime.value,
+        weights=weights,
+        limits=Limits(images=max_images, bytes=max_mb * MB, pixels=max_megapixels * 1_000_000),
+    )
+    _log_to_stderr()
+    served = create_app(settings, access)
+    said = f"[{host}]" if ":" in host else host
+    say(f"{line}: http://{said}:{port}/ (Ctrl-C ends it)")
+    listen(served, host, port)
+
+
+@app.command(
+    epilog=example(
+        "moleflow watch line-3 belt --json results.jsonl",
+        "moleflow watch line-3 belt --webhook http://localhost:9000/results",
+    )
+)
+def watch(
+    line: Line,
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where images appear.")],
+    json_file: Annotated[
+        str | None, typer.Option("--json", metavar="FILE", help="Append JSON lines; - for stdout.")
+    ] = None,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="Post every result there, until it is taken.")
+    ] = None,
+    mqtt: Annotated[
+        str | None, typer.Option(metavar="URL", help="Publish: mqtt://HOST:PORT/TOPIC.", show_default=False)
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="PRODUCT", help="The product, where it is known; else it is found.")
+    ] = None,
+    outbox: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What was not yet taken; in LINE.station by default."),
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", "-r", help="Watch the folders below as well.")
+    ] = False,
+    new: Annotated[bool, typer.Option("--new", help="Leave alone what is there at the beginning.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="End once all that is there was inspected.")] = False,
+    interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 0.5,
+    weights: Weights = None,
+    device: Device = "auto",
+    runtime: Runtime = RuntimeChoice.auto,
+    threads: Threads = None,
+) -> None:
+    """Inspect what appears in FOLDER, once it is whole, and hand the results on.
+
+    Files that still grow wait. Every result is kept in an outbox on the disk until it was taken, also across
+    restarts; no file is inspected twice.
+    """
+    from ..station.outputs import Courier, Outbox
+    from ..station.settings import data_folder
+    from ..station.watching import Watching
+
+    if sum(one is not None for one in (json_file, webhook, mqtt)) != 1:
+        raise typer.BadParameter("expected one of --json, --webhook and --mqtt")
+    _log_to_stderr()
+    use_threads(threads)
+    place = outbox or _made(data_folder(line)) / OUTBOX
+    ending = _told_to_end()
+    with ExitStack() as stack:
+        output = _output(json_file, webhook, mqtt, stack)
+        detector = _line_or_export(line, weights, device, runtime, threads, monitor=False)
+        box = Outbox(place)
+        stack.callback(box.close)
+        watching = Watching(
+            lambda paths: detector.predict(paths, task=task, errors="yield"),
+            folder,
+            box,
+            recursive=recursive,
+            old=not new,
+        )
+        courier = Courier(box, output)
+        stack.callback(courier.close)
+        while True:
+            if watching.look():
+                courier.wake()
+            if (once and not watching.waiting) or ending.wait(interval):
+                return
+
+
+@app.command(epilog=example("moleflow backup line-3 backups/monday"))
+def backup(
+    line: Line,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder for the backup.")],
+    data: Data = None,
+    database: DatabaseUrl = None,
+) -> None:
+    """Back up LINE with all versions, its inspections and its lessons, also while it is served."""
+    with _installed():
+        from ..station.backup import back_up
+
+    back_up(_settings(line, data, database), out)
+    say(f"{out}: a backup of {line}")
+
+
+@app.command(epilog=example("moleflow restore backups/monday line-3"))
+def restore(
+    saved: Annotated[Path, typer.Argument(metavar="BACKUP", help="Folder that moleflow backup wrote.")],
+    line: Line,
+    data: Data = None,
+    database: DatabaseUrl = None,
+) -> None:
+    """Make LINE and its inspections what they were when BACKUP was written, also while it is served."""
+    with _installed():
+        from ..station.backup import restore as restore_all
+
+    restore_all(saved, _settings(line, data, database))
+    say(f"{line}: as it was in {saved}")
+
+
+def _settings(line: Path, data: Path | None, database: str | None) -> Settings:
+    from ..station import Settings
+    from ..station.settings import data_folder
+
+    return Settings(line=line, data=data or data_folder(line), database=database)
+
+
+def _access(host: str, token_file: Path | None) -> Access:
+    """Who may ask; an error where everybody on the network might."""
+    from ..station.web import Access, read_tokens
+    from ..station.web.access import is_loopback
+
+    text = os.environ.pop(TOKENS, "")  # so that no process that is begun later inherits them
+    tokens = read_tokens(text.replace(",", "\n").splitlines())
+    if token_file is not None:
+        try:
+            tokens += read_tokens(token_file.read_text(encoding="utf-8").splitlines())
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{token_file}: cannot be read: {error}") from error
+        if not tokens:
+            raise ConfigError(f"{token_file}: expected lines role:token, found none")
+    if not tokens and not is_loopback(host):
+        raise ConfigError(
+            f"expected tokens to listen at {host}: moleflow serve --new-token admin >> tokens.txt, "
+            f"and then --token-file tokens.txt, or {TOKENS}"
+        )
+    return Access(tokens)
+
+
+def _output(json_file: str | None, webhook: str | None, mqtt: str | None, stack: ExitStack) -> Output:
+    from ..station.outputs import Broker, Lines, Webhook
+
+    if webhook is not None:
+        return Webhook(webhook)
+    if mqtt is not None:
+        return Broker(mqtt)
+    file = sys.stdout if json_file == "-" else stack.enter_context(_opened(Path(str(json_file)), "a"))
+
+    def write(line: str) -> None:
+        file.write(line)
+        file.flush()
+        if json_file != "-":
+            os.fsync(file.fileno())
+
+    return Lines(write)
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise MoleFlowError(f"{folder}: {error.strerror or error}") from error
+    return folder
+
+
+def _told_to_end() -> threading.Event:
+    """Set by SIGTERM and Ctrl-C: what is being inspected is finished."""
+    ending = threading.Event()
+
+    def end(*_: Any) -> None:
+        ending.set()
+
+    if threading.current_thread() is threading.main_thread():
+        for kind in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(kind, end)
+    return ending
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", force=True)
+    logging.getLogger("moleflow").setLevel(logging.INFO)
+
+
+@contextmanager
+def _installed() -> Iterator[None]:
+    """Around imports of what the extra `station` brings."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in LIBRARIES:
+            raise
+        raise MoleFlowError(
+            f"this needs {error.name}, which is not installed: pip install 'moleflow[station]'"
+        ) from None

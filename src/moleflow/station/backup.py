@@ -1,0 +1,153 @@
+"""A station's line, database and lessons in one folder, and back, while the station runs.
+
+The database is copied by its own means, which see one moment of it. The line is read as readers of a line
+do: whole, in one state. Restoring changes the line in one transaction under its lock, and the database in one
+step for all who use it, so that a running station goes on with what was restored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ..errors import LineError, MoleFlowError
+from ..store import LineStore
+from .history import Database
+from .history.jobs import Jobs
+from .settings import DATABASE, Settings
+
+FORMAT = 1
+SAYS, LINE, JOBS = "backup.json", "line", "jobs"
+ATTEMPTS = 5  # to copy a line that others change meanwhile
+
+
+def back_up(settings: Settings, out: Path) -> None:
+    """Writes a backup to a new folder: the line with all versions, the database, photographs of lessons.
+
+    Raises:
+        LineError: there is no line, or it is damaged.
+        MoleFlowError: the folder is there already, or cannot be written.
+    """
+    if out.exists():
+        raise MoleFlowError(f"{out}: expected a folder that is not there yet")
+    with _said(out), _unfinished(out) as folder:
+        _copy_line(settings.line, folder / LINE)
+        if settings.database is None and (settings.data / DATABASE).exists():
+            with _opened(settings) as database:
+                database.copy_to(folder / DATABASE)
+        if (settings.data / JOBS).is_dir():
+            shutil.copytree(settings.data / JOBS, folder / JOBS, ignore_dangling_symlinks=True)
+        said = {"format": FORMAT, "library": metadata.version("moleflow"), "time": time.time()}
+        (folder / SAYS).write_text(json.dumps(said), encoding="utf-8")
+
+
+def restore(backup: Path, settings: Settings) -> None:
+    """Makes line and database what they were; products that came since are taken off the line.
+
+    Raises:
+        MoleFlowError: there is no backup.
+        LineError: the backup is damaged, or the line there is another one, with another base.
+    """
+    _check(backup)
+    with _said(settings.line):
+        _restore_line(LineStore(backup / LINE), settings.line)
+        settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if (backup / JOBS).is_dir():
+            shutil.copytree(backup / JOBS, settings.data / JOBS, dirs_exist_ok=True)
+        if settings.database is None and (backup / DATABASE).is_file():
+            with _opened(settings) as database:
+                database.copy_from(backup / DATABASE)
+                Jobs(database).interrupted()
+
+
+def _restore_line(source: LineStore, line: Path) -> None:
+    record = source.read()  # every file is checked before anything is changed
+    store = LineStore(line)
+    if not store.exists():
+        _copy_to_new(source.path, line)
+        return
+    if store.read(tensors=False, damaged="quarantine").fingerprint != record.fingerprint:
+        raise LineError(f"{line}: expected the line of the backup, found one with another base")
+    with store.transaction() as change:
+        for name in store.names():
+            if name not in {task.name for task in record.tasks}:
+                change.remove(name)
+        now = {task.name: task for task in store.read(tensors=False, damaged="quarantine").tasks}
+        for task in record.tasks:
+            there = now.get(task.name)
+            if there is None or (there.version, there.info) != (task.version, task.info):
+                change.adopt(source.path / "tasks" / task.name / str(task.version))
+            before = there.overrides if there is not None else {}
+            change.override(task.name, dict.fromkeys(before, None) | task.overrides)
+
+
+def _copy_line(line: Path, out: Path) -> None:
+    """A copy that is one state of the line: what others change meanwhile is begun again."""
+    for _ in range(ATTEMPTS):
+        before = LineStore(line).state()
+        shutil.rmtree(out, ignore_errors=True)
+        with suppress(shutil.Error, FileNotFoundError):  # a version went while it was copied
+            shutil.copytree(line, out, ignore=shutil.ignore_patterns(".*"))
+        if before == LineStore(line).state():
+            LineStore(out).read()
+            return
+    raise LineError(f"{line}: it changes all the time; try again")
+
+
+def _copy_to_new(source: Path, line: Path) -> None:
+    if line.exists() and any(line.iterdir()):
+        raise LineError(f"{line}: expected a line, a new folder or an empty one; found something else")
+    with _unfinished(line) as folder:
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+
+
+def _check(backup: Path) -> None:
+    try:
+        said: Any = json.loads((backup / SAYS).read_text(encoding="utf-8"))
+        found = int(said["format"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise MoleFlowError(f"{backup}: expected a folder that moleflow backup wrote") from error
+    if found > FORMAT:
+        raise MoleFlowError(
+            f"{backup}: expected format {FORMAT} or earlier, got {found} of {said['library']}"
+        )
+
+
+@contextmanager
+def _opened(settings: Settings) -> Iterator[Database]:
+    database = Database(settings.url)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
+@contextmanager
+def _unfinished(out: Path) -> Iterator[Path]:
+    """A folder beside `out` that becomes it at the end; nothing is left of it after an error."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        yield folder
+        with suppress(FileNotFoundError):
+            out.rmdir()  # an empty one
+        os.replace(folder, out)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _said(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise MoleFlowError(f"{error.filename or place}: {error.strerror or error}") from error

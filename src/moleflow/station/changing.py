@@ -1,0 +1,127 @@
+"""Changes of the line: written down first, made under the line's lock, and in use between two pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ..errors import CalibrationError, LineBusyError, LineError, TaskError
+from ..runtime import is_exported
+from ..store import LineStore
+from .current import CurrentLine
+from .history.audit import Audit, Person
+from .problems import Conflict, Missing, Problem, Unready, Unusable
+
+LOCK_SECONDS = 30.0
+
+
+class Changing:
+    """Of one line."""
+
+    def __init__(self, line: CurrentLine, audit: Audit) -> None:
+        self._line, self._audit, self._store = line, audit, line.store
+
+    def set_threshold(
+        self, who: Person, name: str, *, false_alarm_rate: float | None, threshold: float | None
+    ) -> None:
+        """By the rate of false alarms, or by hand."""
+        if (false_alarm_rate is None) == (threshold is None):
+            raise Unusable("expected false_alarm_rate or threshold, exactly one of them")
+        calibration = self._line.now.calibration(name)
+        if calibration is None:
+            raise Conflict(f"{name!r} cannot be changed here", "fixed")
+        try:
+            if false_alarm_rate is not None:
+                calibration.threshold(false_alarm_rate)
+            elif not math.isfinite(threshold or 0.0):
+                raise CalibrationError(f"a threshold is a finite number, got {threshold}")
+        except CalibrationError as error:
+            raise Unusable(str(error)) from error
+        values = {"false_alarm_rate": false_alarm_rate, "threshold": threshold}
+        with self._change(who, "threshold", name, **values):
+            self._store.override(name, values)
+
+    def roll_back(self, who: Person, name: str, version: str) -> None:
+        """Uses another version that is on disk, also of a product that is quarantined."""
+        with self._change(who, "rollback", name, version=version) as more:
+            more["before"] = self._line.now.version(name)
+            available = self._store.versions(name)
+            if version not in available:
+                found = f"{name!r} has no version {version!r}; expected one of {', '.join(available)}"
+                raise Missing(found, "unknown_version")
+            with self._store.transaction(LOCK_SECONDS) as change:
+                change.point(name, version)
+
+    def remove(self, who: Person, name: str) -> None:
+        """Takes a product and all its versions off the line."""
+        version = self._line.now.version(name)
+        with (
+            self._change(who, "remove", name, version=version),
+            self._store.transaction(LOCK_SECONDS) as change,
+        ):
+            change.remove(name)
+
+    def adopt(
+        self, who: Person, kind: str, name: str, draft: Path, base_version: str | None, job: int
+    ) -> str:
+        """Puts what a lesson learned on the line, as a new version; its number."""
+        with self._change(who, kind, name, job=job) as more:
+            version = self._adopted(kind, name, LineStore(draft), base_version)
+            more["version"] = version
+        return version
+
+    def _adopted(self, kind: str, name: str, draft: LineStore, base_version: str | None) -> str:
+        if not self._store.exists():
+            return self._begin(draft, name)
+        record = draft.read_task(name)
+        with self._store.transaction(LOCK_SECONDS) as change:
+            known = name in self._store.names()
+            if kind == "teach" and known:
+                raise Conflict(
+                    f"{name!r} is on the line by now; cancel this lesson or update the product", "taken"
+                )
+            if kind == "update":
+                now = self._store.read_task(name).version if known else None
+                if now != base_version:
+                    found = f"version {now}" if now else "no such product"
+                    raise Conflict(
+                        f"{name!r} changed meanwhile: expected version {base_version}, found {found}"
+                    )
+            version = change.adopt(draft.path / "tasks" / name / str(record.version), name)
+            if record.overrides:
+                change.override(name, record.overrides)
+            return version
+
+    def _begin(self, draft: LineStore, name: str) -> str:
+        """The first product of a line makes it."""
+        record = draft.read()
+        self._store.create(record.settings, record.base, fingerprint=record.fingerprint, tasks=record.tasks)
+        return str(self._store.read_task(name).version)
+
+    @contextmanager
+    def _change(self, who: Person, action: str, name: str, **detail: Any) -> Iterator[dict[str, Any]]:
+        """Around a change of the folder; afterwards the station inspects with what the folder holds."""
+        if is_exported(self._store.path):
+            raise Conflict("an exported line cannot be changed: change the line it came from", "exported")
+        with self._audit.change(who, action, name, **detail) as more, translated():
+            yield more
+        with translated():
+            self._line.reload()
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """What the library says of a line, as the station says it."""
+    try:
+        yield
+    except Problem:
+        raise
+    except TaskError as error:
+        raise Missing(str(error), "unknown_product") from error
+    except LineBusyError as error:
+        raise Unready(str(error), "line_busy") from error
+    except LineError as error:
+        raise Unready(str(error), "line") from error

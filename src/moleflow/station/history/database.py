@@ -1,0 +1,155 @@
+"""The database: opened, brought up to date, and asked in short sessions.
+
+SQLite is the embedded default, and this file is the only one that knows it. Its log is written ahead (WAL),
+so that readers never wait for the writer, and synced at every commit (`synchronous=FULL`): what was answered
+survives a killed process and a pulled plug. One commit holds a whole batch of inspections.
+"""
+
+from __future__ import annotations
+
+import errno
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Engine, create_engine, event, text
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
+from sqlalchemy.orm import Session, sessionmaker
+
+from ...errors import ConfigError
+from ..problems import Unready
+
+MIGRATIONS = Path(__file__).parent / "migrations"
+BUSY_SECONDS = 20
+CONNECTIONS = 8, 40  # kept, and at most
+
+
+class Database:
+    """Of one station; any number of threads may use it.
+
+    Args:
+        url: as SQLAlchemy writes it.
+
+    Raises:
+        ConfigError: no URL of a database, or its driver is not installed.
+        Unready: it cannot be opened.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.engine = _open(url)
+        self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        try:
+            self._migrate()
+        except SQLAlchemyError as error:
+            raise Unready(f"the database cannot be opened: {_short(error)}", "database") from error
+
+    @contextmanager
+    def session(self) -> Iterator[Session]:
+        """A transaction: committed at the end, undone by an error.
+
+        Raises:
+            Unready: the database says no; its `code` is "disk_full" where there is no room.
+        """
+        try:
+            with self._sessions() as session, session.begin():
+                yield session
+        except DBAPIError as error:
+            if is_full(error):
+                raise Unready("the disk is full: nothing more can be recorded", "disk_full") from error
+            raise Unready(f"the database cannot be used: {_short(error)}", "database") from error
+
+    def check(self) -> None:
+        """Unready where the database does not answer."""
+        with self.session() as session:
+            session.execute(text("select 1"))
+
+    def shrink(self) -> None:
+        """Gives room that was freed back to the disk, where the database does not by itself."""
+        if self.engine.dialect.name == "sqlite":
+            with self.engine.connect() as connection:
+                connection.exec_driver_sql("PRAGMA incremental_vacuum(2000)").close()
+
+    def copy_to(self, target: Path) -> None:
+        """A whole and consistent copy while others write; SQLite only."""
+        if self.engine.dialect.name != "sqlite":
+            raise ConfigError("expected a SQLite database; another one is backed up with its own tools")
+        with self.engine.connect() as connection, _sqlite(target) as copy:
+            held: Any = connection.connection.driver_connection
+            held.backup(copy)
+
+    def copy_from(self, source: Path) -> None:
+        """Takes the content of a copy, in one step for all who use the database; SQLite only."""
+        with self.engine.connect() as connection, _sqlite(source) as copy:
+            held: Any = connection.connection.driver_connection
+            copy.backup(held)
+        self._migrate()
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        self.engine.dispose()
+
+    def _migrate(self) -> None:
+        config = Config()
+        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        with self.engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a database says that there is no room for more."""
+    cause = getattr(error, "orig", error)
+    if isinstance(cause, OSError):
+        return cause.errno in (errno.ENOSPC, errno.EDQUOT)
+    code = getattr(cause, "sqlite_errorcode", None)
+    return code == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == "53100"
+
+
+def _open(url: str) -> Engine:
+    try:
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "sqlite":
+            if parsed.database in (None, "", ":memory:"):
+                raise ConfigError("expected a database in a file: one in memory forgets everything")
+            Path(str(parsed.database)).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        size, most = CONNECTIONS
+        engine = create_engine(parsed, pool_size=size, max_overflow=most - size, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError) as error:
+        raise ConfigError(f"expected a database URL such as sqlite:///station.db: {error}") from error
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"the database needs {error.name}, which is not installed") from error
+    except OSError as error:
+        raise ConfigError(f"{parsed.database}: {error.strerror or error}") from error
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "connect", _prepare)
+    return engine
+
+
+def _prepare(connection: sqlite3.Connection, record: Any) -> None:
+    for pragma in (
+        f"busy_timeout={BUSY_SECONDS * 1000}",
+        "auto_vacuum=INCREMENTAL",  # of a new file; an old one stays as it is
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+    ):
+        connection.execute(f"PRAGMA {pragma}").close()
+
+
+@contextmanager
+def _sqlite(path: Path) -> Iterator[sqlite3.Connection]:
+    connection = sqlite3.connect(path)
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def _short(error: BaseException) -> str:
+    """What a database says, without the statement and its values."""
+    return str(getattr(error, "orig", None) or error).splitlines()[0]

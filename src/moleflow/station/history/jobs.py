@@ -1,0 +1,112 @@
+"""Lessons as they stand in the database."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import func, select, update
+
+from ..problems import Conflict, Missing
+from .database import Database
+from .inspections import MOST_ID
+from .models import Job
+
+QUEUED, LEARNING, REVIEW, LIVE = "queued", "learning", "review", "live"
+CANCELLED, FAILED, INTERRUPTED = "cancelled", "failed", "interrupted"
+OPEN = (QUEUED, LEARNING, REVIEW)
+RESUMABLE = (CANCELLED, FAILED, INTERRUPTED)
+
+
+class Jobs:
+    """Of one database."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def add(
+        self,
+        kind: str,
+        name: str,
+        *,
+        sources: list[str],
+        base_version: str | None,
+        place: Callable[[int], None],
+    ) -> Job:
+        """A new lesson that waits.
+
+        Args:
+            kind: "teach" or "update".
+            name: of the product.
+            sources: names of its photographs.
+            base_version: of the product that is updated.
+            place: puts the photographs where those of this number belong, before anybody sees the lesson.
+        """
+        job = Job(
+            kind=kind,
+            name=name,
+            state=QUEUED,
+            stage="",
+            progress=0.0,
+            sources=sources,
+            dropped=[],
+            base_version=base_version,
+            created=time.time(),
+        )
+        with self._database.session() as session:
+            session.add(job)
+            session.flush()
+            place(job.id)
+        return job
+
+    def get(self, number: int) -> Job:
+        """One; Missing where there is none."""
+        with self._database.session() as session:
+            found = session.get(Job, number) if 0 < number <= MOST_ID else None
+        if found is None:
+            raise Missing(f"there is no job {number}")
+        return found
+
+    def recent(self, most: int = 200) -> list[Job]:
+        """The newest first."""
+        with self._database.session() as session:
+            return [*session.scalars(select(Job).order_by(Job.id.desc()).limit(most))]
+
+    def change(self, number: int, **values: Any) -> Job:
+        """Sets columns."""
+        with self._database.session() as session:
+            session.execute(update(Job).where(Job.id == number).values(values))
+        return self.get(number)
+
+    def move(self, number: int, to: str, *, among: tuple[str, ...], **values: Any) -> Job:
+        """Another state, if it is in one of `among`; Conflict otherwise. Of two at once, one succeeds."""
+        self.get(number)
+        where = (Job.id == number, Job.state.in_(among))
+        with self._database.session() as session:
+            moved: Any = session.execute(update(Job).where(*where).values(state=to, **values))
+            count = moved.rowcount
+        job = self.get(number)
+        if not count:
+            raise Conflict(
+                f"job {number} is {job.state}; expected it to be {' or '.join(among)}", "wrong_state"
+            )
+        return job
+
+    def next(self) -> Job | None:
+        """The first that waits."""
+        with self._database.session() as session:
+            return session.scalars(select(Job).where(Job.state == QUEUED).order_by(Job.id).limit(1)).first()
+
+    def interrupted(self) -> int:
+        """Those that were being learned when the station ended are so no more; how many there were."""
+        values = {"state": INTERRUPTED, "error": "the station ended while it was learned; resume it"}
+        with self._database.session() as session:
+            done: Any = session.execute(update(Job).where(Job.state == LEARNING).values(values))
+            return int(done.rowcount)
+
+    def settled_before(self, moment: float) -> list[int]:
+        """Those that nobody has taken up since."""
+        old = (Job.state.in_((LIVE, *RESUMABLE)), func.coalesce(Job.finished, Job.created) < moment)
+        with self._database.session() as session:
+            return [*session.scalars(select(Job.id).where(*old))]

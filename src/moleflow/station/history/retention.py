@@ -1,0 +1,71 @@
+"""What is old goes: inspections by age, pictures by the room they take."""
+
+from __future__ import annotations
+
+import time
+
+from sqlalchemy import delete, func, select
+
+from .database import Database
+from .models import Inspection, Picture
+
+AT_ONCE = 200  # rows of a transaction, so that inspections never wait long for one
+
+
+class Retention:
+    """Of one database.
+
+    Args:
+        keep_days: age in days after which inspections are deleted; None keeps them.
+        keep_bytes: of all pictures; the oldest go first, those that a person marked last.
+    """
+
+    def __init__(self, database: Database, *, keep_days: float | None, keep_bytes: int) -> None:
+        self._database, self._days, self._bytes = database, keep_days, keep_bytes
+
+    def run(self) -> tuple[int, int]:
+        """How many inspections and how many pictures went."""
+        aged = 0 if self._days is None else self._old(time.time() - 86400 * self._days)
+        freed = self._large()
+        if aged or freed:
+            self._database.shrink()
+        return aged, freed
+
+    def kept_bytes(self) -> int:
+        """Of all pictures."""
+        with self._database.session() as session:
+            return int(session.scalar(select(func.coalesce(func.sum(Picture.size), 0))) or 0)
+
+    def _old(self, before: float) -> int:
+        gone = 0
+        while True:
+            with self._database.session() as session:
+                old = select(Inspection.id).where(Inspection.time < before).limit(AT_ONCE)
+                numbers = list(session.scalars(old))
+                session.execute(delete(Picture).where(Picture.inspection_id.in_(numbers)))
+                session.execute(delete(Inspection).where(Inspection.id.in_(numbers)))
+            gone += len(numbers)
+            if len(numbers) < AT_ONCE:
+                return gone
+
+    def _large(self) -> int:
+        gone, over = 0, self.kept_bytes() - self._bytes
+        while over > 0:
+            oldest = (
+                select(Picture.inspection_id, Picture.size)
+                .join(Inspection, Inspection.id == Picture.inspection_id)
+                .order_by(Inspection.mark_kind.is_not(None), Picture.inspection_id)
+                .limit(AT_ONCE)
+            )
+            with self._database.session() as session:
+                numbers = []
+                for number, size in session.execute(oldest):
+                    numbers.append(number)
+                    over -= size
+                    if over <= 0:
+                        break
+                if not numbers:
+                    return gone
+                session.execute(delete(Picture).where(Picture.inspection_id.in_(numbers)))
+            gone += len(numbers)
+        return gone

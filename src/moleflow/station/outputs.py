@@ -1,0 +1,234 @@
+"""Where results go: first to an outbox on the disk, and from there to a file, a webhook or a broker.
+
+A result leaves the outbox once it was taken. So it arrives at least once, whatever stops in between; its `id`
+is the same every time, for those who must not count it twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+import threading
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+from ..errors import ConfigError, MoleFlowError
+
+log = logging.getLogger("moleflow.station")
+
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds between two attempts; each is twice the one before
+SECONDS = 20.0  # that an attempt takes at most
+TABLES = """
+create table if not exists outbox (
+    number integer primary key autoincrement, id text not null, body text not null
+);
+create table if not exists seen (path text primary key, state text not null);
+"""
+
+
+class Output(Protocol):
+    """Takes results."""
+
+    def send(self, body: str) -> None:
+        """Takes one for good, or raises OSError."""
+
+    def close(self) -> None:
+        """Lets go."""
+
+
+class Outbox:
+    """What was said and not yet taken, and which files were inspected; one file, written synced.
+
+    Args:
+        path: of the file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._database = sqlite3.connect(path, check_same_thread=False, timeout=20)
+            self._database.executescript(f"pragma journal_mode=wal; pragma synchronous=full; {TABLES}")
+        except sqlite3.Error as error:
+            raise MoleFlowError(f"{path}: cannot be used as an outbox: {error}") from error
+        self._guard = threading.Lock()
+
+    def add(self, path: str, state: str, result: dict[str, Any]) -> None:
+        """A result and that its file was seen: both, or neither."""
+        identity = uuid.uuid4().hex
+        body = json.dumps(result | {"id": identity}, ensure_ascii=True, allow_nan=False)
+        with self._guard, self._database:
+            self._database.execute("insert into outbox (id, body) values (?, ?)", (identity, body))
+            self._database.execute("insert or replace into seen values (?, ?)", (path, state))
+
+    def seen(self) -> dict[str, str]:
+        """State by path, of the files that were inspected."""
+        with self._guard, closing(self._database.execute("select path, state from seen")) as rows:
+            return dict(rows)
+
+    def forget(self, paths: list[str]) -> None:
+        """Files that are gone."""
+        with self._guard, self._database:
+            self._database.executemany("delete from seen where path = ?", [(path,) for path in paths])
+
+    def first(self) -> tuple[int, str] | None:
+        """The oldest that was not taken: its number and what is sent."""
+        query = "select number, body from outbox order by number limit 1"
+        with self._guard, closing(self._database.execute(query)) as rows:
+            found: tuple[int, str] | None = rows.fetchone()
+        return found
+
+    def taken(self, number: int) -> None:
+        """It arrived."""
+        with self._guard, self._database:
+            self._database.execute("delete from outbox where number = ?", (number,))
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        with self._guard:
+            self._database.close()
+
+
+class Courier:
+    """Carries what is in an outbox to an output, one after the other, in a thread of its own."""
+
+    def __init__(self, outbox: Outbox, output: Output, *, pause: float = FIRST_PAUSE) -> None:
+        self._outbox, self._output, self._pause = outbox, output, pause
+        self._closing, self._woken = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._carry, name="courier", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        """There is something new."""
+        self._woken.set()
+
+    def close(self) -> None:
+        """Ends at the first that cannot be taken; it stays in the outbox."""
+        self._closing.set()
+        self._woken.set()
+        self._thread.join()
+        self._output.close()
+
+    def _carry(self) -> None:
+        pause = self._pause
+        while True:
+            self._woken.clear()
+            waiting = self._outbox.first()
+            if waiting is None:
+                if self._closing.is_set():
+                    return
+                self._woken.wait(1.0)
+                continue
+            number, body = waiting
+            try:
+                self._output.send(body)
+                self._outbox.taken(number)
+                pause = self._pause
+            except OSError as error:
+                if self._closing.is_set():
+                    return
+                log.warning("a result cannot be sent, next attempt in %.0f s: %s", pause, error)
+                self._closing.wait(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+
+
+class Lines:
+    """A file of JSON lines, or what is called so."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def send(self, body: str) -> None:
+        """Appends a line."""
+        self._write(body + "\n")
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class Webhook:
+    """Posts each result as JSON; any answer of 2xx means that it was taken.
+
+    Raises:
+        ConfigError: no URL of HTTP.
+    """
+
+    def __init__(self, url: str) -> None:
+        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+            raise ConfigError("expected a webhook that begins with http:// or https://")
+        self._url = url
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def send(self, body: str) -> None:
+        """One attempt."""
+        headers = {"Content-Type": "application/json", "User-Agent": "moleflow"}
+        asked = urllib.request.Request(self._url, body.encode(), headers, method="POST")
+        try:
+            with self._opener.open(asked, timeout=SECONDS):
+                pass
+        except urllib.error.HTTPError as error:
+            with error:
+                raise OSError(f"the webhook answered {error.code}") from None
+        except urllib.error.URLError as error:
+            raise OSError(f"the webhook cannot be reached: {error.reason}") from None
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Results go where they were meant to go, and nowhere else."""
+
+    def redirect_request(self, *given: Any) -> None:
+        return None
+
+
+class Broker:
+    """Publishes each result by MQTT with quality 1: mqtt[s]://[user:password@]host[:port]/topic.
+
+    Raises:
+        ConfigError: another URL, or paho-mqtt is not installed.
+    """
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        topic = unquote(parts.path.lstrip("/"))
+        if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic:
+            raise ConfigError("expected a broker such as mqtt://localhost:1883/line/results")
+        try:
+            from paho.mqtt import client as mqtt
+        except ModuleNotFoundError as error:
+            raise ConfigError("MQTT needs paho-mqtt: pip install 'moleflow[mqtt]'") from error
+        self._client, self._topic = mqtt.Client(mqtt.CallbackAPIVersion.VERSION2), topic
+        if parts.scheme == "mqtts":
+            self._client.tls_set()
+        if parts.username:
+            password = None if parts.password is None else unquote(parts.password)
+            self._client.username_pw_set(unquote(parts.username), password)
+        self._address = parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883)
+        self._begun = False
+
+    def send(self, body: str) -> None:
+        """One attempt; the broker's confirmation is waited for."""
+        if not self._begun:
+            self._client.connect(*self._address)
+            self._client.loop_start()
+            self._begun = True
+        try:
+            told = self._client.publish(self._topic, body, qos=1)
+            told.wait_for_publish(SECONDS)
+            if not told.is_published():
+                raise OSError("the broker did not confirm in time")
+        except (ValueError, RuntimeError) as error:
+            raise OSError(f"the broker did not take it: {error}") from None
+
+    def close(self) -> None:
+        """Says goodbye."""
+        if self._begun:
+            self._client.disconnect()
+            self._client.loop_stop()

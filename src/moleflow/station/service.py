@@ -1,0 +1,237 @@
+"""The station: inspects, remembers, teaches, and changes the line; it knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import MoleFlowError
+from .changing import Changing
+from .current import CurrentLine
+from .history import Database
+from .history.audit import Audit
+from .history.inspections import Inspections
+from .history.jobs import Jobs
+from .history.models import Inspection
+from .history.retention import Retention
+from .inspecting import Inspecting, Room
+from .lessons import Lessons
+from .pictures import Shot, reduced, size_in_memory, take
+from .problems import Problem, TooLarge, Unready, Unusable
+from .products import Products
+from .recording import Recorder
+from .settings import Settings
+
+log = logging.getLogger("moleflow.station")
+
+CARE_SECONDS = 60.0
+LOOKED = 1.0  # seconds that a look at the disk counts for
+ANSWER_SECONDS = 300.0
+
+Told = Callable[[Sequence[Inspection], bool], None]
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file as it came: how it is called, and its bytes."""
+
+    source: str
+    data: bytes
+
+
+class Station:
+    """One line, one database, one queue of pictures, one lesson at a time.
+
+    Args:
+        settings: of all of them.
+        told: of every batch of inspections that was answered, and whether it was recorded.
+
+    Raises:
+        LineError: the line is damaged beyond single products.
+        ConfigError: an impossible setting.
+        Unready: the database cannot be opened.
+    """
+
+    def __init__(self, settings: Settings, *, told: Told = lambda found, recorded: None) -> None:
+        self.settings = settings
+        _make_folder(settings.data)
+        _limit_threads(settings.threads)
+        self.line = CurrentLine(settings)
+        self.database = Database(settings.url)
+        self.inspections = Inspections(self.database)
+        self.audit = Audit(self.database)
+        self.products = Products(self.line, self.inspections)
+        self.changing = Changing(self.line, self.audit)
+        self.lessons = Lessons(self, Jobs(self.database))
+        self._disk = 0.0, 0
+        self._retention = Retention(
+            self.database, keep_days=settings.keep_days, keep_bytes=settings.keep_bytes
+        )
+        self._room = Room(settings.limits.memory)
+        self._decoding = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
+        self.inspecting = Inspecting(
+            lambda: self.line.now,
+            Recorder(self.inspections, lambda: self.disk_free() >= settings.least_free, told),
+            batch=settings.batch,
+            wait=settings.wait,
+            most=settings.limits.waiting,
+        )
+        self._closing = threading.Event()
+        self._looking = [
+            threading.Thread(target=self._repeat, args=job, daemon=True)
+            for job in ((settings.poll, self.line.look), (CARE_SECONDS, self.care))
+        ]
+        for thread in self._looking:
+            thread.start()
+
+    def inspect(self, uploads: Sequence[Upload], task: str | None = None) -> list[dict[str, Any] | Problem]:
+        """What is said of each, in order; a problem in the place of one of which nothing can be said.
+
+        Raises:
+            Unready: nothing can be inspected at the moment.
+            Missing: there is no product `task`.
+        """
+        since = time.perf_counter()
+        limits = self.settings.limits
+        if len(uploads) > limits.images:
+            found = f"{len(uploads)} images, more than the limit of {limits.images}"
+            raise TooLarge(found, "too_many_images")
+        self.inspecting.check_room(len(uploads))
+        task = None if task is None else self.products.check(task)
+        answers: list[dict[str, Any] | Problem] = []
+        for part in self._parts(uploads):
+            answers += self._inspect(part, task, since)
+        return answers
+
+    def disk_free(self) -> int:
+        """Bytes on the disk of the station's folder."""
+        looked, free = self._disk
+        if time.monotonic() - looked > LOOKED:
+            try:
+                free = shutil.disk_usage(self.settings.data).free
+            except OSError:
+                free = 0
+            self._disk = time.monotonic(), free
+        return free
+
+    @property
+    def trouble(self) -> str | None:
+        """Why pictures cannot be inspected and recorded at the moment; None where they can."""
+        if not self.inspecting.alive:
+            return "the station is closing"
+        try:
+            self.database.check()
+        except Problem as problem:
+            return str(problem)
+        return None
+
+    def reduced(self, file: Path, side: int) -> bytes:
+        """A photograph as a JPEG of at most so many pixels a side; NotAnImage where it is none."""
+        data = file.read_bytes()
+        size = size_in_memory(data, file.name, most_pixels=self.settings.limits.pixels)
+        with self._room.taken(size), self._decoding:
+            return reduced(data, file.name, side)
+
+    def care(self) -> None:
+        """Deletes what is old, from the database and from the folders of lessons."""
+        aged, freed = self._retention.run()
+        if aged or freed:
+            log.info("retention took %d inspections and %d pictures", aged, freed)
+        self.lessons.tidy()
+
+    def close(self) -> None:
+        """Answers what is in flight, interrupts a lesson, and lets go of the database."""
+        self._closing.set()
+        self.inspecting.close()
+        self.lessons.close()
+        for thread in self._looking:
+            thread.join()
+        self.database.close()
+
+    def _parts(self, uploads: Sequence[Upload]) -> list[list[tuple[Upload, int | Problem]]]:
+        """Uploads with what they take in memory, in parts of which each fits by itself."""
+        most = self.settings.limits.memory // 4
+        parts: list[list[tuple[Upload, int | Problem]]] = []
+        held = most
+        for upload in uploads:
+            try:
+                size: int | Problem = size_in_memory(
+                    upload.data, upload.source, most_pixels=self.settings.limits.pixels
+                )
+            except Problem as problem:
+                size = problem
+            taken = size if isinstance(size, int) else 0
+            if not parts or held + taken > most:
+                parts.append([])
+                held = 0
+            parts[-1].append((upload, size))
+            held += taken
+        return parts
+
+    def _inspect(
+        self, part: Sequence[tuple[Upload, int | Problem]], task: str | None, since: float
+    ) -> list[dict[str, Any] | Problem]:
+        """One part: memory is taken for all of it at once, so that two requests never wait for each other."""
+        with self._room.taken(sum(size for _, size in part if isinstance(size, int))):
+            asked = [
+                size if isinstance(size, Problem) else self._asked(upload, task, since)
+                for upload, size in part
+            ]
+            return [one if isinstance(one, Problem) else _answer(one) for one in asked]
+
+    def _asked(self, upload: Upload, task: str | None, since: float) -> Future[Any] | Problem:
+        try:
+            with self._decoding:
+                shot = self._shot(upload)
+        except Problem as problem:
+            return problem
+        return self.inspecting.submit(shot, task, since=since)
+
+    def _shot(self, upload: Upload) -> Shot:
+        inspector = self.line.now.inspector
+        if inspector is None:
+            raise Unready("this line knows no product yet: teach it one", "nothing_taught")
+        return take(upload.data, upload.source, intake=inspector.intake)
+
+    def _repeat(self, seconds: float, do: Callable[[], Any]) -> None:
+        while not self._closing.wait(seconds):
+            try:
+                do()
+            except MoleFlowError as error:
+                log.error("%s", error)
+            except Exception:
+                log.exception("looking after the station failed")
+
+
+def _answer(asked: Future[Any]) -> dict[str, Any] | Problem:
+    try:
+        answer: dict[str, Any] = asked.result(ANSWER_SECONDS)
+    except Problem as problem:
+        if isinstance(problem, Unusable):
+            return problem
+        raise
+    return answer
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise Problem(f"{folder}: cannot hold the station's data: {error.strerror or error}") from error
+
+
+def _limit_threads(threads: int | None) -> None:
+    if threads is not None:
+        try:
+            import torch
+        except ModuleNotFoundError:
+            return
+        torch.set_num_threads(threads)

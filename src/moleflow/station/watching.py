@@ -1,0 +1,152 @@
+"""Inspects what appears in a folder, once it is whole.
+
+The folder is looked at again and again: that works on network drives and with cameras of any make. A file
+counts as whole when it has not changed between looks and can be decoded; one that cannot, after it has been
+still for a while, is a result of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from ..data.images import EXTENSIONS
+from ..errors import MoleFlowError
+from ..results import Failure, Prediction
+from .outputs import Outbox
+
+BATCH = 8  # files that are inspected together
+STILL, GIVEN_UP = 0.5, 20.0  # seconds without a change: to try a file, to say that it is no image
+
+
+@dataclass
+class _Growing:
+    """A file that is not inspected yet."""
+
+    state: str
+    since: float
+    tried: float = 0.0
+
+
+class Watching:
+    """Over one folder.
+
+    Args:
+        predict: inspects files, as `Detector.predict` with "yield".
+        folder: where files appear, also in folders below it with `recursive`.
+        outbox: takes results, and remembers which files were inspected.
+        recursive: look into folders below.
+        old: inspect what is there at the first look as well.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[list[Path]], list[Prediction | Failure]],
+        folder: Path,
+        outbox: Outbox,
+        *,
+        recursive: bool = False,
+        old: bool = True,
+        still: float = STILL,
+        given_up: float = GIVEN_UP,
+    ) -> None:
+        if not folder.is_dir():
+            raise MoleFlowError(f"{folder}: expected a folder to watch")
+        self._predict, self._folder, self._outbox = predict, folder, outbox
+        self._recursive, self._still, self._given_up = recursive, still, given_up
+        self._growing: dict[Path, _Growing] = {}
+        self._seen = outbox.seen()
+        self._passed: set[tuple[str, str]] = set()
+        if not old:
+            self._passed = {(str(path), state) for path, state in self._listed().items()}
+
+    @property
+    def waiting(self) -> int:
+        """Files that are there and not inspected yet."""
+        return len(self._growing)
+
+    def look(self) -> int:
+        """One look: inspects what has become whole; how many files that were."""
+        now, listed = time.monotonic(), self._listed()
+        self._forget(listed)
+        ready = []
+        for path, state in listed.items():
+            if self._seen.get(str(path)) == state or (str(path), state) in self._passed:
+                continue
+            growing = self._growing.get(path)
+            if growing is None or growing.state != state:
+                self._growing[path] = _Growing(state, now)
+            elif now - growing.since >= self._still and now - growing.tried >= self._still:
+                growing.tried = now
+                ready.append(path)
+        done = 0
+        for start in range(0, len(ready), BATCH):
+            done += self._inspect(ready[start : start + BATCH], now)
+        return done
+
+    def _inspect(self, paths: list[Path], now: float) -> int:
+        done = 0
+        for path, result in zip(paths, self._predict(paths), strict=True):
+            growing = self._growing[path]
+            if _state(path) != growing.state:  # it grew while it was read: what was said is of half a file
+                continue
+            if isinstance(result, Failure) and now - growing.since < self._given_up:
+                continue
+            self._outbox.add(str(path), growing.state, told(result))
+            self._seen[str(path)] = growing.state
+            del self._growing[path]
+            done += 1
+        return done
+
+    def _forget(self, listed: dict[Path, str]) -> None:
+        """Of files that are gone nothing needs to be known: another one of that name is a new one."""
+        self._growing = {path: one for path, one in self._growing.items() if path in listed}
+        gone = [name for name in self._seen if Path(name) not in listed]
+        if gone and listed:  # a network drive that is away for a moment looks empty
+            self._outbox.forget(gone)
+            self._seen = {name: state for name, state in self._seen.items() if Path(name) in listed}
+
+    def _listed(self) -> dict[Path, str]:
+        found = {path: _state(path) for path in self._files(self._folder)}
+        ordered = sorted(((state, path) for path, state in found.items() if state is not None))
+        return {path: state for state, path in ordered}
+
+    def _files(self, folder: Path) -> Iterator[Path]:
+        try:
+            with os.scandir(folder) as entries:
+                listed = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            if folder == self._folder:
+                raise MoleFlowError(f"{folder}: cannot be listed: {error.strerror or error}") from error
+            return
+        for entry in listed:
+            if entry.name.startswith("."):
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                if self._recursive:
+                    yield from self._files(Path(entry.path))
+            elif Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
+                yield Path(entry.path)
+
+
+def told(result: Prediction | Failure) -> dict[str, Any]:
+    """A result as it is sent: as of `moleflow predict --json`, and when it was said."""
+    when = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
+    if isinstance(result, Failure):
+        return result.to_dict() | when
+    regions = [region.to_dict() for region in result.regions] if result.pred_label else []
+    return result.to_dict() | {"regions": regions} | when
+
+
+def _state(path: Path) -> str | None:
+    """Another one whenever a file changes; older files come first in order."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return f"{status.st_mtime_ns:020d}-{status.st_size}-{status.st_ino}"

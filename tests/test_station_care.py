@@ -1,0 +1,309 @@
+"""What a station does when something is amiss: a full disk, a read-only line, an old database, a backup."""
+
+import os
+import re
+import time
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import event
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateTable
+from typer.testing import CliRunner
+
+from moleflow import Detector
+from moleflow.cli import app as commands
+from moleflow.errors import ConfigError, LineError, MoleFlowError
+from moleflow.station import Limits, Station
+from moleflow.station.history import Database, Filters, models
+from moleflow.station.history.inspections import Inspections
+from moleflow.station.history.retention import Retention
+from moleflow.station.history.table import guarded
+from moleflow.station.problems import Unready
+from moleflow.store import LineStore
+from station import code_of, eventually, files, inspect, served, settings_of
+
+# The database
+
+
+def test_the_migrations_make_the_tables_of_the_models(tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/a b/station.db")
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, models.Base.metadata) == []
+        pragmas = {
+            name: connection.exec_driver_sql(f"pragma {name}").scalar()
+            for name in ("journal_mode", "synchronous")
+        }
+    assert pragmas == {"journal_mode": "wal", "synchronous": 2}
+    database.close()
+    Database(f"sqlite:///{tmp_path}/a b/station.db").close()  # a second time there is nothing to do
+
+
+def test_another_database_is_asked_in_its_own_words():
+    """No server is here: that the tables and the questions can be said to PostgreSQL is what is shown."""
+    dialect = postgresql.dialect()
+    for table in models.Base.metadata.sorted_tables:
+        assert "AUTOINCREMENT" not in str(CreateTable(table).compile(dialect=dialect))
+    for clause in Filters("a", "good", "any", 1.0, 2.0, "0" * 64, "te%xt", "0001").clauses():
+        assert str(clause.compile(dialect=dialect))
+
+
+@pytest.mark.parametrize(
+    ("url", "message"),
+    [
+        ("sqlite://", "in a file"),
+        ("sqlite:///:memory:", "in a file"),
+        ("nonsense", "expected a database URL"),
+        ("oracle+nothing://x", "expected a database URL"),
+        ("postgresql+psycopg://x/y", "psycopg, which is not installed"),
+    ],
+)
+def test_a_database_that_cannot_be_is_named(url, message):
+    if "psycopg" in url and find_spec("psycopg"):
+        pytest.skip("its driver is installed")
+    with pytest.raises(ConfigError, match=message):
+        Database(url)
+
+
+def test_a_damaged_database_is_named(tmp_path):
+    (tmp_path / "station.db").write_bytes(b"not a database at all, but long enough to look at" * 99)
+    with pytest.raises(Unready, match="the database cannot be opened"):
+        Database(f"sqlite:///{tmp_path}/station.db")
+
+
+def row(moment, **values):
+    told = {
+        "time": moment,
+        "source": "a.png",
+        "sha256": "0" * 64,
+        "task": "gear",
+        "version": "0001",
+        "status": "good",
+        "known": True,
+        "reason": "",
+        "height": 1,
+        "width": 1,
+        "certainty": None,
+        "regions": [],
+        "facts": None,
+    }
+    numbers = (
+        "pred_score",
+        "p_value",
+        "threshold",
+        "place_score",
+        "whole_score",
+        "map_threshold",
+        "latency_ms",
+    )
+    return told | dict.fromkeys(numbers, 0.0) | values
+
+
+def picture(size=1000):
+    return {"size": size, "map_height": 1, "map_width": 1, "map": b"\0\0", "jpeg": b"x" * size}
+
+
+@pytest.fixture
+def database(tmp_path):
+    database = Database(f"sqlite:///{tmp_path}/station.db")
+    yield database
+    database.close()
+
+
+def test_retention_takes_the_old_and_then_the_large(database):
+    inspections, now = Inspections(database), time.time()
+    old = inspections.add([row(now - 10 * 86400)] * 3, [picture()] * 3)
+    new = inspections.add([row(now)] * 250, [picture()] * 250)
+    inspections.mark(new[0], "missed")
+    assert Retention(database, keep_days=5, keep_bytes=10_000).run() == (3, 240)
+    assert not set(old) & {one.id for one in inspections.all(Filters())}
+    assert inspections.picture(new[0])  # a marked one goes last
+    assert inspections.picture(new[-1])
+    with pytest.raises(MoleFlowError, match="not kept"):
+        inspections.picture(new[1])
+    assert inspections.get(new[1])  # what was said of it stays
+    assert Retention(database, keep_days=None, keep_bytes=10_000).run() == (0, 0)
+    assert Retention(database, keep_days=None, keep_bytes=0).run() == (0, 10)
+
+
+def test_a_number_is_never_given_twice(database):
+    inspections = Inspections(database)
+    (first,) = inspections.add([row(0.0)], [None])
+    Retention(database, keep_days=1, keep_bytes=0).run()
+    assert inspections.add([row(time.time())] * 2, [None] * 2) == [first + 1, first + 2]
+
+
+@pytest.mark.parametrize("value", ["=1", "+1", "-1", "@x", "\tx", "\rx", "\nx"])
+def test_no_cell_is_a_formula(value):
+    assert guarded(value) == f"'{value}"
+    assert guarded(-1.5) == -1.5
+    assert guarded("a=1") == "a=1"
+
+
+# A full disk, a line that cannot be written
+
+
+def test_a_full_disk_stops_learning_and_inspection_goes_on(saved, pictures):
+    with served(saved) as client:
+        station = client.station
+        station.disk_free = lambda: station.settings.least_free - 1
+        (told,) = inspect(client, pictures("gear", 1))
+        assert told["recorded"]  # without its picture
+        assert code_of(client.get(f"/api/v1/inspections/{told['id']}/image"), 404) == "not_found"
+        answer = client.post(
+            "/api/v1/jobs", files=files(pictures("wood", 1)), data={"kind": "teach", "name": "x"}
+        )
+        assert code_of(answer, 503) == "disk_full"
+        assert "inspection goes on" in answer.json()["error"]["message"]
+        assert answer.headers["Retry-After"]
+
+
+def test_what_a_full_disk_does_not_record_says_so(saved, pictures):
+    with served(saved) as client:
+        inspect(client, pictures("gear", 1))
+        engine = client.station.database.engine
+
+        def full(connection, record):
+            pages = connection.execute("pragma page_count").fetchone()[0]
+            connection.execute(f"pragma max_page_count={pages}")
+
+        event.listen(engine, "connect", full)
+        engine.dispose()
+        told, last = [], {"recorded": True}
+        while last["recorded"] and len(told) < 200:
+            last = inspect(client, pictures("gear", 1))[0]
+            told.append(last)
+        assert (last["recorded"], last["id"]) == (False, None)
+        assert last["status"] in ("good", "defective", "unknown", "drifting")
+        assert re.search(r"moleflow_unrecorded_total [1-9]", client.get("/metrics").text)
+        event.remove(engine, "connect", full)
+        engine.dispose()
+        assert inspect(client, pictures("gear", 1))[0]["recorded"]
+        known = {one["id"] for one in client.get("/api/v1/inspections?limit=500").json()["items"]}
+        assert {one["id"] for one in told if one["recorded"]} <= known
+
+
+def test_a_database_that_is_away_answers_nothing_as_recorded(saved, pictures, monkeypatch):
+    with served(saved) as client:
+
+        def away(*_):
+            raise Unready("the database cannot be used", "database")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(client.station.inspections, "add", away)
+            answer = client.post("/api/v1/inspections", files=files(pictures("gear", 2)))
+            assert code_of(answer, 503) == "database"
+        assert inspect(client, pictures("gear", 1))[0]["id"] == 1
+
+
+def test_a_line_that_cannot_be_written_is_inspected(saved, pictures, monkeypatch):
+    with served(saved) as client:
+
+        def read_only(*_):
+            raise LineError(f"{saved}: cannot write to it: Read-only file system")
+
+        monkeypatch.setattr(LineStore, "transaction", read_only)
+        answer = client.put("/api/v1/products/gear/threshold", json={"threshold": 1.0})
+        assert code_of(answer, 503) == "line"
+        assert "Read-only" in answer.json()["error"]["message"]
+        assert client.get("/api/v1/audit").json()["items"][0]["outcome"].startswith("failed: ")
+        assert inspect(client, pictures("gear", 1))[0]["recorded"]
+
+
+# Many at once
+
+
+def test_answers_go_to_whom_they_belong_while_the_line_is_swapped(saved, pictures, line):
+    shown = pictures("gear", 4, first=300) + pictures("wood", 4, first=300)
+    expected = [(said.task, said.pred_score) for said in line.predict(shown)]
+    with served(saved) as client, ThreadPoolExecutor(8) as threads:
+        swaps = threads.submit(lambda: [client.station.line.reload() for _ in range(5)])
+        asked = [threads.submit(inspect, client, [shown[i % 8]]) for i in range(48)]
+        for i, one in enumerate(asked):
+            (told,) = one.result()
+            task, score = expected[i % 8]
+            assert told["task"] == task
+            assert told["pred_score"] == pytest.approx(score, rel=1e-3)
+        swaps.result()
+        numbers = {one.result()[0]["id"] for one in asked}
+        assert len(numbers) == 48
+
+
+def test_a_full_queue_says_so(saved, pictures):
+    with served(saved, limits=Limits(waiting=1), batch=1) as client:
+        answer = client.post("/api/v1/inspections", files=files(pictures("gear", 3)))
+        assert code_of(answer, 503) == "busy"
+        assert inspect(client, pictures("gear", 1))
+
+
+# Backup and restore
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(commands, [str(one) for one in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_a_backup_is_restored_while_the_station_runs(saved, pictures, tmp_path, probe):
+    with served(saved) as client:
+        told = inspect(client, probe)
+        client.put("/api/v1/products/gear/threshold", json={"threshold": 3.25})
+        run("backup", saved, tmp_path / "monday")
+        inspect(client, probe)
+        client.put("/api/v1/products/gear/threshold", json={"threshold": 9.0})
+        client.delete("/api/v1/products/wood")
+        line = Detector.load(saved, device="cpu")
+        line.add_task("board", pictures("circuit_board", 4))
+        line.save()
+        run("restore", tmp_path / "monday", saved)
+        assert eventually(lambda: "wood" in client.station.line.now.tasks)
+        names = [one["name"] for one in client.get("/api/v1/line").json()["products"]]
+        assert sorted(names) == ["bottle_cap", "gear", "wood"]
+        assert client.get("/api/v1/products/gear").json()["threshold"] == 3.25
+        items = client.get("/api/v1/inspections").json()["items"]
+        assert [one["id"] for one in items] == [one["id"] for one in told[::-1]]
+        again = inspect(client, probe[1:2])[0]
+        assert again["pred_score"] == pytest.approx(told[1]["pred_score"], rel=1e-6)
+
+
+def test_a_backup_is_restored_to_a_new_place(saved, tmp_path, probe, line):
+    with served(saved) as client:
+        inspect(client, probe)
+    run("backup", saved, tmp_path / "monday")
+    run("restore", tmp_path / "monday", tmp_path / "new")
+    again = Detector.load(tmp_path / "new", device="cpu")
+    assert [one.pred_score for one in again.predict(probe)] == [one.pred_score for one in line.predict(probe)]
+    with served(tmp_path / "new") as client:
+        assert len(client.get("/api/v1/inspections").json()["items"]) == len(probe)
+
+
+def test_what_is_no_backup_is_refused_and_changes_nothing(saved, tmp_path, new_line, pictures):
+    assert "expected a folder that moleflow backup wrote" in run("restore", tmp_path, saved, code=1).stderr
+    run("backup", saved, tmp_path / "monday")
+    assert "not there yet" in run("backup", saved, tmp_path / "monday", code=1).stderr
+    assert run("backup", tmp_path / "nothing", tmp_path / "out", code=1)
+    assert not (tmp_path / "out").exists()
+    other = new_line(seed=1)
+    other.add_task("gear", pictures("gear", 4))
+    other.save(tmp_path / "other")
+    before = (tmp_path / "other" / "line.json").read_bytes()
+    assert "another base" in run("restore", tmp_path / "monday", tmp_path / "other", code=1).stderr
+    expert = tmp_path / "monday" / "line" / "tasks" / "gear" / "0001" / "expert.safetensors"
+    expert.write_bytes(b"")
+    assert "damaged" in run("restore", tmp_path / "monday", saved, code=1).stderr
+    assert (tmp_path / "other" / "line.json").read_bytes() == before
+    assert Detector.load(saved, device="cpu")
+    assert sorted(one.name for one in tmp_path.iterdir() if one.name.startswith(".")) == []
+
+
+def test_station_files_are_for_their_owner(saved):
+    if os.name == "nt":
+        pytest.skip("Windows has other rights")
+    station = Station(settings_of(saved))
+    station.close()
+    assert station.settings.data.stat().st_mode & 0o077 == 0

@@ -1,0 +1,246 @@
+"""What is sent to a station: limits, lies, damage; a bad upload is answered with a name and costs little."""
+
+import functools
+import gc
+import io
+import random
+import re
+import shutil
+import struct
+import zlib
+
+import numpy as np
+import psutil
+import pytest
+from PIL import Image
+
+from moleflow.data.factory import make_sample
+from moleflow.station.pictures import clean_name
+from moleflow.station.problems import Malformed
+from station import SMALL, code_of, eventually, files, png, served
+
+NAMED = {400, 408, 413, 415, 422}
+
+
+@pytest.fixture(scope="module")
+def client(_saved_line, tmp_path_factory):
+    line = shutil.copytree(_saved_line, tmp_path_factory.mktemp("uploads") / "line")
+    with served(line, limits=SMALL) as client:
+        yield client
+
+
+def send(client, *contents, name="a.png", kind="image/png"):
+    return client.post("/api/v1/inspections", files=[("images", (name, one, kind)) for one in contents])
+
+
+GOOD = png(np.full((20, 20, 3), 90, np.uint8))
+
+
+@functools.cache
+def encoded(kind, **options):
+    out = io.BytesIO()
+    Image.fromarray(make_sample("gear", 1, kind="good", size=64).image).save(out, kind, **options)
+    return out.getvalue()
+
+
+def claiming(width, height):
+    """A PNG that says to be so large, and holds next to nothing."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 99))
+        + chunk(b"IEND", b"")
+    )
+
+
+# Limits
+
+
+def test_more_than_the_limits_is_refused(client):
+    assert code_of(send(client, *[GOOD] * (SMALL.images + 1)), 413) == "too_many_images"
+    assert code_of(send(client, b"\0" * (SMALL.bytes + 1)), 413) == "too_large"
+    assert code_of(send(client, claiming(600, 600)), 413) == "too_many_pixels"
+    assert code_of(send(client, claiming(60_000, 60_000)), 415) == "not_an_image"  # beyond the library's own
+    assert send(client, GOOD).status_code == 200
+
+
+def test_a_large_body_is_refused_before_it_is_all_there(client):
+    """Also where no length was said before, so that only counting tells."""
+    sent = []
+
+    def body():
+        yield b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+        for _ in range(100):
+            sent.append(1)
+            yield b"\0" * 50_000
+        yield b"\r\n--x--\r\n"
+
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    assert code_of(client.post("/api/v1/inspections", content=body(), headers=kind), 413) == "too_large"
+    lying = kind | {"Content-Length": str(SMALL.bytes + 1)}
+    assert code_of(client.post("/api/v1/inspections", content=b"--x", headers=lying), 413) == "too_large"
+    wrong = kind | {"Content-Length": "-5"}
+    assert code_of(client.post("/api/v1/inspections", content=b"--x", headers=wrong), 400) == "malformed"
+
+
+def test_a_large_body_of_any_other_route_is_refused(client):
+    json = {"Content-Type": "application/json"}
+    answer = client.put("/api/v1/inspections/1/mark", content=b" " * 70_000, headers=json)
+    assert code_of(answer, 413) == "too_large"
+    deep = client.put("/api/v1/inspections/1/mark", content=b"[" * 30_000, headers=json)
+    assert deep.status_code in (400, 422)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"--y\r\n",
+        b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\nhalf',
+        b'--x\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\nhalf\r\n--x',
+        b"--x\r\nContent-Type: image/png\r\n\r\nunnamed\r\n--x--\r\n",
+        b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\nz\r\n--x--\r\n',
+        b'--x\r\nContent-Disposition: form-data; name="wish"\r\n\r\nz\r\n--x--\r\n',
+        b'--x\r\nContent-Disposition: form-data; name="task"\r\n\r\n\xff\r\n--x--\r\n',
+        b"--x\r\nX-Long: " + b"y" * 9000 + b"\r\n\r\nz\r\n--x--\r\n",
+        (b'--x\r\nContent-Disposition: form-data; name="task"\r\n\r\nz\r\n' * 2) + b"--x--\r\n",
+        b"--x--\r\n",
+    ],
+)
+def test_a_damaged_form_is_malformed(client, body):
+    kind = {"Content-Type": "multipart/form-data; boundary=x"}
+    answer = client.post("/api/v1/inspections", content=body, headers=kind)
+    assert code_of(answer, 400) in ("malformed", "no_images")
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/json", "multipart/form-data", "", "multipart/form-data; boundary="]
+)
+def test_another_kind_of_body_is_malformed(client, kind):
+    answer = client.post("/api/v1/inspections", content=b"{}", headers={"Content-Type": kind})
+    assert code_of(answer, 400) == "malformed"
+
+
+# Lies
+
+
+def test_the_content_decides_and_not_what_is_said_of_it(client):
+    jpeg = encoded("JPEG")
+    assert send(client, jpeg, name="a.png", kind="text/html").status_code == 200
+    for lie in (
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"%PDF-1.7",
+        b"PK\x03\x04zip",
+        b"\0" * 64,
+        b"GIF89a",
+    ):
+        assert code_of(send(client, lie, kind="image/jpeg"), 415) == "not_an_image"
+    (told,) = send(client, jpeg + b"<script>alert(1)</script>").json()["results"]
+    kept = client.get(f"/api/v1/inspections/{told['id']}/image").content
+    assert b"script" not in kept  # what is shown is written anew
+    assert client.get(f"/api/v1/inspections/{told['id']}/image").headers["content-type"] == "image/jpeg"
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("../../etc/passwd", "passwd"),
+        ("C:\\belt\\a.png", "a.png"),
+        ("..", "fallback"),
+        ("", "fallback"),
+        (None, "fallback"),
+        ("a\x00b\r\nc.png", "a?b??c.png"),
+        ("\u202egnp.a", "?gnp.a"),
+        ("사진.png", "사진.png"),
+        ("x" * 500, "x" * 200),
+    ],
+)
+def test_a_name_is_shown_and_never_a_path(said, shown):
+    assert clean_name(said, "fallback") == shown
+
+
+def test_a_name_without_end_is_malformed():
+    with pytest.raises(Malformed):
+        clean_name("x" * 10_000, "fallback")
+
+
+# Damage
+
+
+def harmed(seed):
+    """One malformed upload of many kinds, the same for the same seed."""
+    dice = random.Random(seed)
+    kinds = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+    whole = encoded(dice.choice(kinds))
+    kind = dice.choice(("truncated", "flipped", "noise", "header", "polyglot", "empty", "huge", "repeated"))
+    if kind == "truncated":
+        return whole[: dice.randrange(1, len(whole))]
+    if kind == "flipped":
+        held = bytearray(whole)
+        for _ in range(dice.choice((1, 5, 50))):
+            held[dice.randrange(min(len(held), dice.choice((64, len(held)))))] ^= 1 << dice.randrange(8)
+        return bytes(held)
+    if kind == "noise":
+        return dice.randbytes(dice.randrange(1, 3000))
+    if kind == "header":
+        return whole[: dice.randrange(4, 40)] + dice.randbytes(dice.randrange(0, 2000))
+    if kind == "polyglot":
+        return encoded(dice.choice(kinds))[: dice.randrange(2, 60)] + whole
+    if kind == "huge":
+        return claiming(dice.choice((0, 1, 70_000, 2**31 - 1, 500)), dice.choice((0, 1, 70_000, 2**31 - 1)))
+    return b"" if kind == "empty" else whole[: len(whole) // 2] * 2
+
+
+def flood(client, seeds):
+    """Sends malformed uploads; each is answered as an image after all, or with a name."""
+    for start in range(0, len(seeds), 2):
+        contents = [harmed(seed) for seed in seeds[start : start + 2]]
+        answer = send(client, *contents)
+        if answer.status_code == 200:
+            for one in answer.json()["results"]:
+                assert ("error" in one and one["error"]["code"] not in ("internal", "not_ready")) or one[
+                    "recorded"
+                ]
+        else:
+            assert answer.status_code in NAMED, (start, answer.text)
+            assert re.fullmatch("[a-z_]+", answer.json()["error"]["code"])
+
+
+def test_damaged_uploads_are_named_and_the_station_goes_on(client, probe):
+    flood(client, range(300))
+    assert client.post("/api/v1/inspections", files=files(probe[:1])).status_code == 200
+    assert client.station._room._taken == 0
+    assert client.station.inspecting.alive
+
+
+@pytest.mark.slow
+def test_ten_thousand_damaged_uploads_cost_no_memory(client):
+    flood(client, range(1000, 2000))
+    gc.collect()
+    before = psutil.Process().memory_info().rss
+    flood(client, range(2000, 11_000))
+    gc.collect()
+    assert psutil.Process().memory_info().rss < before * 1.05 + (20 << 20)
+
+
+def test_damaged_photographs_of_a_lesson_are_named(client):
+    sent = [
+        ("images", ("a.png", b"no", "image/png")),
+        ("images", ("b.png", claiming(9000, 9000), "image/png")),
+    ]
+    answer = client.post("/api/v1/jobs", files=sent, data={"kind": "teach", "name": "x"})
+    assert code_of(answer, 415) == "not_an_image"
+    many = [("images", ("a.png", GOOD, "image/png"))] * (SMALL.lesson_images + 1)
+    answer = client.post("/api/v1/jobs", files=many, data={"kind": "teach", "name": "x"})
+    assert code_of(answer, 413) == "too_many_images"
+    large = [("images", ("a.png", b"\0" * SMALL.lesson_bytes, "image/png"))]
+    answer = client.post("/api/v1/jobs", files=large, data={"kind": "teach", "name": "x"})
+    assert code_of(answer, 413) == "too_large"
+    folder = client.station.settings.data / "arriving"
+    assert eventually(lambda: not list(folder.iterdir()))
+    assert client.get("/api/v1/jobs").json() == []

@@ -1,0 +1,299 @@
+"""`moleflow watch`: files wait until they are whole, and no result is lost."""
+
+import http.server
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from moleflow.cli import app as commands
+from moleflow.errors import ConfigError, MoleFlowError
+from moleflow.station.outputs import Broker, Courier, Lines, Outbox, Webhook
+from moleflow.station.watching import Watching
+from station import eventually, png
+
+PICTURE = png(np.full((64, 64, 3), 90, np.uint8))
+
+
+@pytest.fixture
+def belt(tmp_path):
+    folder = tmp_path / "belt"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def outbox(tmp_path):
+    box = Outbox(tmp_path / "outbox.db")
+    yield box
+    box.close()
+
+
+def watching(line, belt, outbox, **options):
+    return Watching(
+        lambda paths: line.predict(paths, errors="yield"),
+        belt,
+        outbox,
+        **{"still": 0.05, "given_up": 0.3} | options,
+    )
+
+
+def settle(watched, seconds=0.5):
+    """Looks until nothing is waited for, or for so long."""
+    until = time.monotonic() + seconds
+    done = watched.look()
+    while time.monotonic() < until and (watched.waiting or not done):
+        time.sleep(0.02)
+        done += watched.look()
+    return done
+
+
+def waiting(outbox):
+    """What is in the outbox, taken out."""
+    found = []
+    while (first := outbox.first()) is not None:
+        found.append(json.loads(first[1]))
+        outbox.taken(first[0])
+    return found
+
+
+# Files
+
+
+def test_what_appears_is_inspected_once_it_is_whole(line, belt, outbox, pictures):
+    watched = watching(line, belt, outbox)
+    whole = png(pictures("gear", 1, first=300)[0])
+    with open(belt / "a.png", "wb") as file:
+        for start in range(0, len(whole), len(whole) // 3):
+            assert watched.look() == 0  # it grows between looks
+            file.write(whole[start : start + len(whole) // 3])
+            file.flush()
+            time.sleep(0.02)
+    (belt / "b.png").write_bytes(whole[:-200])  # still, and not whole
+    assert eventually(lambda: watched.look(), 5) == 1
+    time.sleep(0.1)
+    assert watched.look() == 0
+    (belt / "b.png").write_bytes(whole)
+    assert settle(watched, 5) == 1
+    first, second = waiting(outbox)
+    assert (first["source"], first["task"]) == (str(belt / "a.png"), "gear")
+    assert second["source"] == str(belt / "b.png")
+    assert second["pred_score"] == first["pred_score"]
+    assert first["id"] != second["id"]
+
+
+def test_what_stays_half_is_a_result_of_its_own(line, belt, outbox):
+    watched = watching(line, belt, outbox)
+    (belt / "half.png").write_bytes(PICTURE[:50])
+    assert settle(watched, 5) == 1
+    (told,) = waiting(outbox)
+    assert "half.png" in told["error"]
+
+
+def test_what_is_no_image_is_left_alone(line, belt, outbox):
+    (belt / "notes.txt").write_text("notes")
+    (belt / ".hidden.png").write_bytes(PICTURE)
+    (belt / "below").mkdir()
+    (belt / "below" / "a.png").write_bytes(PICTURE)
+    os.mkfifo(belt / "pipe.png")
+    assert settle(watching(line, belt, outbox)) == 0
+    assert settle(watching(line, belt, outbox, recursive=True), 5) == 1
+
+
+def test_no_file_is_inspected_twice_also_after_a_restart(line, belt, tmp_path):
+    (belt / "a.png").write_bytes(PICTURE)
+    box = Outbox(tmp_path / "outbox.db")
+    assert settle(watching(line, belt, box), 5) == 1
+    box.close()  # before anything was sent
+    box = Outbox(tmp_path / "outbox.db")
+    watched = watching(line, belt, box)
+    (belt / "b.png").write_bytes(PICTURE)
+    assert settle(watched, 5) == 1
+    assert len(waiting(box)) == 2
+    (belt / "b.png").write_bytes(PICTURE)  # the camera uses the name again
+    os.utime(belt / "b.png", (1, 1))
+    assert settle(watched, 5) == 1
+    (belt / "a.png").unlink()
+    watched.look()
+    assert list(box.seen()) == [str(belt / "b.png")]
+    box.close()
+
+
+def test_what_is_there_at_the_beginning_may_be_left_alone(line, belt, outbox):
+    (belt / "a.png").write_bytes(PICTURE)
+    watched = watching(line, belt, outbox, old=False)
+    (belt / "b.png").write_bytes(PICTURE)
+    assert settle(watched, 5) == 1
+    with pytest.raises(MoleFlowError, match="expected a folder to watch"):
+        watching(line, belt / "a.png", outbox)
+
+
+# Results
+
+
+class Hook(http.server.BaseHTTPRequestHandler):
+    """A webhook that says no as often as it is told to."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        no = self.server.refusals.pop(0) if self.server.refusals else None
+        if no is None:
+            self.server.got.append(json.loads(body))
+        self.send_response(no or 204)
+        if no == 302:
+            self.send_header("Location", "http://evil.example/")
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hook():
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hook)
+    server.got, server.refusals = [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def url_of(server):
+    return f"http://127.0.0.1:{server.server_port}/results"
+
+
+def test_a_webhook_is_tried_until_it_takes_every_result_in_order(outbox, hook):
+    hook.refusals = [500, 302, 429]
+    for i in range(5):
+        outbox.add(f"{i}.png", "state", {"source": i})
+    courier = Courier(outbox, Webhook(url_of(hook)), pause=0.01)
+    assert eventually(lambda: len(hook.got) == 5)
+    assert [one["source"] for one in hook.got] == list(range(5))
+    courier.close()
+    assert outbox.first() is None
+
+
+def test_what_was_not_taken_waits_across_restarts(tmp_path, hook):
+    address = url_of(hook)
+    hook.shutdown()
+    hook.server_close()
+    box = Outbox(tmp_path / "outbox.db")
+    courier = Courier(box, Webhook(address), pause=0.01)
+    box.add("a.png", "state", {"source": "a"})
+    courier.wake()
+    time.sleep(0.1)
+    courier.close()
+    box.close()
+    box = Outbox(tmp_path / "outbox.db")
+    got = []
+    courier = Courier(box, Lines(got.append))
+    assert eventually(lambda: got)
+    courier.close()
+    assert json.loads(got[0])["source"] == "a"
+    box.close()
+
+
+def test_a_broker_is_published_to(outbox, monkeypatch):
+    mqtt = pytest.importorskip("paho.mqtt.client")
+    said = []
+
+    class Client:
+        fails = 1
+
+        def __init__(self, version):
+            pass
+
+        def username_pw_set(self, name, password):
+            said.append((name, password))
+
+        def connect(self, host, port):
+            if Client.fails:
+                Client.fails -= 1
+                raise ConnectionRefusedError("not there yet")
+            said.append((host, port))
+
+        def loop_start(self): ...
+        def loop_stop(self): ...
+        def disconnect(self):
+            said.append("bye")
+
+        def publish(self, topic, body, qos):
+            said.append((topic, json.loads(body)["source"], qos))
+            return type("Told", (), {"wait_for_publish": lambda *_: None, "is_published": lambda _: True})()
+
+    monkeypatch.setattr(mqtt, "Client", Client)
+    outbox.add("a.png", "state", {"source": "a"})
+    courier = Courier(outbox, Broker("mqtt://press:p%40ss@belt:1884/line/3"), pause=0.01)
+    assert eventually(lambda: ("line/3", "a", 1) in said)
+    courier.close()
+    assert said == [("press", "p@ss"), ("belt", 1884), ("line/3", "a", 1), "bye"]
+
+
+@pytest.mark.parametrize(
+    "url", ["ftp://x/y", "file:///etc/passwd", "http://", "mqtt://host", "mqtt:///topic"]
+)
+def test_another_address_is_refused(url):
+    with pytest.raises(ConfigError, match="expected a"):
+        (Broker if url.startswith("mqtt") else Webhook)(url)
+
+
+def test_a_damaged_outbox_is_named(tmp_path):
+    (tmp_path / "outbox.db").write_bytes(b"no database" * 500)
+    with pytest.raises(MoleFlowError, match=r"outbox\.db: cannot be used"):
+        Outbox(tmp_path / "outbox.db")
+
+
+# The command
+
+
+def test_watch_writes_a_line_per_image(saved, belt, tmp_path, pictures):
+    for i, picture in enumerate(pictures("gear", 3, first=300)):
+        Image.fromarray(picture).save(belt / f"{i}.png")
+    out = tmp_path / "out.jsonl"
+    base = [
+        "watch",
+        str(saved),
+        str(belt),
+        "--device",
+        "cpu",
+        "--runtime",
+        "torch",
+        "--once",
+        "--interval",
+        "0.05",
+    ]
+    for _ in range(2):  # the second time there is nothing new
+        result = CliRunner().invoke(commands, [*base, "--json", str(out)])
+        assert result.exit_code == 0, result.output
+        told = [json.loads(line) for line in out.read_text().splitlines()]
+        assert sorted(one["source"] for one in told) == [str(belt / f"{i}.png") for i in range(3)]
+        assert {one["task"] for one in told} == {"gear"}
+    assert (tmp_path / "line.station" / "outbox.db").exists()
+    assert CliRunner().invoke(commands, base).exit_code == 2
+    both = [*base, "--json", "-", "--webhook", "http://x/"]
+    assert CliRunner().invoke(commands, both).exit_code == 2
+
+
+@pytest.mark.slow
+def test_a_killed_watch_loses_nothing(saved, belt, tmp_path, pictures):
+    out = tmp_path / "out.jsonl"
+    command = [sys.executable, "-m", "moleflow", "watch", str(saved), str(belt), "--json", str(out)]
+    shown = pictures("gear", 4, first=300)
+    for attempt in range(4):
+        process = subprocess.Popen([*command, "--device", "cpu", "--runtime", "torch", "--interval", "0.05"])
+        for i in range(6):
+            Image.fromarray(shown[i % 4]).save(belt / f"{attempt}-{i}.png")
+        time.sleep(4 + attempt)
+        process.kill()
+        process.wait()
+    subprocess.run([*command, "--device", "cpu", "--runtime", "torch", "--once"], check=True)
+    told = [json.loads(line) for line in out.read_text().splitlines()]
+    assert {one["source"] for one in told} == {str(belt / f"{a}-{i}.png") for a in range(4) for i in range(6)}
+    assert len({one["id"] for one in told}) == 24  # what arrived twice says that it is the same
