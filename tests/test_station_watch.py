@@ -244,6 +244,11 @@ def test_another_address_is_refused(url):
         (Broker if url.startswith("mqtt") else Webhook)(url)
 
 
+def test_an_outbox_has_one_courier(tmp_path, outbox):
+    with pytest.raises(MoleFlowError, match="cannot be used as an outbox: database is locked"):
+        Outbox(tmp_path / "outbox.db")
+
+
 def test_a_damaged_outbox_is_named(tmp_path):
     (tmp_path / "outbox.db").write_bytes(b"no database" * 500)
     with pytest.raises(MoleFlowError, match=r"outbox\.db: cannot be used"):
@@ -275,7 +280,7 @@ def test_watch_writes_a_line_per_image(saved, belt, tmp_path, pictures):
         told = [json.loads(line) for line in out.read_text().splitlines()]
         assert sorted(one["source"] for one in told) == [str(belt / f"{i}.png") for i in range(3)]
         assert {one["task"] for one in told} == {"gear"}
-    assert (tmp_path / "line.station" / "outbox.db").exists()
+    assert len(list((tmp_path / "line.station").glob("outbox-*.db"))) == 1
     assert CliRunner().invoke(commands, base).exit_code == 2
     both = [*base, "--json", "-", "--webhook", "http://x/"]
     assert CliRunner().invoke(commands, both).exit_code == 2

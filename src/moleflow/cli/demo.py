@@ -24,3 +24,4 @@ def demo(
 
     report = story.run(out, quick=quick, seed=seed, console=new_screen())
     say(f"The report: {report}")
+    say(f"The same line beside a belt, with a page in the browser: moleflow serve {report.parent / 'line'}")

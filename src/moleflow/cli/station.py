@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import signal
@@ -36,7 +37,6 @@ LIBRARIES = (
     "pydantic",
 )
 TOKENS = "MOLEFLOW_TOKENS"
-OUTBOX = "outbox.db"
 GB = 1 << 30
 
 Data = Annotated[
@@ -182,7 +182,7 @@ def watch(
         raise typer.BadParameter("expected one of --json, --webhook and --mqtt")
     _log_to_stderr()
     use_threads(threads)
-    place = outbox or _made(data_folder(line)) / OUTBOX
+    place = outbox or _made(data_folder(line)) / _outbox_name(folder, json_file, webhook, mqtt)
     ending = _told_to_end()
     with ExitStack() as stack:
         output = _output(json_file, webhook, mqtt, stack)
@@ -280,6 +280,12 @@ def _output(json_file: str | None, webhook: str | None, mqtt: str | None, stack:
             os.fsync(file.fileno())
 
     return Lines(write)
+
+
+def _outbox_name(folder: Path, *targets: str | None) -> str:
+    """One for each folder and place that results go to."""
+    told = "\n".join([str(folder.absolute()), *map(str, targets)])
+    return f"outbox-{hashlib.sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}.db"
 
 
 def _made(folder: Path) -> Path:

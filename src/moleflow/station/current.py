@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,15 +64,10 @@ class Loaded:
 
 
 class CurrentLine:
-    """Holds the line that inspects; whoever asks for it keeps what he got until he is done.
+    """Holds the line that inspects; whoever asks for it keeps what he got until he is done."""
 
-    Args:
-        settings: of the station.
-        swapped: told the new line after every change.
-    """
-
-    def __init__(self, settings: Settings, swapped: Callable[[Loaded], None] | None = None) -> None:
-        self._settings, self._swapped = settings, swapped
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._loading = threading.Lock()
         self.store = LineStore(settings.line)
         self.problem: str | None = None
@@ -93,8 +87,6 @@ class CurrentLine:
         with self._loading:
             loaded = self._load()
             self.now, self.problem = loaded, None
-        if self._swapped is not None:
-            self._swapped(loaded)
         return loaded
 
     def look(self) -> bool:

@@ -64,10 +64,20 @@ class Lessons:
         who: Person,
         kind: str,
         name: str,
+        *,
+        folder: Path,
         photos: Sequence[tuple[str, Path]],
-        inspections: Sequence[int],
+        inspections: Sequence[int] = (),
     ) -> Job:
-        """A lesson of photographs that arrived, a name and a file each, and of pictures that were kept.
+        """A lesson.
+
+        Args:
+            who: asks for it.
+            kind: "teach" or "update".
+            name: of the product.
+            folder: of `arriving`.
+            photos: a name and a file in that folder each.
+            inspections: whose kept pictures are good ones as well.
 
         Raises:
             Unusable: another kind, no name of a product, no photographs.
@@ -87,7 +97,7 @@ class Lessons:
         if len(photos) + len(inspections) > limits.lesson_images:
             raise TooLarge(f"more than the limit of {limits.lesson_images} photographs", "too_many_images")
         self._check(photos)
-        photos = [*photos, *self._kept(inspections, photos)]
+        photos = [*photos, *self._kept(inspections, folder)]
         if not photos:
             raise Unusable("expected photographs to learn from, got none", "no_images")
         with self._station.audit.change(who, f"{kind} begins", name, images=len(photos)) as more:
@@ -158,14 +168,11 @@ class Lessons:
     def _check_photo(self, source: str, file: Path) -> None:
         size_in_memory(file.read_bytes(), source, most_pixels=self._station.settings.limits.pixels)
 
-    def _kept(
-        self, inspections: Sequence[int], photos: Sequence[tuple[str, Path]]
-    ) -> Iterator[tuple[str, Path]]:
+    def _kept(self, inspections: Sequence[int], folder: Path) -> Iterator[tuple[str, Path]]:
         """Kept pictures of inspections as photographs, in the folder of the others."""
         if not inspections:
             return
         self._check_depth()
-        folder = photos[0][1].parent if photos else Path(tempfile.mkdtemp(dir=self._arriving))
         for number in inspections:
             row, picture = self._station.inspections.get(number), self._station.inspections.picture(number)
             file = folder / f"kept-{number}"
@@ -185,7 +192,7 @@ class Lessons:
         self.check_disk()
         settings = self._station.settings
         names = {i: name for i, name in enumerate(job.sources) if i not in job.dropped}
-        threads = settings.threads or max(1, (os.cpu_count() or 2) - 1)
+        threads = max(1, (settings.threads or os.cpu_count() or 2) - 1)  # inspection goes on
         return Wish(
             line=str(settings.line.absolute()),
             kind=job.kind,

@@ -25,6 +25,11 @@ log = logging.getLogger("moleflow.station")
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds between two attempts; each is twice the one before
 SECONDS = 20.0  # that an attempt takes at most
+PRAGMAS = """
+pragma locking_mode = exclusive;  -- two couriers would carry the same result twice
+pragma journal_mode = wal;
+pragma synchronous = full;
+"""
 TABLES = """
 create table if not exists outbox (
     number integer primary key autoincrement, id text not null, body text not null
@@ -52,8 +57,8 @@ class Outbox:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._database = sqlite3.connect(path, check_same_thread=False, timeout=20)
-            self._database.executescript(f"pragma journal_mode=wal; pragma synchronous=full; {TABLES}")
+            self._database = sqlite3.connect(path, check_same_thread=False, timeout=2)
+            self._database.executescript(PRAGMAS + TABLES)
         except sqlite3.Error as error:
             raise MoleFlowError(f"{path}: cannot be used as an outbox: {error}") from error
         self._guard = threading.Lock()

@@ -28,18 +28,14 @@ class Products:
     def __init__(self, line: CurrentLine, inspections: Inspections) -> None:
         self._line, self._inspections = line, inspections
 
-    def check(self, name: str, *, damaged: bool = True) -> str:
-        """The name as the line writes it.
-
-        Raises:
-            Missing: the line has no product of this name; with `damaged`, one that is quarantined counts.
-        """
+    def check(self, name: str) -> str:
+        """The name as the line writes it; Missing where it has no such product, not even in quarantine."""
         try:
             name = check_task_name(name)
         except TaskError as error:
             raise Missing(str(error), "unknown_product") from error
         now = self._line.now
-        if name not in now.tasks and not (damaged and name in now.damaged):
+        if name not in now.tasks and name not in now.damaged:
             known = ", ".join(map(repr, now.tasks)) or "none"
             raise Missing(f"{name!r} is no product of this line; known: {known}", "unknown_product")
         return name

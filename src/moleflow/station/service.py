@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
+
 from ..errors import MoleFlowError
 from .changing import Changing
 from .current import CurrentLine
@@ -32,6 +34,7 @@ from .settings import Settings
 
 log = logging.getLogger("moleflow.station")
 
+LOCK = "station.lock"
 CARE_SECONDS = 60.0
 LOOKED = 1.0  # seconds that a look at the disk counts for
 ANSWER_SECONDS = 300.0
@@ -63,6 +66,7 @@ class Station:
     def __init__(self, settings: Settings, *, told: Told = lambda found, recorded: None) -> None:
         self.settings = settings
         _make_folder(settings.data)
+        self._alone = _held_alone(settings.data / LOCK)
         _limit_threads(settings.threads)
         self.line = CurrentLine(settings)
         self.database = Database(settings.url)
@@ -155,6 +159,7 @@ class Station:
         for thread in self._looking:
             thread.join()
         self.database.close()
+        self._alone.release()
 
     def _parts(self, uploads: Sequence[Upload]) -> list[list[tuple[Upload, int | Problem]]]:
         """Uploads with what they take in memory, in parts of which each fits by itself."""
@@ -226,6 +231,18 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise Problem(f"{folder}: cannot hold the station's data: {error.strerror or error}") from error
+
+
+def _held_alone(path: Path) -> filelock.BaseFileLock:
+    """A lock that falls with the process: two stations would run each other's lessons."""
+    lock = filelock.FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise Problem(f"{path.parent}: another station uses this folder already") from error
+    except OSError as error:
+        raise Problem(f"{path}: {error.strerror or error}") from error
+    return lock
 
 
 def _limit_threads(threads: int | None) -> None:

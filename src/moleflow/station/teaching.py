@@ -75,7 +75,6 @@ class Teaching:
 
     def add(self, kind: str, name: str, photos: Sequence[tuple[str, Path]], base_version: str | None) -> Job:
         """A new lesson; its photographs, a name and a file each, are moved into its folder."""
-        arriving = photos[0][1].parent
 
         def place(number: int) -> None:
             home = self.folder(number)
@@ -86,7 +85,6 @@ class Teaching:
 
         sources = [called for called, _ in photos]
         job = self.jobs.add(kind, name, sources=sources, base_version=base_version, place=place)
-        shutil.rmtree(arriving, ignore_errors=True)
         self._woken.set()
         return job
 

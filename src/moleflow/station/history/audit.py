@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,9 +11,12 @@ from typing import Any
 
 from sqlalchemy import select, update
 
+from ..problems import Unready
 from .database import Database
 from .inspections import MOST_ID, moment
 from .models import Change
+
+log = logging.getLogger("moleflow.station")
 
 BEGUN, DONE = "begun", "done"
 
@@ -68,8 +72,11 @@ class Audit:
 
     def _end(self, number: int, outcome: str, detail: dict[str, Any]) -> None:
         values = {"outcome": outcome, "detail": detail}
-        with self._database.session() as session:
-            session.execute(update(Change).where(Change.id == number).values(values))
+        try:
+            with self._database.session() as session:
+                session.execute(update(Change).where(Change.id == number).values(values))
+        except Unready as problem:  # the change itself is made, and was written down as begun
+            log.error("what became of change %d (%s) cannot be written: %s", number, outcome, problem)
 
     def page(self, *, before: int | None, limit: int) -> tuple[list[Change], int | None]:
         """The newest first, and the number to go on before; None at the end."""

@@ -90,7 +90,7 @@ def _begun(station: Station, who: Any, form: Form, folder: FilePath) -> Any:
     photos = [(called, FilePath(str(file.name))) for called, file in form.files]
     numbers = _numbers(form.fields.get("inspections", ""))
     kind, name = form.fields.get("kind", ""), form.fields.get("name", "")
-    return station.lessons.begin(who, kind, name, photos, numbers)
+    return station.lessons.begin(who, kind, name, folder=folder, photos=photos, inspections=numbers)
 
 
 def _numbers(text: str) -> Sequence[int]:
