@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -487,3 +488,44 @@ def test_an_update_of_what_changed_meanwhile_does_not_go_live(saved, pictures, p
         assert code_of(client.post(f"/api/v1/jobs/{job}/accept"), 409) == "conflict"
         assert client.get(f"/api/v1/jobs/{job}").json()["state"] == "review"
     assert LineStore(saved).versions("gear") == ["0001", "0002"]
+
+
+def test_the_first_product_begins_the_line(tmp_path, pictures, quick, monkeypatch):
+    class Small(Detector):
+        def __init__(self, *given, **options):
+            if "config" not in options:
+                options |= {"image_size": 64, "config": quick}
+            super().__init__(*given, **options)
+
+    monkeypatch.setattr("moleflow.detector.Detector", Small)
+    monkeypatch.setattr(teaching, "_start", Here)
+    with served(tmp_path / "line") as client:
+        job = teach(client, "teach", "gear", pictures("gear", 5))
+        waits_for(client, job, "review")
+        assert not (tmp_path / "line").exists()
+        assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
+        assert inspect(client, pictures("gear", 1, first=300))[0]["task"] == "gear"
+    assert Detector.load(tmp_path / "line", device="cpu").tasks == ("gear",)
+
+
+@pytest.mark.slow
+def test_a_lesson_ends_with_the_process_that_began_it(saved, tmp_path, pictures):
+    photos = {}
+    for i, picture in enumerate(pictures("circuit_board", 40)):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+        photos[i] = str(tmp_path / f"{i}.png")
+    wish = lesson.Wish(str(saved), "teach", "x", photos, dict(photos), {}, 1, "cpu", "torch", None)
+    wish.write(tmp_path)
+    code = (
+        "import pathlib, sys, time\nfrom moleflow.station.teaching import _start\n"
+        "print(_start(pathlib.Path(sys.argv[1])).pid, flush=True)\ntime.sleep(600)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as station:
+        number = int(station.stdout.readline())
+        learning = psutil.Process(number)
+        assert eventually(lambda: learning.nice() == lesson.NICE, 60)
+        station.kill()
+    assert eventually(lambda: not psutil.pid_exists(number) or learning.status() == "zombie", 20)
+    assert not (tmp_path / "draft").exists()

@@ -291,3 +291,45 @@ def test_the_server_finishes_what_is_in_flight(place, probe):
         asking.join(30)
     assert [answer.status_code for answer in answers] == [200]
     assert answers[0].json()["results"][0]["recorded"]
+
+
+def test_a_misspelled_filter_finds_nothing_at_all(shared):
+    answer = shared.get("/api/v1/inspections.csv?prodcut=gear")
+    assert code_of(answer, 422) == "unknown_parameter"
+    assert "product" in answer.json()["error"]["message"]
+    assert code_of(shared.get("/api/v1/line?x=1"), 422) == "unknown_parameter"
+    assert shared.get("/?lang=ko").status_code == shared.get("/").status_code
+
+
+def test_the_page_is_served_as_what_it_is(shared, tmp_path, monkeypatch):
+    monkeypatch.setattr("moleflow.station.web.plain.PAGE", tmp_path)
+    (tmp_path / "index.html").write_text("<!doctype html>")
+    (tmp_path / "app.js").write_text("1")
+    (tmp_path / "secret.py").write_text("1")
+    (tmp_path / "link.js").symlink_to(tmp_path / "secret.py")
+    assert shared.get("/").headers["content-type"] == "text/html; charset=utf-8"
+    script = shared.get("/page/app.js")
+    assert (script.text, script.headers["content-type"]) == ("1", "text/javascript; charset=utf-8")
+    assert script.headers["Cache-Control"] == "no-cache"
+    assert shared.get("/page/app.js", headers={"If-None-Match": script.headers["ETag"]}).status_code in (
+        200,
+        304,
+    )
+    for name in ("secret.py", "link.js", "nothing.js"):
+        assert code_of(shared.get(f"/page/{name}"), 404) == "not_found"
+
+
+def test_no_token_is_in_the_log(closed, caplog, monkeypatch):
+    caplog.set_level("DEBUG")
+    secret = TOKENS["admin"].partition(":")[2]
+
+    def broken():
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(closed.app.state.service.station.products, "briefs", broken)
+    with contextlib.suppress(RuntimeError):
+        closed.get("/api/v1/line", headers=bearer("admin"))
+    closed.get("/api/v1/line", headers={"Authorization": "Bearer " + "guess" * 9})
+    assert "broken" in caplog.text
+    assert secret not in caplog.text
+    assert "guess" not in caplog.text

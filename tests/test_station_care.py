@@ -5,8 +5,10 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
+import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import event
@@ -25,6 +27,9 @@ from moleflow.station.history.table import guarded
 from moleflow.station.problems import Unready
 from moleflow.store import LineStore
 from station import code_of, eventually, files, inspect, served, settings_of
+
+DEPLOY = Path(__file__).parents[1] / "deploy"
+
 
 # The database
 
@@ -307,3 +312,43 @@ def test_station_files_are_for_their_owner(saved):
     station = Station(settings_of(saved))
     station.close()
     assert station.settings.data.stat().st_mode & 0o077 == 0
+
+
+def test_a_station_is_alone_in_its_folder(saved):
+    with served(saved), pytest.raises(MoleFlowError, match="another station uses this folder"):
+        Station(settings_of(saved))
+    Station(settings_of(saved)).close()
+
+
+def test_what_came_to_nothing_is_forgotten(saved, pictures, monkeypatch):
+    with served(saved) as client:
+        station = client.station
+        answer = client.post(
+            "/api/v1/jobs", files=files(pictures("wood", 1)), data={"kind": "teach", "name": "x"}
+        )
+        job = answer.json()["id"]
+        client.post(f"/api/v1/jobs/{job}/cancel")
+        station.care()
+        assert client.get(f"/api/v1/jobs/{job}/images/0").status_code == 200
+        monkeypatch.setattr("moleflow.station.lessons.FORGOTTEN", -1.0)
+        station.care()
+        assert code_of(client.get(f"/api/v1/jobs/{job}/images/0"), 404) == "not_found"
+        assert code_of(client.post(f"/api/v1/jobs/{job}/resume"), 409) == "gone"
+
+
+# Files for other machines
+
+
+def test_the_container_has_no_rights_and_a_health_check():
+    docker = (DEPLOY / "Dockerfile").read_text()
+    last = docker.rpartition("\nFROM ")[2]
+    assert re.search(r"^USER moleflow$", last, re.MULTILINE)
+    assert "HEALTHCHECK" in last
+    assert "/health/ready" in last
+    (service,) = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"].values()
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["ports"] == ["127.0.0.1:8601:8601"]
+    unit = (DEPLOY / "moleflow.service").read_text()
+    for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "User=moleflow", "CapabilityBoundingSet="):
+        assert f"\n{line}\n" in unit

@@ -7,9 +7,11 @@ still for a while, is a result of its own.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -19,6 +21,8 @@ from ..data.images import EXTENSIONS
 from ..errors import MoleFlowError
 from ..results import Failure, Prediction
 from .outputs import Outbox
+
+log = logging.getLogger("moleflow.station")
 
 BATCH = 8  # files that are inspected together
 STILL, GIVEN_UP = 0.5, 20.0  # seconds without a change: to try a file, to say that it is no image
@@ -60,6 +64,7 @@ class Watching:
         self._predict, self._folder, self._outbox = predict, folder, outbox
         self._recursive, self._still, self._given_up = recursive, still, given_up
         self._growing: dict[Path, _Growing] = {}
+        self._away = False
         self._seen = outbox.seen()
         self._passed: set[tuple[str, str]] = set()
         if not old:
@@ -72,7 +77,15 @@ class Watching:
 
     def look(self) -> int:
         """One look: inspects what has become whole; how many files that were."""
-        now, listed = time.monotonic(), self._listed()
+        now = time.monotonic()
+        try:
+            listed = self._listed()
+        except OSError as error:  # a network drive comes back
+            if not self._away:
+                log.warning("%s: cannot be listed: %s", self._folder, error.strerror or error)
+            self._away = True
+            return 0
+        self._away = False
         self._forget(listed)
         ready = []
         for path, state in listed.items():
@@ -117,19 +130,15 @@ class Watching:
         return {path: state for state, path in ordered}
 
     def _files(self, folder: Path) -> Iterator[Path]:
-        try:
-            with os.scandir(folder) as entries:
-                listed = sorted(entries, key=lambda entry: entry.name)
-        except OSError as error:
-            if folder == self._folder:
-                raise MoleFlowError(f"{folder}: cannot be listed: {error.strerror or error}") from error
-            return
+        with os.scandir(folder) as entries:
+            listed = sorted(entries, key=lambda entry: entry.name)
         for entry in listed:
             if entry.name.startswith("."):
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if self._recursive:
-                    yield from self._files(Path(entry.path))
+                    with suppress(OSError):  # it went meanwhile
+                        yield from self._files(Path(entry.path))
             elif Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
                 yield Path(entry.path)
 

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from anyio import to_thread
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 
 from ... import __version__
 from ..service import Station
@@ -17,7 +17,7 @@ from .access import Access
 from .errors import handle_errors
 from .guard import Guard
 from .metrics import Metrics
-from .parts import Service
+from .parts import Service, known_parameters, refuse_unknown
 from .uploads import Held
 
 AT_A_TIME = 4  # requests of the largest size whose bodies are held in memory
@@ -53,11 +53,13 @@ def create_app(settings: Settings, access: Access | None = None) -> FastAPI:
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        dependencies=[Depends(refuse_unknown)],
     )
     held = Held(AT_A_TIME * settings.limits.bytes)
     app.state.service = Service(station, access, metrics, held)
     for room in (inspections, products, jobs, plain):
         app.include_router(room.router)
+    app.state.parameters = known_parameters(app)
     handle_errors(app)
     guarded: Any = Guard
     app.add_middleware(guarded, access=access, metrics=metrics)

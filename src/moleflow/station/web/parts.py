@@ -7,10 +7,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import Depends, Request, Security
+from fastapi import Depends, FastAPI, Request, Security
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from ..history.audit import Person
+from ..problems import Unusable
 from ..service import Station
 from .access import Access, Role, require
 from .errors import Denied
@@ -35,7 +36,7 @@ MEANINGS = {
     500: "something went wrong inside",
     503: "not possible at the moment",
 }
-ALWAYS = (401, 403, 429, 500, 503)
+ALWAYS = (401, 403, 422, 429, 500, 503)
 WITH_BODY = (400, 408, 413)
 
 bearer = HTTPBearer(auto_error=False, description="Not needed where the station is open to its own machine.")
@@ -56,6 +57,28 @@ def service_of(request: Request) -> Service:
     """Of the application."""
     found: Service = request.app.state.service
     return found
+
+
+def known_parameters(app: FastAPI) -> dict[tuple[str, str], frozenset[str]]:
+    """Names of the parameters behind the question mark, by method and route, as the document tells them."""
+    found = {}
+    for path, methods in app.openapi()["paths"].items():
+        for method, told in methods.items():
+            names = (one["name"] for one in told.get("parameters", ()) if one["in"] == "query")
+            found[method.upper(), path] = frozenset(names)
+    return found
+
+
+def refuse_unknown(request: Request) -> None:
+    """A filter that is misspelled must not find everything."""
+    route = getattr(request.scope.get("route"), "path", "")
+    known = request.app.state.parameters.get((request.method, route))
+    unknown = set() if known is None else set(request.query_params) - known
+    if unknown:
+        names = ", ".join(sorted(known)) if known else "none"
+        raise Unusable(
+            f"{min(unknown)[:40]!r} is no parameter of this address; known: {names}", "unknown_parameter"
+        )
 
 
 def asking(role: Role) -> Callable[..., Awaitable[Person]]:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ..history.inspections import MOST_ID
 
-Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=1e-9, le=0.999, allow_inf_nan=False)]  # a threshold of it is finite
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 Index = Annotated[int, Field(ge=0, le=MOST_ID)]
