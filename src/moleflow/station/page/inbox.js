@@ -1,0 +1,115 @@
+// Images on their way to an inspection, and what came back. It goes on while another view is open.
+import { ask, insistently, query, send } from "./api.js";
+import { session } from "./session.js";
+
+const AT_ONCE = 8; // images a request, so that the first verdicts of many come soon
+const KEPT = 60; // results in the strip
+const SEEN = 24;
+
+/** Events: "queue" (something waits or went), "verdict" (detail: the result to show), "recent". */
+export const inbox = new EventTarget();
+Object.assign(inbox, { waiting: [], sending: [], recent: [], shown: null, following: false, trouble: null, task: "" });
+
+let pumping = false;
+let failures = 0;
+let newest = null; // highest id seen; null before the first look
+
+const tell = (name, detail) => inbox.dispatchEvent(new CustomEvent(name, { detail }));
+
+/** Puts files in the queue. */
+export function take(files) {
+  inbox.waiting.push(...files);
+  tell("queue");
+  pump();
+}
+
+export function dropWaiting() {
+  inbox.waiting.length = 0;
+  tell("queue");
+}
+
+async function pump() {
+  if (pumping) return;
+  pumping = true;
+  try {
+    while (inbox.waiting.length) {
+      inbox.sending = inbox.waiting.splice(0, Math.min(AT_ONCE, session.line?.limits?.images ?? AT_ONCE));
+      tell("queue");
+      settle(await inspected(inbox.sending));
+    }
+  } finally {
+    pumping = false;
+    inbox.sending = [];
+    inbox.trouble = null;
+    tell("queue");
+  }
+}
+
+/** The results of a batch; each image alone where the batch was refused as a whole. */
+async function inspected(batch) {
+  try {
+    const answer = await insistently(() => send("inspections", formOf(batch)), { waiting: troubled });
+    return answer.results;
+  } catch (error) {
+    if (batch.length === 1 || error.status === 403) {
+      return batch.map((file) => ({ source: file.name, error: { code: error.code, message: error.message } }));
+    }
+    const results = [];
+    for (const file of batch) results.push(...(await inspected([file])));
+    return results;
+  }
+}
+
+function troubled(error) {
+  inbox.trouble = error.message;
+  tell("queue");
+}
+
+function formOf(batch) {
+  const form = new FormData();
+  for (const file of batch) form.append("images", file, file.name);
+  if (inbox.task) form.append("task", inbox.task);
+  return form;
+}
+
+/** Of several at once the last that is no good part is shown: it must not be passed over. */
+function settle(results) {
+  inbox.trouble = null;
+  const items = results.map((result) => (result.error ? { ...result, id: `failure-${(failures += 1)}` } : result));
+  add(items);
+  display(items.findLast((item) => item.status !== "good") ?? items.at(-1));
+}
+
+function add(items) {
+  const known = new Set(inbox.recent.map((item) => item.id));
+  const fresh = items.filter((item) => !known.has(item.id)).reverse();
+  for (const { id } of fresh) if (typeof id === "number") newest = Math.max(newest ?? 0, id);
+  inbox.recent = [...fresh, ...inbox.recent].slice(0, KEPT);
+  tell("recent");
+}
+
+/** Shows a result: a new one, or one chosen from the strip. */
+export function display(item, { chosen = false } = {}) {
+  inbox.shown = item;
+  tell("verdict", { item, chosen });
+}
+
+/** Another view or person changed an inspection. */
+export function replace(inspection) {
+  inbox.recent = inbox.recent.map((item) => (item.id === inspection.id ? inspection : item));
+  if (inbox.shown?.id === inspection.id) inbox.shown = inspection;
+  tell("recent");
+}
+
+/** What others had inspected meanwhile; shown at once when the page follows the station. */
+export async function lookForNew(signal) {
+  const { items } = await ask(`inspections${query({ limit: SEEN })}`, { signal });
+  const first = newest === null;
+  const fresh = items.filter(({ id }) => first || id > newest).reverse();
+  newest ??= 0;
+  if (!fresh.length) return;
+  add(fresh);
+  if (!first && inbox.following && !pumping) {
+    display(fresh.findLast((item) => item.status !== "good") ?? fresh.at(-1));
+  }
+}
