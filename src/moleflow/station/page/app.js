@@ -1,5 +1,5 @@
 // Begins the page: language, access, the header, and which view the address names.
-import { connection, enterToken, hasToken, tokensComeFrom, useToken } from "./api.js";
+import { ask, connection, enterToken, hasToken, tokensComeFrom, useToken } from "./api.js";
 import { askToken } from "./dialogs.js";
 import { announce, button, el, errorPlace, pause, showError } from "./dom.js";
 import { show as showGallery } from "./gallery.js";
@@ -10,7 +10,7 @@ import { show as showInspection } from "./inspection.js";
 import { show as showJob } from "./job.js";
 import { show as showProduct } from "./product.js";
 import { show as showProducts } from "./products.js";
-import { begin, keepLooking, news, session } from "./session.js";
+import { begin, keepLooking, may, news, session } from "./session.js";
 import { help, keys } from "./shortcuts.js";
 import { show as showTeach } from "./teach.js";
 import { fill, LANGUAGES, preferred, speak, spoken, t } from "./words.js";
@@ -81,6 +81,7 @@ function drawHeader() {
 
 function drawAccess() {
   byId("line-name").textContent = session.line?.name ?? "";
+  document.querySelector("[data-view=teach]").hidden = session.me !== null && !may("teach");
   const access = byId("access");
   access.hidden = !hasToken();
   if (session.me) access.textContent = t("token.leave", { role: t(`role.${session.me.role}`) });
@@ -90,6 +91,15 @@ function drawCounts() {
   const waiting = inbox.waiting.length + inbox.sending.length;
   byId("waiting-count").hidden = waiting < 2;
   byId("waiting-count").textContent = waiting;
+}
+
+/** How many lessons wait for a person, at the way to them. */
+async function countReviews() {
+  if (!may("teach")) return;
+  const jobs = await ask("jobs").catch(() => []);
+  const n = jobs.filter(({ state }) => state === "review").length;
+  byId("job-count").hidden = n === 0;
+  byId("job-count").textContent = n;
 }
 
 function nextTheme() {
@@ -165,6 +175,7 @@ async function start() {
   });
   news.addEventListener("me", drawAccess);
   news.addEventListener("line", drawAccess);
+  news.addEventListener("tick", countReviews);
   inbox.addEventListener("queue", drawCounts);
   addEventListener("hashchange", () => navigate());
   keys(new AbortController().signal, {
@@ -175,6 +186,7 @@ async function start() {
   await beginInsistently();
   ready = true;
   navigate({ moved: false });
+  countReviews();
   keepLooking();
 }
 

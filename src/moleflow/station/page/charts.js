@@ -1,6 +1,6 @@
 // Two small drawings: threshold over false-alarm rate, and a figure over time. Sizes are in the drawing's own units.
 import { svg } from "./dom.js";
-import { decimal, moment, percent } from "./format.js";
+import { decimal, percent, tick } from "./format.js";
 import { t } from "./words.js";
 
 const EDGE = { left: 46, right: 14, top: 14, bottom: 34 };
@@ -23,7 +23,7 @@ function ticks(low, high, count) {
   return found;
 }
 
-/** How a product's threshold follows from the false-alarm rate: `.element`, `.choose(threshold, rate or null)`. */
+/** How a product's threshold follows from the false-alarm rate: `.element`, `.choose(point or null)`. */
 export class Curve {
   constructor(curve, current, { width = 640, height = 260 } = {}) {
     const rates = curve.map((point) => Math.log10(point.false_alarm_rate));
@@ -57,9 +57,12 @@ export class Curve {
     return svg("circle", { class: "in-force", cx: this.x(share), cy: y, r: 7 });
   }
 
-  choose(threshold, share) {
+  /** Marks another point; null: none but the one in force. */
+  choose(point) {
+    if (point === null) return this.chosen.replaceChildren();
+    const { threshold, false_alarm_rate: share } = point;
     const [x, y] = [this.x(share), this.y(threshold)];
-    this.chosen.replaceChildren(
+    return this.chosen.replaceChildren(
       svg("path", { class: "drop", d: `M${this.ends[0]} ${y}H${x}V${this.floor}` }),
       svg("circle", { cx: x, cy: y, r: 5 }));
   }
@@ -75,7 +78,7 @@ export function series({ points, low, high }, label, { width = 420, height = 130
   const [left, right, top, floor] = [50, width - 8, 10, height - 24];
   const y = (value) => top + ((most + pad - value) / (most - least + 2 * pad)) * (floor - top);
   const x = (at) => (points.length > 1 ? left + (at / (points.length - 1)) * (right - left) : (left + right) / 2);
-  const digits = most - least < 0.2 ? 3 : most - least < 20 ? 2 : 0;
+  const digits = most - least < 0.2 ? 3 : most - least < 2 ? 2 : most - least < 20 ? 1 : 0;
   const outside = (value) => banded && (value < low || value > high);
   return svg("svg", { class: "chart series", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     banded && svg("rect", { class: "taught", x: left, width: right - left, y: y(high), height: Math.max(1, y(low) - y(high)) }),
@@ -84,6 +87,6 @@ export function series({ points, low, high }, label, { width = 420, height = 130
     svg("path", { class: "curve", d: line(points.map(({ value }, at) => [x(at), y(value)])) }),
     points.map(({ value }, at) => outside(value) && svg("path", { class: "outside", d: `M${x(at) - 3.5} ${y(value)}l3.5-3.5 3.5 3.5-3.5 3.5z` })),
     points.length > 0 && [
-      svg("text", { class: "tick", x: left, y: height - 6, text: moment(points[0].time) }),
-      points.length > 1 && svg("text", { class: "tick end", x: right, y: height - 6, text: moment(points.at(-1).time) })]);
+      svg("text", { class: "tick", x: left, y: height - 6, text: tick(points[0].time) }),
+      points.length > 1 && svg("text", { class: "tick end", x: right, y: height - 6, text: tick(points.at(-1).time) })]);
 }

@@ -44,6 +44,14 @@ export function moment(iso) {
   return new Intl.DateTimeFormat(spoken(), today ? time : { ...date, ...time }).format(when);
 }
 
+/** A moment as the axis of a drawing says it: the day, or today the hour. */
+export function tick(iso) {
+  const when = new Date(iso);
+  const today = new Date().toDateString() === when.toDateString();
+  const parts = today ? { hour: "2-digit", minute: "2-digit", hourCycle: "h23" } : { month: "short", day: "numeric" };
+  return new Intl.DateTimeFormat(spoken(), parts).format(when);
+}
+
 /** `1 / share` as a number one can remember: 250, not 247.3. */
 function oneIn(share) {
   const size = 1 / share;
@@ -59,6 +67,12 @@ export function chance(p) {
   if (p >= 0.15) return t("chance.tenths", { n: tenths });
   if (p < 1e-6) return t("chance.millionth");
   return t("chance.one_in", { n: oneIn(p) });
+}
+
+/** The same for a figure among others. */
+export function shortRate(share) {
+  if (share === null || share === undefined) return t("rate.by_hand");
+  return t("rate.short", { n: oneIn(share), percent: percent(share) });
 }
 
 /** A false-alarm rate in words; null where the threshold was set by hand. */

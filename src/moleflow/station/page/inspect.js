@@ -23,31 +23,32 @@ export function show(root, _route, signal) {
   const place = errorPlace();
   const bar = el("div", { class: "ways" }, choose.element,
     iconButton("photos", t("ways.choose"), () => choose.open(), { class: "primary", errorsIn: place }),
-    folderButton(place), cameraButton(camera, place), productChoice(signal), followSwitch());
+    folderButton(place), cameraButton(camera, place), productChoice(signal));
   const queue = queueLine(signal);
-  const result = new Result({ changed: replace, signal, ways: el("div", {}, bar, place, folderLine(signal), queue, panel) });
-  result.viewer.stage.append(emptyHint(choose));
-  const strip = el("ul", { class: "strip-list" });
+  const list = el("ul", { class: "strip-list" });
   const counts = el("p", { class: "counts" });
-  root.append(el("h1", { class: "hidden", text: t("nav.inspect") }), result.element,
-    el("section", { class: "strip", "aria-label": t("strip.heading") },
-      el("div", { class: "strip-head" }, el("h2", { text: t("strip.heading") }), counts,
-        el("a", { href: "#/history", text: t("strip.all") })), strip));
+  const strip = el("section", { class: "strip", "aria-label": t("strip.heading") },
+    el("div", { class: "strip-head" }, el("h2", { text: t("strip.heading") }), counts, followSwitch(),
+      el("a", { href: "#/history", text: t("strip.all") })), list);
+  const ways = el("div", {}, bar, place, folderLine(signal), queue, panel);
+  const result = new Result({ changed: replace, signal, ways, strip });
+  result.viewer.stage.append(emptyHint(choose));
+  root.append(el("h1", { class: "hidden", text: t("nav.inspect") }), result.element);
 
   const present = ({ item, chosen }, aloud = true) => {
     if (item.error) result.failed(item);
     else result.display(item, { aloud: aloud && !chosen });
-    markShown(strip);
+    markShown(list);
   };
   inbox.addEventListener("verdict", ({ detail }) => present(detail), { signal });
-  inbox.addEventListener("recent", () => fillStrip(strip, counts), { signal });
+  inbox.addEventListener("recent", () => fillStrip(list, counts), { signal });
   inbox.addEventListener("queue", () => (inbox.sending.length ? result.working() : result.settled()), { signal });
   onDrop(take, signal);
   onPaste(take, signal);
   signal.addEventListener("abort", () => camera.stop());
   if (inbox.shown) present({ item: inbox.shown }, false);
   else result.ready(session.line.products.length ? t("verdict.ready_means") : t("verdict.nothing_taught"));
-  fillStrip(strip, counts);
+  fillStrip(list, counts);
   keys(signal, {
     o: () => choose.open(), c: () => camera.toggle(), h: () => result.viewer.toggle(),
     "[": () => result.viewer.fade(-1), "]": () => result.viewer.fade(1),

@@ -1,6 +1,6 @@
 // What the line knows: a card per product.
 import { el } from "./dom.js";
-import { bytes, decimal, rate, span, whole } from "./format.js";
+import { bytes, decimal, shortRate, span, whole } from "./format.js";
 import { may, news, session } from "./session.js";
 import { t } from "./words.js";
 
@@ -35,6 +35,6 @@ export function figures({ images, threshold, false_alarm_rate: share, bytes: siz
   const pair = (key, value) => el("div", {}, el("dt", { text: t(key) }), el("dd", { text: value }));
   return el("dl", { class: "figures" },
     pair("product.images", whole(images)), pair("product.threshold", decimal(threshold)),
-    pair("product.rate", rate(share)), pair("product.bytes", bytes(size)),
+    pair("product.rate", shortRate(share)), pair("product.bytes", bytes(size)),
     pair("product.seconds", span(typeof seconds === "number" ? seconds : Object.values(seconds).reduce((a, b) => a + b, 0))));
 }

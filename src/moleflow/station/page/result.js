@@ -12,14 +12,14 @@ const REGIONS_SHOWN = 5;
 /** `.element`, `.viewer`, `.display(inspection)`, `.failed(item)`, `.working()`, `.ready()`. */
 export class Result {
   /** `changed(inspection)` is told of a mark that was set or taken back. */
-  constructor({ changed = () => {}, signal, ways = null }) {
+  constructor({ changed = () => {}, signal, ways = null, strip = null }) {
     this.changed = changed;
     this.signal = signal;
     this.band = el("section", { class: "band", "aria-label": t("verdict.label") });
     this.facts = el("section", { class: "facts", "aria-label": t("facts.label") });
     this.viewer = new Viewer();
     this.view = el("div", { class: "view" }, ways, this.viewer.element);
-    this.element = el("div", { class: "result" }, this.band, this.view, this.facts);
+    this.element = el("div", { class: "result" }, this.band, this.view, this.facts, strip);
   }
 
   loud(name, word, below) {
@@ -27,7 +27,7 @@ export class Result {
     this.element.dataset.status = name;
     this.band.replaceChildren(
       shape(name, "big"),
-      el("p", { class: "word", text: word }),
+      el("p", { class: "word", text: word, vars: { "--wide": ems(word), "--longest": Math.max(...word.split(" ").map(ems)) } }),
       el("p", { class: "below" }, below),
     );
   }
@@ -66,20 +66,19 @@ export class Result {
   figures(inspection) {
     const { task, known, certainty } = inspection;
     const name = el("dd", { class: "strong" }, el("a", { href: `#/products/${encodeURIComponent(task)}`, text: task }));
-    this.facts.replaceChildren(
+    this.facts.replaceChildren(...[
       scoreBar(inspection),
-      el("p", { class: "chance", text: chance(inspection.p_value) }),
+      known && el("p", { class: "chance", text: chance(inspection.p_value) }),
       said(inspection.reason, { tag: "p", names: "soft" }),
+      markPanel(inspection, { signal: this.signal, changed: (now) => (this.figures(now), this.changed(now)) }),
       el("dl", { class: "pairs" },
         el("dt", { text: t(known ? "facts.product" : "facts.nearest") }), name,
         el("dt", { text: t("facts.certainty") }), el("dd", {}, certaintyWords(certainty)),
         ...this.regionPairs(inspection),
         el("dt", { text: t("facts.file") }), el("dd", { class: "break", text: inspection.source }),
         el("dt", { text: t("facts.time") }), el("dd", {}, timeOf(inspection)),
-        el("dt", { text: t("facts.version") }), el("dd", { text: inspection.version ?? "–" }),
-      ),
-      markPanel(inspection, { signal: this.signal, changed: (now) => (this.figures(now), this.changed(now)) }),
-    );
+        el("dt", { text: t("facts.version") }), el("dd", { text: inspection.version ?? "–" })),
+    ].filter(Boolean));
   }
 
   regionPairs({ regions }) {
@@ -102,6 +101,12 @@ export class Result {
 function timeOf({ time, latency_ms: latency }) {
   const words = el("time", { dateTime: time, text: moment(time) });
   return [words, el("span", { class: "soft", text: ` · ${t("facts.latency", { n: whole(latency ?? 0) })}` })];
+}
+
+/** About how wide a word is in its own font's ems: the largest size at which it fits follows from that. */
+function ems(word) {
+  const wide = (letter) => (letter > "\u1100" ? 1 : letter === " " ? 0.3 : letter === letter.toUpperCase() ? 0.78 : 0.66);
+  return [...word].reduce((sum, letter) => sum + wide(letter), 0);
 }
 
 /** The product in the band; of an unknown one the nearest, as that is all that can be said. */

@@ -22,7 +22,9 @@ function patterns() {
 export function translated(sentence) {
   for (const [pattern, key, names] of patterns()) {
     const found = pattern.exec(sentence);
-    if (found) return t(key, Object.fromEntries(names.map((name, at) => [name, found[at + 1]])));
+    if (!found) continue;
+    const values = names.map((name, at) => [name, (name === "what" && translated(found[at + 1])) || found[at + 1]]);
+    return t(key, Object.fromEntries(values));
   }
   return null;
 }

@@ -111,6 +111,7 @@ function fileBox(place, signal) {
     const advice = n && n < FEW && draft.kind === "teach" ? ` ${t("teach.few", { few: FEW })}` : "";
     count.textContent = n ? t("teach.count", { n }) + advice : t("teach.advice");
     clear.hidden = n === 0;
+    box.classList.toggle("has-files", n > 0);
     list.replaceChildren(...draft.files.slice(0, SHOWN).map((file) => {
       const label = t("teach.leave_out", { name: file.name });
       const drop = el("button", { type: "button", class: "remove", "aria-label": label, title: label, on: { click: () => remove(file) } }, tool("close"));
@@ -126,8 +127,9 @@ function fileBox(place, signal) {
   const alive = onlyThis(signal);
   onDrop(add, alive);
   onPaste(add, alive);
+  const box = el("div", { class: "file-box" }, choose.element, zone, el("div", { class: "row" }, count, clear), list);
   draw();
-  return el("div", { class: "file-box" }, choose.element, zone, el("div", { class: "row" }, count, clear), list);
+  return box;
 }
 
 /** Ends with the view, and when the form is drawn anew: only one form takes what is dropped. */

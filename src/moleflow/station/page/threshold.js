@@ -46,10 +46,10 @@ export function thresholdSection(product, path, { signal, changed }) {
   function draw() {
     const point = chosen();
     const same = Number(slider.value) === start;
-    const sentence = rate(same && share === null ? null : point.false_alarm_rate);
+    const sentence = rate(same ? share : point.false_alarm_rate);
     words.replaceChildren(el("b", { text: decimal(same ? threshold : point.threshold) }), " ", el("span", { text: sentence }));
-    slider.setAttribute("aria-valuetext", `${sentence}, ${t("heat.threshold")} ${decimal(point.threshold)}`);
-    chart.choose(point.threshold, point.false_alarm_rate);
+    slider.setAttribute("aria-valuetext", `${sentence}, ${t("heat.threshold")} ${decimal(same ? threshold : point.threshold)}`);
+    chart.choose(same ? null : point);
     apply.disabled = back.disabled = same;
     clearTimeout(timer);
     past.textContent = same ? t("threshold.in_force") : " ";
