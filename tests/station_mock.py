@@ -1,6 +1,6 @@
 """A pretended station for the page's tests: the routes of the real one over made-up pictures, in one process.
 
-What an image is follows from its file's name: gear-bad-1.png is a defective gear, unknown-2.png nothing taught.
+What an image is follows from its file's name: gear-bad-1.png is a defective gear, unknown-2.png no product.
 Run as a program it serves the page with a line of three products: python tests/station_mock.py 8731
 """
 
@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import ndimage
 
 from moleflow.data.factory import make_sample
-from moleflow.scale import _COLOURS, _OPACITIES, _STOPS, Scale
+from moleflow.scale import Scale
 from moleflow.verdict.regions import find_regions
 
 PAGE = Path(__file__).parents[1] / "src" / "moleflow" / "station" / "page"
@@ -39,8 +39,14 @@ KINDS = {
     ".json": "application/json",
     ".svg": "image/svg+xml",
 }
-FAULTS = {"gear": "missing_tooth", "bottle_cap": "scratch", "circuit_board": "missing_part", "wood": "scratch"}
+FAULTS = {
+    "gear": "missing_tooth",
+    "bottle_cap": "scratch",
+    "circuit_board": "missing_part",
+    "wood": "scratch",
+}
 SIDE = 384
+STOPS = ((20, 11, 70), (120, 28, 110), (205, 60, 75), (245, 140, 30), (250, 225, 100))
 MAP_THRESHOLD = 3.2
 ROLES = ["inspect", "teach", "admin"]
 
@@ -61,6 +67,15 @@ def sample(product: str, seed: int, bad: bool):
     return made.image, scores.astype(np.float32)
 
 
+def layer(levels):
+    """Levels (H, W) as colours alone, (H, W, 4), clear at 0."""
+    share = levels / 255
+    colours = [
+        np.interp(share, np.linspace(0, 1, len(STOPS)), channel) for channel in zip(*STOPS, strict=True)
+    ]
+    return np.dstack([*colours, levels]).astype(np.uint8)
+
+
 def encoded(pixels, kind: str, side: int) -> bytes:
     picture = Image.fromarray(pixels)
     picture.thumbnail((side, side))
@@ -76,7 +91,7 @@ class Refused(Exception):
 
 
 class Mock:
-    """The state behind the routes; `tokens` {token: role} closes it, `lesson_seconds` is what a lesson takes."""
+    """The state behind the routes; `tokens` {token: role} closes it, a lesson takes `lesson_seconds`."""
 
     def __init__(self, *, tokens=None, lesson_seconds=1.5, past=40):
         self.tokens, self.lesson_seconds = tokens or {}, lesson_seconds
@@ -92,7 +107,8 @@ class Mock:
             tag = marks.get(at % 31, "")
             source = f"unknown-{at}.png" if tag == "unknown" else f"{names[at]}{tag}-{at}.png"
             self.inspect(source, when=start + timedelta(minutes=3 * at))
-        self.inspections[7]["mark"] = self._mark("false_alarm", None, "oil film, wiped off")
+        for entry in self.inspections[7:8]:
+            entry["mark"] = self._mark("false_alarm", None, "oil film, wiped off")
 
     def _product(self, name: str, at: int) -> dict:
         versions = [f"{number:06d}" for number in range(1, 3 + at % 2)]
@@ -125,7 +141,12 @@ class Mock:
         _, scores = sample(shown, number, bad)
         nearest = task or product or next(iter(self.products), "gear")
         threshold = self.products[nearest]["threshold"] if nearest in self.products else 3.5
-        score = {"good": 0.4 + number % 9 / 4, "defective": 5.9 + number % 4 / 3, "unknown": 9.4, "drifting": 4.1}[status]
+        score = {
+            "good": 0.4 + number % 9 / 4,
+            "defective": 5.9 + number % 4 / 3,
+            "unknown": 9.4,
+            "drifting": 4.1,
+        }[status]
         said = f"its score is {score:.2f}, the threshold {threshold:.2f}"
         reason = {
             "good": f"like good images of {nearest}: {said}",
@@ -166,9 +187,13 @@ class Mock:
 
     def teach(self, kind, name, count):
         if not name.strip() or set(name) & set('<>:"/\\|?*'):
-            raise Refused(422, "bad_name", f"{name!r} cannot name a product: it holds one of < > : \" / \\ | ? *")
+            raise Refused(
+                422, "bad_name", f'{name!r} cannot name a product: it holds one of < > : " / \\ | ? *'
+            )
         if kind == "teach" and name in self.products:
-            raise Refused(409, "name_taken", f"the line already knows {name!r}; update it, or choose another name")
+            raise Refused(
+                409, "name_taken", f"the line already knows {name!r}; update it, or choose another name"
+            )
         job = {
             "id": len(self.jobs) + 1,
             "kind": kind,
@@ -202,12 +227,13 @@ class Mock:
         return job
 
     def _review(self, job):
+        """What a lesson found; what was dropped is found no more."""
+        spreads = "a model of the other photographs finds it 14 spreads stranger than a good one is as a rule"
         reasons = [
             (3, "it is darker than the others: mean grey level 41, theirs about 88"),
-            (5, "it may be defective: a model of the other photographs finds it 14 spreads stranger than a good "
-             "one is as a rule"),
+            (5, f"it may be defective: {spreads}"),
             (8, "it is 2.4 times less sharp than the others"),
-        ]  # fmt: skip
+        ]
         suspects = [
             {"index": at, "source": f"{job['name']}-{at:03d}.png", "reason": reason}
             for at, reason in reasons
@@ -215,13 +241,15 @@ class Mock:
         ]
         mine = [one["id"] for one in self.inspections if one["task"] == job["name"]]
         update = job["kind"] == "update"
-        bad = [one["id"] for one in self.inspections if one["task"] == job["name"] and one["status"] == "defective"]
+        bad = [
+            one["id"]
+            for one in self.inspections
+            if one["task"] == job["name"] and one["status"] == "defective"
+        ]
         return {
             "suspects": suspects,
             "unreadable": ["notes.png: expected an image, it holds text"] if not job["_dropped"] else [],
-            "promise": f"{job['images']} independent photographs show by themselves a false-alarm rate of 0.83% at "
-            "the least; a defect must score 3.4 to be found; with 80 more photographs like these it would hardly be "
-            "lower",
+            "promise": _promise(job["images"]),
             "threshold": 3.42,
             "bytes": 302_114,
             "flips": {
@@ -233,7 +261,9 @@ class Mock:
 
     def accept(self, job, dropped):
         if job["state"] != "review":
-            raise Refused(409, "not_in_review", f"lesson {job['id']} is {job['state']}, expected one in review")
+            raise Refused(
+                409, "not_in_review", f"lesson {job['id']} is {job['state']}, expected one in review"
+            )
         if dropped:
             job.update(state="learning", review=None, progress=0.0, _from=time.monotonic(), _dropped=dropped)
             job["images"] -= len(dropped)
@@ -265,10 +295,15 @@ class Mock:
             "versions": [{"version": v, "current": v == product["version"]} for v in product["versions"]],
             "calibration": "left-out",
             "calibration_images": product["images"],
-            "parts": {"statistics": 4_096, "whitening": 52_000, "lora": 38_000, "cells": 150_000, "coreset": 57_000},
+            "parts": {
+                "statistics": 4_096,
+                "whitening": 52_000,
+                "lora": 38_000,
+                "cells": 150_000,
+                "coreset": 57_000,
+            },
             "seconds": {"backbone": 14.2, "learning": 21.0, "calibration": 5.8},
-            "promise": f"{product['images']} independent photographs show by themselves a false-alarm rate of 0.83% "
-            "at the least",
+            "promise": _promise(product["images"]),
             "suspects": 2,
             "curve": curve,
             "recent": recent,
@@ -276,7 +311,9 @@ class Mock:
 
     def preview(self, name, rate):
         threshold = 1.1 + 0.52 * -math.log(rate)
-        mine = [one for one in self.inspections if one["task"] == name and one["status"] in ("good", "defective")]
+        mine = [
+            one for one in self.inspections if one["task"] == name and one["status"] in ("good", "defective")
+        ]
         now = self.product(name)["threshold"]
         past = {
             "inspections": len(mine),
@@ -289,15 +326,33 @@ class Mock:
         self.product(name)
         start = datetime.now(timezone.utc) - timedelta(hours=6)
         dice = np.random.default_rng(len(name))
-        channels = {"light": (88, -9, 2.0, 82, 97), "sharpness": (1.11, 0, 0.02, 1.02, 1.17), "contrast": (0.42, 0.01, 0.01, 0.39, 0.46), "place": (0.1, 0.5, 0.2, -0.6, 1.2)}  # fmt: skip
+        channels = {  # middle, move, spread, and what was taught
+            "light": (88, -9, 2.0, 82, 97),
+            "sharpness": (1.11, 0, 0.02, 1.02, 1.17),
+            "contrast": (0.42, 0.01, 0.01, 0.39, 0.46),
+            "place": (0.1, 0.5, 0.2, -0.6, 1.2),
+        }
         series = []
         for channel, (middle, move, spread, low, high) in channels.items():
             values = middle + move * np.linspace(0, 1, 60) ** 2 + spread * dice.normal(size=60) / 2
             times = [(start + timedelta(minutes=6 * at)).isoformat() for at in range(60)]
-            points = [{"time": when, "value": float(value)} for when, value in zip(times, values, strict=True)]
+            points = [
+                {"time": when, "value": float(value)} for when, value in zip(times, values, strict=True)
+            ]
             series.append({"channel": channel, "points": points, "low": low, "high": high})
-        sentence = "28 of the last 30 good images are darker than the typical good image taught: mean grey 84, taught 82 to 97"
+        sentence = (
+            "28 of the last 30 good images are darker than the typical good image taught: mean grey 84, "
+            "taught 82 to 97"
+        )
         return {"state": "moving", "sentences": [sentence], "series": series}
+
+
+def _promise(images):
+    return (
+        f"{images} independent photographs show by themselves a false-alarm rate of {1 / (images + 1):.2%} "
+        "at the least; a defect must score 3.4 to be found; "
+        "with 80 more photographs like these it would hardly be lower"
+    )
 
 
 def brief(product):
@@ -379,7 +434,7 @@ class Handler(BaseHTTPRequestHandler):
         if first == "me":
             return 200, {"role": role, "open": not self.mock.tokens, "version": "0.1.0"}
         if first == "scale":
-            stops = [{"at": at / 4, "colour": "#%02x%02x%02x" % stop} for at, stop in enumerate(_STOPS)]
+            stops = [{"at": at / 4, "colour": f"#{bytes(stop).hex()}"} for at, stop in enumerate(STOPS)]
             return 200, {"stops": stops, "meaning": "0 typical good, 0.5 threshold, 1 twice as far"}
         if first == "line":
             return 200, {
@@ -427,8 +482,7 @@ class Handler(BaseHTTPRequestHandler):
             return 200, encoded(sample(*entry["_picture"])[0], "jpeg", side), "image/jpeg"
         if rest[1:] == ["map"]:
             levels = Scale(MAP_THRESHOLD).levels(sample(*entry["_picture"])[1])
-            alpha = (_OPACITIES[levels] * 255 / 0.65)[..., None]
-            return 200, encoded(np.concatenate([_COLOURS[levels], alpha], 2).astype("u1"), "png", side), "image/png"
+            return 200, encoded(layer(levels), "png", side), "image/png"
         if rest[1:] == ["mark"]:
             given = json.loads(body) if method == "PUT" else None
             entry["mark"] = given and mock._mark(given["kind"], given.get("task"), given.get("note"))
@@ -497,7 +551,11 @@ class Handler(BaseHTTPRequestHandler):
         boundary = self.headers["Content-Type"].split("boundary=")[1].encode()
         form = {"files": []}
         for part in body.split(b"--" + boundary)[1:-1]:
-            head, data = part.strip(b"\r\n").split(b"\r\n\r\n", 1) if b"\r\n\r\n" in part.strip(b"\r\n") else (part, b"")
+            head, data = (
+                part.strip(b"\r\n").split(b"\r\n\r\n", 1)
+                if b"\r\n\r\n" in part.strip(b"\r\n")
+                else (part, b"")
+            )
             described = head.decode()
             file = re.search(r'filename="([^"]*)"', described)
             if file:

@@ -95,7 +95,7 @@ export async function request(path, { method = "GET", body, signal, patience = P
     content = JSON.stringify(body);
   }
   const limit = AbortSignal.timeout(patience);
-  const options = { method, headers, body: content, cache: "no-cache", credentials: "omit" };
+  const options = { method, headers, body: content, credentials: "omit" };
   let answer;
   try {
     answer = await fetch(ROOT + path, { ...options, signal: signal ? AbortSignal.any([signal, limit]) : limit });

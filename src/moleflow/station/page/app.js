@@ -10,6 +10,7 @@ import { show as showInspection } from "./inspection.js";
 import { show as showJob } from "./job.js";
 import { show as showProduct } from "./product.js";
 import { show as showProducts } from "./products.js";
+import { said } from "./sentences.js";
 import { begin, keepLooking, may, news, session } from "./session.js";
 import { help, keys } from "./shortcuts.js";
 import { show as showTeach } from "./teach.js";
@@ -130,6 +131,15 @@ function drawBanner(state) {
   }
 }
 
+/** A line that cannot be read goes on as it was, and that is said. */
+function drawProblem() {
+  const problem = session.line?.problem;
+  if (problem) {
+    byId("banner").replaceChildren(said(problem));
+    drawBanner("problem");
+  } else if (connectionState === "problem") drawBanner(null);
+}
+
 function leave() {
   useToken(null);
   location.reload();
@@ -174,7 +184,7 @@ async function start() {
     if (ready && byId("main").querySelector(".error:not([hidden])")) navigate({ moved: false });
   });
   news.addEventListener("me", drawAccess);
-  news.addEventListener("line", drawAccess);
+  news.addEventListener("line", () => (drawAccess(), drawProblem()));
   news.addEventListener("tick", countReviews);
   inbox.addEventListener("queue", drawCounts);
   addEventListener("hashchange", () => navigate());

@@ -68,21 +68,29 @@ export class Curve {
   }
 }
 
+/** What a drawing spans: the data, but no farther from the band than that is wide, or one odd image hides the rest. */
+function reach(values, band) {
+  const [least, most] = [Math.min(...values), Math.max(...values)];
+  if (band === null || band[1] <= band[0]) return spread(Math.min(least, band?.[0] ?? least), Math.max(most, band?.[1] ?? most));
+  const [low, high] = band;
+  const wide = high - low;
+  return [Math.max(low - wide, Math.min(least, low)), Math.min(high + wide, Math.max(most, high))];
+}
+
 /** One figure over time with the band that was taught. `points`: [{time, value}]. */
 export function series({ points, low, high }, label, { width = 420, height = 130 } = {}) {
-  const values = points.map(({ value }) => value);
   const banded = low !== null && low !== undefined && high !== null && high !== undefined;
-  const all = banded ? [...values, low, high] : values;
-  const [least, most] = spread(Math.min(...all), Math.max(...all));
+  const [least, most] = reach(points.map(({ value }) => value), banded ? [low, high] : null);
   const pad = 0.12 * (most - least);
   const [left, right, top, floor] = [50, width - 8, 10, height - 24];
-  const y = (value) => top + ((most + pad - value) / (most - least + 2 * pad)) * (floor - top);
+  const within = (value) => Math.min(most, Math.max(least, value));
+  const y = (value) => top + ((most + pad - within(value)) / (most - least + 2 * pad)) * (floor - top);
   const x = (at) => (points.length > 1 ? left + (at / (points.length - 1)) * (right - left) : (left + right) / 2);
   const digits = most - least < 0.2 ? 3 : most - least < 2 ? 2 : most - least < 20 ? 1 : 0;
   const outside = (value) => banded && (value < low || value > high);
   return svg("svg", { class: "chart series", viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": label },
     banded && svg("rect", { class: "taught", x: left, width: right - left, y: y(high), height: Math.max(1, y(low) - y(high)) }),
-    (banded ? [low, high] : [least, most]).map((value) =>
+    [...new Set(banded ? [low, high] : [least, most])].map((value) =>
       svg("text", { class: "tick end", x: left - 6, y: y(value) + 4, text: decimal(value, digits) })),
     svg("path", { class: "curve", d: line(points.map(({ value }, at) => [x(at), y(value)])) }),
     points.map(({ value }, at) => outside(value) && svg("path", { class: "outside", d: `M${x(at) - 3.5} ${y(value)}l3.5-3.5 3.5 3.5-3.5 3.5z` })),

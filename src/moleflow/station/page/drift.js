@@ -6,6 +6,9 @@ import { decimal } from "./format.js";
 import { said } from "./sentences.js";
 import { named, t } from "./words.js";
 
+const FIRST = 6; // charts shown at once, those that moved most
+const RECENT = 10;
+
 export function driftSection(path, signal) {
   const place = errorPlace();
   const body = el("div", { class: "drift-body" }, el("p", { class: "soft", text: t("loading") }));
@@ -24,9 +27,19 @@ function content({ state, sentences, series: channels }) {
   const parts = [
     el("p", { class: `drift-state ${state}` }, el("b", { text: named("drift", state) })),
     ...(sentences ?? []).map((sentence) => said(sentence, { tag: "p" }))];
-  const drawn = (channels ?? []).filter(({ points }) => points.length);
+  const drawn = (channels ?? []).filter(({ points }) => points.length).sort((one, other) => away(other) - away(one));
   if (!drawn.length) return [...parts, el("p", { class: "soft", text: t("drift.nothing") })];
-  return [...parts, el("div", { class: "charts" }, drawn.map(chart)), el("p", { class: "soft", text: t("drift.legend") })];
+  const rest = drawn.slice(FIRST);
+  return [...parts,
+    el("div", { class: "charts" }, drawn.slice(0, FIRST).map(chart)), el("p", { class: "soft", text: t("drift.legend") }),
+    rest.length ? el("details", {}, el("summary", { text: t("drift.rest", { n: rest.length }) }), el("div", { class: "charts" }, rest.map(chart))) : ""];
+}
+
+/** How far the last images lie from the middle of what was taught, in halves of its range. */
+function away({ points, low, high }) {
+  if (low === null || low === undefined || high <= low) return 0;
+  const last = points.slice(-RECENT).map(({ value }) => value).sort((a, b) => a - b);
+  return Math.abs(last[Math.floor(last.length / 2)] - (low + high) / 2) / ((high - low) / 2);
 }
 
 function chart(channel) {

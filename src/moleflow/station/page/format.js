@@ -1,13 +1,17 @@
 // Numbers as people read them, in the page's language.
 import { spoken, t } from "./words.js";
 
+const NOTHING = "–"; // what is not known, as of a product that cannot be read
+
 export function decimal(value, digits = 2) {
-  if (value === null || value === undefined) return "–";
+  if (value === null || value === undefined) return NOTHING;
   const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
-  return new Intl.NumberFormat(spoken(), options).format(value);
+  const written = new Intl.NumberFormat(spoken(), options).format(value);
+  return Number(value.toFixed(digits)) === 0 ? written.replace(/^[-\u2212]/, "") : written; // no "-0.0"
 }
 
 export function whole(value) {
+  if (value === null || value === undefined) return NOTHING;
   return new Intl.NumberFormat(spoken(), { maximumFractionDigits: 0 }).format(value);
 }
 
@@ -18,6 +22,7 @@ export function percent(share) {
 }
 
 export function bytes(count) {
+  if (count === null) return NOTHING;
   const units = ["byte", "kilobyte", "megabyte", "gigabyte", "terabyte"];
   let [size, step] = [count, 0];
   while (size >= 1000 && step < units.length - 1) [size, step] = [size / 1000, step + 1];
@@ -28,6 +33,7 @@ export function bytes(count) {
 
 /** A span of time in the one or two units that matter. */
 export function span(seconds) {
+  if (seconds === null) return NOTHING;
   if (seconds < 1) return t("time.seconds", { n: decimal(seconds, 1) });
   if (seconds < 60) return t("time.seconds", { n: whole(seconds) });
   const minutes = Math.floor(seconds / 60);

@@ -3,6 +3,7 @@ import { ask, insistently, query, send } from "./api.js";
 import { session } from "./session.js";
 
 const AT_ONCE = 8; // images a request, so that the first verdicts of many come soon
+const FILLED = 0.9; // of the bytes of a request: the form takes some itself
 const KEPT = 60; // results in the strip
 const SEEN = 24;
 
@@ -11,7 +12,7 @@ export const inbox = new EventTarget();
 Object.assign(inbox, { waiting: [], sending: [], recent: [], shown: null, following: false, trouble: null, task: "" });
 
 let pumping = false;
-let failures = 0;
+let unrecorded = 0; // failures, and what a full disk left no room for
 let newest = null; // highest id seen; null before the first look
 
 const tell = (name, detail) => inbox.dispatchEvent(new CustomEvent(name, { detail }));
@@ -33,7 +34,7 @@ async function pump() {
   pumping = true;
   try {
     while (inbox.waiting.length) {
-      inbox.sending = inbox.waiting.splice(0, Math.min(AT_ONCE, session.line?.limits?.images ?? AT_ONCE));
+      inbox.sending = inbox.waiting.splice(0, nextBatch());
       tell("queue");
       settle(await inspected(inbox.sending));
     }
@@ -43,6 +44,18 @@ async function pump() {
     inbox.trouble = null;
     tell("queue");
   }
+}
+
+/** How many of the waiting images one request may bring. */
+function nextBatch() {
+  const { images, bytes } = session.line.limits;
+  let [count, size] = [1, inbox.waiting[0].size];
+  while (count < Math.min(AT_ONCE, images, inbox.waiting.length)) {
+    size += inbox.waiting[count].size;
+    if (size > FILLED * bytes) break;
+    count += 1;
+  }
+  return count;
 }
 
 /** The results of a batch; each image alone where the batch was refused as a whole. */
@@ -75,7 +88,7 @@ function formOf(batch) {
 /** Of several at once the last that is no good part is shown: it must not be passed over. */
 function settle(results) {
   inbox.trouble = null;
-  const items = results.map((result) => (result.error ? { ...result, id: `failure-${(failures += 1)}` } : result));
+  const items = results.map((result) => (result.id ? result : { ...result, id: `unrecorded-${(unrecorded += 1)}` }));
   add(items);
   display(items.findLast((item) => item.status !== "good") ?? items.at(-1));
 }

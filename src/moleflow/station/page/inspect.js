@@ -167,13 +167,13 @@ function fillStrip(strip, counts) {
   const of = (name) => inbox.recent.filter((item) => item.status === name).length;
   const parts = ["good", "defective", "unknown", "drifting"].map((name) => [name, of(name)]).filter(([, n]) => n);
   counts.replaceChildren(...parts.map(([name, n]) =>
-    el("span", { class: "tally", data: { status: name } }, shape(name), ` ${n} ${status(name)}`)));
+    el("span", { class: "tally", data: { status: name } }, shape(name), t("tally", { n, status: status(name) }))));
 }
 
 function stripItem(item) {
   const name = item.error ? "failed" : item.status;
   const label = item.error ? `${t("verdict.failed")}, ${item.source}` : `${status(name)}, ${item.task}, ${moment(item.time)}`;
-  const picture = item.error ? el("span", { class: "thumb gone" }) : thumbnail(`inspections/${item.id}/image?side=256`);
+  const picture = item.error || item.recorded === false ? el("span", { class: "thumb gone" }) : thumbnail(`inspections/${item.id}/image?side=256`);
   return el("li", { data: { key: item.id } }, el("button", {
     type: "button", class: "card small-card", "aria-label": label, title: label, data: { id: item.id, status: name },
     on: { click: () => display(item, { chosen: true }) },

@@ -7,6 +7,8 @@ import { Result } from "./result.js";
 import { keys } from "./shortcuts.js";
 import { t } from "./words.js";
 
+const GAP = 20; // numbers in which the next inspection is looked for: some may have been deleted
+
 export async function show(root, route, signal) {
   const id = Number(route.parts[1]);
   const place = errorPlace();
@@ -32,10 +34,10 @@ export async function show(root, route, signal) {
     await result.display(await ask(`inspections/${id}`, { signal }), { aloud: false });
     const [before, after] = await Promise.all([
       ask(`inspections${query({ before: id, limit: 1 })}`, { signal }),
-      ask(`inspections/${id + 1}`, { signal }).catch(() => null),
+      ask(`inspections${query({ before: id + GAP, limit: GAP })}`, { signal }),
     ]);
     lead(older, before.items[0]?.id);
-    lead(newer, after?.id);
+    lead(newer, after.items.findLast((item) => item.id > id)?.id);
   } catch (error) {
     if (error.name === "AbortError") return;
     result.element.hidden = true;

@@ -26,7 +26,7 @@ export function show(root, route, signal) {
 
   const draw = (job) => {
     clearError(place);
-    if (state !== null && state !== job.state) announce(`${job.name}: ${t(`job.${job.state}`)}`);
+    if (state !== null && state !== job.state) announce(`${job.name}: ${named("job", job.state)}`);
     state = job.state;
     title.textContent = t(`job.title_${job.kind}`, { name: job.name });
     steps.replaceChildren(...STEPS.map((step) => stepItem(step, job)));
@@ -75,6 +75,7 @@ function progressBox({ images }, act) {
       el("p", { class: "soft", text: t("job.meanwhile", { n: images }) }),
       may("teach") && el("div", { class: "row" }, button(t("job.cancel"), cancel, { errorsIn: place })), place),
     show({ state, progress, stage: name, seconds_left: seconds }) {
+      if (progress < bar.value) return; // between two stages the service may know less than it told
       bar.value = progress;
       share.textContent = percent(progress);
       stage.textContent = state === "queued" ? t("job.queued_means") : named("stage", name);
@@ -95,7 +96,7 @@ function settledBox(job, act, signal) {
       el("div", { class: "row" }, el("a", { class: "button primary", href: "#/inspect", text: t("job.inspect") }),
         el("a", { class: "button", href: `#/products/${name}`, text: t("job.product") }), again));
   }
-  return el("section", { class: "outcome" }, el("h2", { text: t(`job.${job.state}`) }),
+  return el("section", { class: "outcome" }, el("h2", { text: named("job", job.state) }),
     job.error && el("p", { class: "error", text: job.error }),
     job.state === "cancelled" && el("p", { class: "soft", text: t("job.cancelled_means") }),
     el("div", { class: "row" }, resume, again), place);

@@ -1,6 +1,6 @@
 // "False alarm", "missed", "wrong product": what a person says of a verdict, with a way back.
 import { ask } from "./api.js";
-import { announce, button, el, errorPlace } from "./dom.js";
+import { announce, button, el, errorPlace, showError } from "./dom.js";
 import { wrongProduct } from "./dialogs.js";
 import { t } from "./words.js";
 
@@ -24,7 +24,8 @@ export function markPanel(inspection, { changed, signal }) {
     refocus(() => changed(now ?? { ...inspection, mark: null }));
   };
   const content = inspection.mark
-    ? [marked(inspection.mark), button(t("mark.undo"), undo, { class: "mark-undo", errorsIn: place })]
+    ? [marked(inspection.mark), button(t("mark.undo"), undo, { class: "mark-undo", errorsIn: place }),
+        noteField(inspection, set, place)]
     : kindsFor(inspection).map((kind) => markButton(kind, inspection, set, place));
   const heading = el("h2", { text: t(inspection.mark ? "mark.marked" : "mark.heading") });
   return el("div", { class: "marks" }, heading, el("div", { class: "row" }, content), place);
@@ -40,9 +41,16 @@ function markButton(kind, inspection, set, place) {
   return button(t(`mark.${kind}`), act, { data: { mark: kind }, errorsIn: place, title });
 }
 
-function marked({ kind, task, note }) {
+function marked({ kind, task }) {
   const words = task ? t("mark.right_is", { mark: t(`mark.${kind}`), task }) : t(`mark.${kind}`);
-  return el("p", { class: "marked" }, el("b", { text: words }), note && el("span", { class: "soft", text: ` ${note}` }));
+  return el("p", { class: "marked" }, el("b", { text: words }));
+}
+
+/** A note to the mark, kept when the field is left or Enter is pressed. */
+function noteField({ mark: { kind, task, note } }, set, place) {
+  const keep = () => set({ kind, task, note: box.value.trim() }).catch((error) => showError(place, error));
+  const box = el("input", { type: "text", id: "note", maxLength: 500, value: note, on: { change: keep } });
+  return el("div", { class: "field note" }, el("label", { htmlFor: "note", text: t("mark.note") }), box);
 }
 
 /** The panel is drawn anew: who works by keyboard goes on where the old one was. */

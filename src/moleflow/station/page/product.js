@@ -3,7 +3,7 @@ import { ask } from "./api.js";
 import { announce, button, el, errorPlace, showError } from "./dom.js";
 import { confirmed, confirmedByName } from "./dialogs.js";
 import { driftSection } from "./drift.js";
-import { bytes, span, status, whole } from "./format.js";
+import { bytes, span, status } from "./format.js";
 import { shape, tool } from "./icons.js";
 import { figures } from "./products.js";
 import { said } from "./sentences.js";
@@ -58,7 +58,7 @@ function recentBar(name, recent) {
     el("span", { data: { status: one }, vars: { "flex-grow": recent[one] } })));
   const list = el("ul", { class: "mix-list" }, some.map((one) => el("li", {},
     el("a", { class: "tally", data: { status: one }, href: `#/history?product=${encodeURIComponent(name)}&status=${one}` },
-      shape(one), ` ${whole(recent[one])} ${status(one)}`))));
+      shape(one), t("tally", { n: recent[one], status: status(one) })))));
   return el("div", { class: "recent" }, el("h2", { text: t("product.recent") }), bar, list);
 }
 
@@ -73,13 +73,18 @@ function versions({ versions: all, name }, path, { signal, changed }) {
       await look();
       await changed();
     };
-    const label = t("versions.back_to", { version });
     const act = current
       ? el("span", { class: "current", text: t("versions.current") })
-      : may("teach") && button(t("versions.back"), back, { class: "small", errorsIn: place, "aria-label": label });
+      : may("teach") && backButton(version, back, place);
     return el("li", {}, el("span", { class: "strong", text: version }), act);
   });
   return el("section", {}, el("h2", { text: t("versions.heading") }), el("ol", { class: "versions" }, rows), place);
+}
+
+function backButton(version, back, place) {
+  const node = button(t("versions.back"), back, { class: "small", errorsIn: place });
+  node.append(el("span", { class: "hidden", text: t("product.version", { version }) }));
+  return node;
 }
 
 function parts({ parts: byPart, seconds }) {

@@ -64,16 +64,16 @@ export class Result {
   }
 
   figures(inspection) {
-    const { task, known, certainty } = inspection;
+    const { task, known } = inspection;
     const name = el("dd", { class: "strong" }, el("a", { href: `#/products/${encodeURIComponent(task)}`, text: task }));
     this.facts.replaceChildren(...[
       scoreBar(inspection),
       known && el("p", { class: "chance", text: chance(inspection.p_value) }),
       said(inspection.reason, { tag: "p", names: "soft" }),
-      markPanel(inspection, { signal: this.signal, changed: (now) => (this.figures(now), this.changed(now)) }),
+      inspection.recorded !== false && markPanel(inspection, { signal: this.signal, changed: (now) => (this.figures(now), this.changed(now)) }),
       el("dl", { class: "pairs" },
         el("dt", { text: t(known ? "facts.product" : "facts.nearest") }), name,
-        el("dt", { text: t("facts.certainty") }), el("dd", {}, certaintyWords(certainty)),
+        el("dt", { text: t("facts.certainty") }), el("dd", {}, certaintyWords(inspection)),
         ...this.regionPairs(inspection),
         el("dt", { text: t("facts.file") }), el("dd", { class: "break", text: inspection.source }),
         el("dt", { text: t("facts.time") }), el("dd", {}, timeOf(inspection)),
@@ -81,7 +81,8 @@ export class Result {
     ].filter(Boolean));
   }
 
-  regionPairs({ regions }) {
+  regionPairs({ regions, known }) {
+    if (!known) return []; // all of another product is strange
     const list = regions ?? [];
     const heading = el("dt", { text: t("facts.regions") });
     if (!list.length) return [heading, el("dd", { text: t("facts.no_regions") })];
@@ -103,10 +104,16 @@ function timeOf({ time, latency_ms: latency }) {
   return [words, el("span", { class: "soft", text: ` · ${t("facts.latency", { n: whole(latency ?? 0) })}` })];
 }
 
-/** About how wide a word is in its own font's ems: the largest size at which it fits follows from that. */
+/** At most how wide a word is, in ems of a bold font: the largest size at which it fits follows from that. */
 function ems(word) {
-  const wide = (letter) => (letter > "\u1100" ? 1 : letter === " " ? 0.3 : letter === letter.toUpperCase() ? 0.78 : 0.66);
-  return [...word].reduce((sum, letter) => sum + wide(letter), 0);
+  return [...word].reduce((sum, letter) => sum + emsOf(letter), 0);
+}
+
+function emsOf(letter) {
+  if (letter > "\u1100") return 1; // Hangul fills its square
+  if (letter === " ") return 0.35;
+  if ("MW".includes(letter)) return 1.12;
+  return letter === letter.toUpperCase() ? 0.84 : 0.7;
 }
 
 /** The product in the band; of an unknown one the nearest, as that is all that can be said. */
@@ -119,11 +126,12 @@ export function spokenVerdict(inspection) {
   return `${status(inspection.status)}. ${productWords(inspection)}. ${t("score.said", scores)}`;
 }
 
-function certaintyWords(certainty) {
+function certaintyWords({ certainty, known }) {
   if (certainty === null || certainty === undefined) return t("certainty.given");
   const { margin, distance, distance_limit: limit } = certainty;
   const next = margin === null ? t("certainty.only") : t("certainty.margin", { n: decimal(margin, 1) });
   const far = limit === null ? null : t("certainty.distance", { a: decimal(distance, 2), b: decimal(limit, 2) });
+  if (!known) return far;
   return [next, far && el("span", { class: "soft", text: ` ${far}` })];
 }
 

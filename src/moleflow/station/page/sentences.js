@@ -12,7 +12,9 @@ function patterns() {
     .map(([key, sentence]) => {
       const names = [...sentence.matchAll(/\{(\w+)\}/g)].map(([, name]) => name);
       const literal = sentence.split(/\{\w+\}/).map((part) => part.replace(/[.*+?^${}()|[\]\\]/g, "\\$&"));
-      return [new RegExp(`^${literal.join("(.+?)")}$`), key, names];
+      // Only "what" holds a sentence of its own; any other gap ends where a clause does.
+      const pattern = literal.reduce((so_far, part, at) => so_far + (names[at - 1] === "what" ? "(.+?)" : "([^;]+?)") + part);
+      return [new RegExp(`^${pattern}$`), key, names];
     })
     .sort(([, , a], [, , b]) => a.length - b.length); // the plainest first: a wide one fits much
   return known;

@@ -6,7 +6,7 @@ import { tool } from "./icons.js";
 import { onDrop, onPaste, picker } from "./photographs.js";
 import { fileThumbnail, thumbnail } from "./pictures.js";
 import { may, session } from "./session.js";
-import { t } from "./words.js";
+import { named, t } from "./words.js";
 
 const FEW = 20; // photographs below which the page advises more
 const SHOWN = 60; // previews; the rest is counted
@@ -148,6 +148,8 @@ async function begin(bar, said, signal) {
     throw new Error(t("teach.needs_name"));
   }
   if (!draft.files.length && !(update && draft.marked.size)) throw new Error(t("teach.needs_images"));
+  const most = session.line.limits.lesson_images ?? Infinity;
+  if (draft.files.length > most) throw new Error(t("teach.too_many", { most }));
   const form = new FormData();
   form.append("kind", draft.kind);
   form.append("name", name);
@@ -193,6 +195,6 @@ function jobCard({ id, kind, name, state, progress, created }) {
   const share = state === "learning" ? ` ${percent(progress)}` : "";
   return el("li", {}, el("a", { class: "job", href: `#/teach/${id}` },
     el("span", { class: "strong break", text: name }),
-    el("span", { class: "job-state", data: { state }, text: t(`job.${state}`) + share }),
+    el("span", { class: "job-state", data: { state }, text: named("job", state) + share }),
     el("span", { class: "soft", text: `${t(`teach.kind_${kind}`)} · ${moment(created)}` })));
 }

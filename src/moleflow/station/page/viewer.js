@@ -6,7 +6,7 @@ import { show } from "./pictures.js";
 import { session } from "./session.js";
 import { t } from "./words.js";
 
-const SIDES = [512, 1024, 2048];
+const SIDES = [512, 1024]; // pixels; the station keeps no larger copies
 const STEP = 10;
 const USUAL = 60;
 
@@ -56,6 +56,7 @@ export class Viewer {
   async display(inspection) {
     this.wanted = inspection.id;
     this.scale.at(inspection.map_threshold);
+    if (inspection.recorded === false) return this.nothing(t("picture.unrecorded"));
     const side = SIDES.find((size) => size >= this.stage.clientWidth * devicePixelRatio) ?? SIDES.at(-1);
     const path = `inspections/${inspection.id}`;
     const [photo, map] = await Promise.allSettled([
@@ -65,23 +66,28 @@ export class Viewer {
     const [height, width] = inspection.image_size;
     this.frame.style.setProperty("--ratio", width / height);
     this.photo.alt = t("picture.of", { source: inspection.source });
-    this.stage.classList.toggle("empty", photo.status === "rejected");
-    this.note.hidden = photo.status === "fulfilled";
     if (photo.status === "rejected") {
-      const gone = photo.reason.status === 404;
-      this.note.textContent = gone ? t("picture.gone") : photo.reason.message;
-      return;
+      return this.nothing(photo.reason.status === 404 ? t("picture.gone") : photo.reason.message);
     }
+    this.stage.classList.remove("empty");
+    this.note.hidden = true;
     this.map.hidden = map.status === "rejected";
     await Promise.allSettled([show(this.photo, photo.value), map.value && show(this.map, map.value)]);
     this.outline(inspection);
   }
 
+  /** Says why there is no picture. */
+  nothing(sentence) {
+    this.stage.classList.add("empty");
+    this.note.textContent = sentence;
+    this.note.hidden = false;
+  }
+
   /** The borders of what is conspicuous, in the picture's own pixels. */
-  outline({ regions, image_size: [height, width] }) {
+  outline({ regions, known, image_size: [height, width] }) {
     this.outlines.setAttribute("viewBox", `0 0 ${width} ${height}`);
     this.outlines.replaceChildren(
-      ...(regions ?? []).map((region) =>
+      ...(known ? (regions ?? []) : []).map((region) =>
         svg("g", {}, ...["casing", "line"].map((name) =>
           svg("path", { class: name, d: region.contours.map(closed).join("") })))),
     );
