@@ -581,7 +581,7 @@ def test_an_update_shows_what_it_would_change(opened):
     page.wait_for_selector(".review .flips .card")
     assert "would become defective" in page.inner_text(".review")
     page.click("text=Use the update")
-    page.wait_for_selector("text=bottle_cap is on the line")
+    page.wait_for_selector("text=The update of bottle_cap is in use")
 
 
 @slow

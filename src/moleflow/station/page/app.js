@@ -147,16 +147,17 @@ function leave() {
 
 /** Tries until the service answers: there is nothing to show before. */
 async function beginInsistently() {
-  for (;;) {
+  for (let wait = AGAIN; ; ) {
     try {
       await begin();
       return;
     } catch (error) {
+      wait = Math.max(AGAIN, 1000 * (error.retryAfter ?? 0));
       const place = errorPlace();
       showError(place, error);
       byId("main").replaceChildren(el("div", { class: "starting" }, el("h1", { text: t("start.waiting") }), place));
     }
-    await pause(AGAIN);
+    await pause(wait);
   }
 }
 

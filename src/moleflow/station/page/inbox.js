@@ -13,7 +13,7 @@ Object.assign(inbox, { waiting: [], sending: [], recent: [], shown: null, follow
 
 let pumping = false;
 let unrecorded = 0; // failures, and what a full disk left no room for
-let newest = null; // highest id seen; null before the first look
+let looked = false;
 
 const tell = (name, detail) => inbox.dispatchEvent(new CustomEvent(name, { detail }));
 
@@ -96,9 +96,15 @@ function settle(results) {
 function add(items) {
   const known = new Set(inbox.recent.map((item) => item.id));
   const fresh = items.filter((item) => !known.has(item.id)).reverse();
-  for (const { id } of fresh) if (typeof id === "number") newest = Math.max(newest ?? 0, id);
-  inbox.recent = [...fresh, ...inbox.recent].slice(0, KEPT);
+  // Newest first by their times: what others had inspected may come in between.
+  inbox.recent = [...fresh, ...inbox.recent].sort((one, other) => when(other) - when(one)).slice(0, KEPT);
   tell("recent");
+}
+
+/** When an image was inspected; a failure has the time it came back. */
+function when(item) {
+  item.at ??= item.time ? Date.parse(item.time) : Date.now();
+  return item.at;
 }
 
 /** Shows a result: a new one, or one chosen from the strip. */
@@ -117,12 +123,11 @@ export function replace(inspection) {
 /** What others had inspected meanwhile; shown at once when the page follows the station. */
 export async function lookForNew(signal) {
   const { items } = await ask(`inspections${query({ limit: SEEN })}`, { signal });
-  const first = newest === null;
-  const fresh = items.filter(({ id }) => first || id > newest).reverse();
-  newest ??= 0;
+  const known = new Set(inbox.recent.map((item) => item.id));
+  const fresh = items.filter(({ id }) => !known.has(id)).reverse();
+  const first = !looked;
+  looked = true;
   if (!fresh.length) return;
   add(fresh);
-  if (!first && inbox.following && !pumping) {
-    display(fresh.findLast((item) => item.status !== "good") ?? fresh.at(-1));
-  }
+  if (!first && inbox.following) display(fresh.findLast((item) => item.status !== "good") ?? fresh.at(-1));
 }

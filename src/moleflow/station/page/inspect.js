@@ -8,7 +8,7 @@ import { display, dropWaiting, inbox, lookForNew, replace, take } from "./inbox.
 import { onDrop, onPaste, picker } from "./photographs.js";
 import { thumbnail } from "./pictures.js";
 import { Result } from "./result.js";
-import { news, session } from "./session.js";
+import { may, news, session } from "./session.js";
 import { keys } from "./shortcuts.js";
 import { t } from "./words.js";
 import { hasCamera, Webcam } from "./webcam.js";
@@ -47,7 +47,7 @@ export function show(root, _route, signal) {
   onPaste(take, signal);
   signal.addEventListener("abort", () => camera.stop());
   if (inbox.shown) present({ item: inbox.shown }, false);
-  else result.ready(session.line.products.length ? t("verdict.ready_means") : t("verdict.nothing_taught"));
+  else result.ready(session.line.products.length ? t("verdict.ready_means") : nothingTaught());
   fillStrip(list, counts);
   keys(signal, {
     o: () => choose.open(), c: () => camera.toggle(), h: () => result.viewer.toggle(),
@@ -150,6 +150,11 @@ function queueLine(signal) {
   inbox.addEventListener("queue", draw, { signal });
   draw();
   return line;
+}
+
+function nothingTaught() {
+  const text = t("verdict.nothing_taught");
+  return may("teach") ? el("a", { href: "#/teach", text }) : text;
 }
 
 function emptyHint(choose) {

@@ -91,8 +91,10 @@ function settledBox(job, act, signal) {
   const again = el("a", { class: "button", href: "#/teach", text: t("job.another") });
   if (job.state === "live") {
     const name = encodeURIComponent(job.name);
-    return el("section", { class: "outcome live" }, el("h2", { text: t("job.is_live", { name: job.name }) }),
-      el("p", { class: "soft", text: t("job.is_live_means") }),
+    const update = job.kind === "update";
+    return el("section", { class: "outcome live" },
+      el("h2", { text: t(update ? "job.is_updated" : "job.is_live", { name: job.name }) }),
+      el("p", { class: "soft", text: t(update ? "job.is_updated_means" : "job.is_live_means") }),
       el("div", { class: "row" }, el("a", { class: "button primary", href: "#/inspect", text: t("job.inspect") }),
         el("a", { class: "button", href: `#/products/${name}`, text: t("job.product") }), again));
   }
