@@ -140,7 +140,7 @@ class Mock:
         shown = product or "wood"
         _, scores = sample(shown, number, bad)
         nearest = task or product or next(iter(self.products), "gear")
-        threshold = self.products[nearest]["threshold"] if nearest in self.products else 3.5
+        threshold = self.products.get(nearest, {}).get("threshold") or 3.5
         score = {
             "good": 0.4 + number % 9 / 4,
             "defective": 5.9 + number % 4 / 3,

@@ -4,6 +4,7 @@ import { t } from "./words.js";
 
 const ROOT = "api/v1/";
 const PATIENCE = 30_000; // milliseconds for a question; sending images may take as long as it takes
+const STRIKES = 3;
 const KEPT = "moleflow.token";
 
 /** The service said no; `message` is its own sentence. */
@@ -188,18 +189,26 @@ function upload(path, form, progress, signal) {
   });
 }
 
-/** `act` again and again while the service is away, asks for patience, or waits for a token. */
+/**
+ * `act` again and again while the service is away, asks for patience, or waits for a token. Where it answers
+ * everything but this, three times over, this is what it cannot bear, and the error stands.
+ */
 export async function insistently(act, { signal, waiting = () => {} } = {}) {
-  for (;;) {
+  for (let strikes = 0; ; ) {
     try {
       return await act();
     } catch (error) {
       if (!(error instanceof Lost) && !error.passes && error.status !== 401) throw error;
+      if (error instanceof Lost && (await answers()) && (strikes += 1) >= STRIKES) throw error;
       waiting(error);
       await pause(Math.max(1000 * (error.retryAfter ?? 0), 1500), signal);
       if (signal?.aborted) throw new DOMException("left", "AbortError");
     }
   }
+}
+
+function answers() {
+  return request("me").then(() => true, () => false);
 }
 
 /** "?a=b" of what has a value. */

@@ -30,8 +30,8 @@ export function show(root, _route, signal) {
   const strip = el("section", { class: "strip", "aria-label": t("strip.heading") },
     el("div", { class: "strip-head" }, el("h2", { text: t("strip.heading") }), counts, followSwitch(),
       el("a", { href: "#/history", text: t("strip.all") })), list);
-  const ways = el("div", {}, bar, place, folderLine(signal), queue, panel);
-  const result = new Result({ changed: replace, signal, ways, strip });
+  const ways = el("div", {}, bar, place, folderLine(signal), queue);
+  const result = new Result({ changed: replace, signal, ways: [ways, panel], strip });
   result.viewer.stage.append(emptyHint(choose));
   root.append(el("h1", { class: "hidden", text: t("nav.inspect") }), result.element);
 

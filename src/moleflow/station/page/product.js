@@ -43,7 +43,7 @@ function updateLink(name) {
 function overview(product) {
   const { recent, promise, suspects, quarantined, reason } = product;
   const warn = quarantined && el("p", { class: "warn" }, el("b", { text: t("product.quarantined") }), " ", reason);
-  return el("section", { "aria-label": t("product.figures") }, warn, figures(product),
+  return el("section", { "aria-label": t("product.figures") }, warn, !quarantined && figures(product),
     promise && said(promise, { tag: "p", names: "lead" }),
     suspects > 0 && el("p", { class: "soft", text: t("product.suspects", { n: suspects }) }),
     recentBar(product.name, recent));

@@ -27,7 +27,7 @@ function card(product) {
   const state = quarantined && el("p", { class: "warn" }, el("b", { text: t("product.quarantined") }), " ", reason);
   return el("li", { class: "product" },
     el("div", { class: "product-head" }, el("h2", {}, link), version && el("span", { class: "soft", text: t("product.version", { version }) })),
-    state, figures(product));
+    state, !quarantined && figures(product));
 }
 
 /** Seconds, which a product's own page has by stage; null of a product that cannot be read. */

@@ -12,7 +12,7 @@ const REGIONS_SHOWN = 5;
 /** `.element`, `.viewer`, `.display(inspection)`, `.failed(item)`, `.working()`, `.ready()`. */
 export class Result {
   /** `changed(inspection)` is told of a mark that was set or taken back. */
-  constructor({ changed = () => {}, signal, ways = null, strip = null }) {
+  constructor({ changed = () => {}, signal, ways = [], strip = null }) {
     this.changed = changed;
     this.signal = signal;
     this.band = el("section", { class: "band", "aria-label": t("verdict.label") });
