@@ -85,7 +85,9 @@ function drawAccess() {
   document.querySelector("[data-view=teach]").hidden = session.me !== null && !may("teach");
   const access = byId("access");
   access.hidden = !hasToken();
-  if (session.me) access.textContent = t("token.leave", { role: t(`role.${session.me.role}`) });
+  if (!session.me) return;
+  const role = el("span", { class: "role", text: t(`role.${session.me.role}`) });
+  access.replaceChildren(el("span", { text: t("token.leave") }), role);
 }
 
 function drawCounts() {
