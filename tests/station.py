@@ -66,7 +66,7 @@ def teach(client, kind, name, pictures, **data):
     return answer.json()["id"]
 
 
-def waits_for(client, job, *states, seconds=60):
+def waits_for(client, job, *states, seconds=300):
     """The lesson once it is in one of these states; a state that it cannot leave by itself ends the wait."""
     until = time.monotonic() + seconds
     while True:

@@ -798,12 +798,12 @@ def churn(path, started):
 
 @posix
 def test_killed_writers_leave_a_whole_line(line, processes):
-    for attempt in range(6):
+    for attempt in range(4):
         started = processes.Event()
         worker = processes.Process(target=churn, args=(line.path, started))
         worker.start()
         assert started.wait(60)
-        end = time.monotonic() + 0.01 + 0.012 * attempt
+        end = time.monotonic() + 0.01 + 0.02 * attempt
         while time.monotonic() < end:
             line.read()
         os.kill(worker.pid, signal.SIGKILL)
