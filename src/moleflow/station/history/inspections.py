@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import Subquery, func, insert, select, update
 
 from ..problems import Missing
 from .database import Database
@@ -17,6 +17,7 @@ from .models import Inspection, Picture
 MARKS = ("false_alarm", "missed", "wrong_product")
 STATUSES = ("good", "defective", "unknown", "drifting")
 AT_ONCE = 500  # rows of a stream
+RECENT, LOOKED_AT = 1000, 10_000  # inspections of a product
 MOST_ID = 2**63 - 1  # of what a database can count
 
 
@@ -94,29 +95,36 @@ class Inspections:
             session.execute(update(Inspection).where(Inspection.id == number).values(values))
         return self.get(number)
 
-    def counts(self, product: str, *, version: str | None = None) -> dict[str, int]:
-        """How many of a product there are, by status."""
-        where = Filters(product=product, version=version).clauses()
-        query = select(Inspection.status, func.count()).where(*where).group_by(Inspection.status)
+    def counts(self, product: str) -> dict[str, int]:
+        """How many of the last `RECENT` of a product there are, by status."""
+        recent = self._recent(product, None, RECENT)
+        query = select(recent.c.status, func.count()).group_by(recent.c.status)
         with self._database.session() as session:
             found = {status: count for status, count in session.execute(query)}
         return {status: found.get(status, 0) for status in STATUSES}
 
     def under_threshold(self, product: str, version: str | None, threshold: float) -> dict[str, int]:
-        """How the verdicts on images of a product's version would be with another threshold.
+        """How the verdicts on the last `LOOKED_AT` images of a version would be with another threshold.
 
         Inspections that were taken for none of the products do not count: a threshold says nothing of them.
         """
-        row = Inspection
+        row = self._recent(product, version, LOOKED_AT).c
         was, would = row.pred_score > row.threshold, row.pred_score > threshold
         query = select(
             func.count(),
             func.count().filter(was & ~would),
             func.count().filter(~was & would),
-        ).where(row.known, *Filters(product=product, version=version).clauses())
+        ).where(row.known)
         with self._database.session() as session:
             total, to_good, to_defective = session.execute(query).one()
         return {"inspections": total, "to_good": to_good, "to_defective": to_defective}
+
+    @staticmethod
+    def _recent(product: str, version: str | None, most: int) -> Subquery:
+        """The last ones, so that a long history slows nothing down."""
+        row, where = Inspection, Filters(product=product, version=version).clauses()
+        columns = (row.status, row.known, row.pred_score, row.threshold)
+        return select(*columns).where(*where).order_by(row.id.desc()).limit(most).subquery()
 
     def last(
         self, product: str, most: int, *, version: str | None = None, kept: bool = False

@@ -1,0 +1,261 @@
+"""Lessons at the station: beside inspection, reviewed before they go live, and never lost."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+
+import psutil
+import pytest
+from PIL import Image
+
+from moleflow import Detector
+from moleflow.station import lesson, teaching
+from moleflow.store import LineStore
+from station import SMALL, code_of, eventually, files, inspect, served, teach, waits_for
+
+
+@pytest.fixture(scope="module")
+def shared(_saved_line, tmp_path_factory):
+    """A station over the line of three products, for tests that change nothing of the line."""
+    line = shutil.copytree(_saved_line, tmp_path_factory.mktemp("shared") / "line")
+    with served(line, limits=SMALL) as client:
+        yield client
+
+
+class Here:
+    """A lesson in this process, which saves the seconds that another one takes to begin."""
+
+    def __init__(self, home):
+        told = []
+        review = lesson.learn(lesson.Wish.read(home), home / "draft", lambda *progress: told.append(progress))
+        assert told[0] == ("reading", 0.0)
+        self.stdout, self.stdin = [json.dumps({"review": review})], None
+
+    def wait(self):
+        return 0
+
+
+def test_a_new_product_is_taught_reviewed_and_live(saved, pictures, monkeypatch):
+    monkeypatch.setattr(teaching, "_start", Here)
+    new = pictures("circuit_board", 8)
+    odd = pictures("wood", 1, first=40)
+    with served(saved) as client:
+        before = inspect(client, pictures("gear", 1, first=300))[0]
+        job = teach(client, "teach", "board", [*new, *odd])
+        told = waits_for(client, job, "review")
+        assert told["progress"] == 1
+        assert told["review"]["flips"] == {"inspections": 0, "to_good": [], "to_defective": []}
+        assert (
+            client.get("/api/v1/products/board").status_code == 404
+        )  # nothing is live before it is accepted
+        assert LineStore(saved).names() == ("gear", "wood", "bottle_cap")
+        picture = client.get(f"/api/v1/jobs/{job}/images/8?side=32")
+        assert Image.open(io.BytesIO(picture.content)).size == (32, 32)
+        told = client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [8]}).json()
+        assert told["images"] == 8
+        waits_for(client, job, "review")
+        assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
+        assert inspect(client, pictures("circuit_board", 1, first=300))[0]["task"] == "board"
+        after = inspect(client, pictures("gear", 1, first=300))[0]
+        assert (after["pred_score"], after["threshold"]) == (before["pred_score"], before["threshold"])
+        changes = client.get("/api/v1/audit").json()["items"]
+        assert [(c["action"], c["outcome"]) for c in changes] == [("teach", "done"), ("teach begins", "done")]
+    line = Detector.load(saved, device="cpu")
+    assert line.tasks == ("gear", "wood", "bottle_cap", "board")
+    assert line.info("board").images == 8
+
+
+class Pretended:
+    """Lessons that a word on the disk directs: they read `learns` again and again until it says something."""
+
+    CODE = """
+import json, pathlib, sys, time
+print(json.dumps({"stage": "learning", "progress": 0.4}), flush=True)
+file = pathlib.Path(sys.argv[1])
+while not file.exists():
+    time.sleep(0.01)
+print(file.read_text(), flush=True)
+"""
+
+    def __init__(self, folder, monkeypatch):
+        self.word = folder / "learns"
+        self.begun = []
+
+        def start(home):
+            self.begun.append(json.loads((home / "lesson.json").read_text()))
+            command = [sys.executable, "-S", "-E", "-c", self.CODE, str(self.word)]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+            return subprocess.Popen(command, **pipes)
+
+        monkeypatch.setattr(teaching, "_start", start)
+
+    def say(self, said):
+        draft = self.word.with_suffix(".tmp")
+        draft.write_text(json.dumps(said))
+        draft.rename(self.word)
+
+
+@pytest.fixture
+def pretended(tmp_path, monkeypatch):
+    return Pretended(tmp_path, monkeypatch)
+
+
+REVIEW = {
+    "base_version": None,
+    "suspects": [],
+    "unreadable": [],
+    "promise": "",
+    "threshold": 1.0,
+    "bytes": 1,
+    "flips": {"inspections": 0, "to_good": [], "to_defective": []},
+}
+
+
+def test_a_lesson_tells_how_far_it_is_and_never_stops_inspection(saved, pictures, pretended):
+    with served(saved) as client:
+        job = teach(client, "teach", "board", pictures("circuit_board", 2))
+        told = eventually(lambda: (t := client.get(f"/api/v1/jobs/{job}").json())["progress"] and t)
+        assert (told["state"], told["stage"], told["progress"]) == ("learning", "learning", 0.4)
+        assert told["seconds_left"] >= 0
+        assert inspect(client, pictures("gear", 1))
+        assert "moleflow_learning 1.0" in client.get("/metrics").text
+        second = teach(client, "teach", "cable", pictures("wood", 1))
+        assert client.get(f"/api/v1/jobs/{second}").json()["state"] == "queued"  # one at a time
+        assert code_of(client.post(f"/api/v1/jobs/{job}/accept"), 409) == "wrong_state"
+        pretended.say({"error": "too few"})
+        assert waits_for(client, job, "failed")["error"] == "too few"
+        assert waits_for(client, second, "failed")
+        assert [one["id"] for one in client.get("/api/v1/jobs").json()] == [second, job]
+        assert [wish["name"] for wish in pretended.begun] == ["board", "cable"]
+
+
+def test_a_lesson_is_cancelled_and_resumed(saved, pictures, pretended):
+    with served(saved) as client:
+        job = teach(client, "teach", "board", pictures("circuit_board", 3))
+        assert eventually(lambda: pretended.begun)
+        assert client.post(f"/api/v1/jobs/{job}/cancel").json()["state"] == "cancelled"
+        assert eventually(lambda: not client.station.lessons.teaching.learning)
+        assert client.get(f"/api/v1/jobs/{job}").json()["state"] == "cancelled"
+        assert code_of(client.post(f"/api/v1/jobs/{job}/cancel"), 409) == "wrong_state"
+        pretended.say({"review": REVIEW})
+        assert client.post(f"/api/v1/jobs/{job}/resume").json()["state"] == "queued"
+        waits_for(client, job, "review")
+        assert code_of(client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [3]}), 404) == "not_found"
+        assert code_of(client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [0, 1, 2]}), 409)
+        again = client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [1]}).json()
+        assert (again["images"], again["dropped"]) == (2, [1])
+        assert waits_for(client, job, "review")
+        assert list(pretended.begun[-1]["photos"]) == ["0", "2"]
+        assert client.get(f"/api/v1/jobs/{job}/images/2").headers["content-type"] == "image/jpeg"
+        assert code_of(client.get(f"/api/v1/jobs/{job}/images/3"), 404) == "not_found"
+        assert code_of(client.get("/api/v1/jobs/77"), 404) == "not_found"
+
+
+def test_a_lesson_outlives_the_station(saved, pictures, pretended):
+    with served(saved) as client:
+        job = teach(client, "teach", "board", pictures("circuit_board", 2))
+        assert eventually(lambda: pretended.begun)
+    with served(saved) as client:
+        assert client.get(f"/api/v1/jobs/{job}").json()["state"] == "interrupted"
+        pretended.say({"review": REVIEW})
+        client.post(f"/api/v1/jobs/{job}/resume")
+        waits_for(client, job, "review")
+
+
+def test_what_cannot_be_a_lesson_is_refused(shared, pictures, probe):
+    def begin(sent=None, **data):
+        return shared.post("/api/v1/jobs", files=sent or files(probe[:1]), data=data)
+
+    assert code_of(begin(kind="teach", name="../evil"), 422) == "unusable_name"
+    assert code_of(begin(kind="teach", name="con"), 422) == "unusable_name"
+    assert code_of(begin(kind="teach", name="GEAR"), 409) == "taken"
+    assert code_of(begin(kind="update", name="cable"), 404) == "unknown_product"
+    assert code_of(begin(kind="unteach", name="gear"), 422) == "unusable"
+    assert code_of(begin([("images", ("a.png", b"no", "image/png"))], kind="teach", name="x"), 415)
+    assert code_of(begin(kind="teach", name="x", inspections="1;2"), 422) == "unusable"
+    assert code_of(begin(kind="teach", name="x", inspections="99999"), 404) == "not_found"
+    form = {"kind": (None, "teach"), "name": (None, "x")}
+    assert code_of(shared.post("/api/v1/jobs", files=form), 422) == "no_images"
+    assert not list((shared.station.settings.data / "arriving").iterdir())
+    assert shared.get("/api/v1/jobs").json() == []
+
+
+def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, pictures):
+    """With a lesson of its own process: it says which past verdicts the draft turns, before it goes live."""
+    with served(saved) as client:
+        client.put("/api/v1/products/gear/threshold", json={"threshold": -50})
+        told = inspect(client, pictures("gear", 4, first=400))
+        alarms = [one["id"] for one in told if one["status"] == "defective"]
+        assert alarms
+        for number in alarms:
+            client.put(f"/api/v1/inspections/{number}/mark", json={"kind": "false_alarm"})
+        numbers = ",".join(map(str, alarms))
+        job = teach(client, "update", "gear", pictures("gear", 5, first=420), inspections=numbers)
+        told = waits_for(client, job, "review")
+        assert told["images"] == 5 + len(alarms)
+        flips = told["review"]["flips"]
+        assert flips["inspections"] == 4
+        assert set(flips["to_good"]) <= set(alarms)  # the threshold set by hand is dropped
+        assert flips["to_good"]
+        assert client.get("/api/v1/products/gear").json()["version"] == "0001"
+        assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
+        assert client.get("/api/v1/products/gear").json()["version"] == "0002"
+        assert code_of(client.get(f"/api/v1/jobs/{job}/images/0"), 404) == "not_found"
+    assert LineStore(saved).versions("gear") == ["0001", "0002"]
+
+
+def test_an_update_of_what_changed_meanwhile_does_not_go_live(saved, pictures, pretended, loaded):
+    loaded.update_task("gear", pictures("gear", 4, first=60))
+    with served(saved) as client:
+        job = teach(client, "update", "gear", pictures("gear", 2))
+        pretended.say({"review": REVIEW | {"base_version": "0001"}})
+        waits_for(client, job, "review")
+        shutil.copytree(saved, client.station.lessons.teaching.folder(job) / "draft")
+        loaded.save()  # by the command line
+        assert code_of(client.post(f"/api/v1/jobs/{job}/accept"), 409) == "conflict"
+        assert client.get(f"/api/v1/jobs/{job}").json()["state"] == "review"
+    assert LineStore(saved).versions("gear") == ["0001", "0002"]
+
+
+def test_the_first_product_begins_the_line(tmp_path, pictures, quick, monkeypatch):
+    class Small(Detector):
+        def __init__(self, *given, **options):
+            if "config" not in options:
+                options |= {"image_size": 64, "config": quick}
+            super().__init__(*given, **options)
+
+    monkeypatch.setattr("moleflow.detector.Detector", Small)
+    monkeypatch.setattr(teaching, "_start", Here)
+    with served(tmp_path / "line") as client:
+        job = teach(client, "teach", "gear", pictures("gear", 5))
+        waits_for(client, job, "review")
+        assert not (tmp_path / "line").exists()
+        assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
+        assert inspect(client, pictures("gear", 1, first=300))[0]["task"] == "gear"
+    assert Detector.load(tmp_path / "line", device="cpu").tasks == ("gear",)
+
+
+@pytest.mark.slow
+def test_a_lesson_ends_with_the_process_that_began_it(saved, tmp_path, pictures):
+    photos = {}
+    for i, picture in enumerate(pictures("circuit_board", 40)):
+        Image.fromarray(picture).save(tmp_path / f"{i}.png")
+        photos[i] = str(tmp_path / f"{i}.png")
+    wish = lesson.Wish(str(saved), "teach", "x", photos, dict(photos), {}, 1, "cpu", "torch", None)
+    wish.write(tmp_path)
+    code = (
+        "import pathlib, sys, time\nfrom moleflow.station.teaching import _start\n"
+        "process = _start(pathlib.Path(sys.argv[1]))\nprint(process.pid, flush=True)\ntime.sleep(100)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as station:
+        try:
+            learning = psutil.Process(int(station.stdout.readline()))
+            own = psutil.Process(station.pid).nice()
+            assert eventually(lambda: learning.nice() == min(own + lesson.NICE, 19), 60)
+        finally:
+            station.kill()
+    assert eventually(lambda: not learning.is_running() or learning.status() == psutil.STATUS_ZOMBIE, 20)
+    assert not (tmp_path / "draft").exists()
