@@ -54,8 +54,8 @@ class Lessons:
         """Unready where there is no room to learn, or would be none with so many bytes more."""
         free, least = self._station.disk_free() - size, self._station.settings.least_free
         if free < least:
-            found = f"{max(free, 0) >> 20} MB are free on the disk, learning needs {least >> 20} MB; inspection goes on"
-            raise Unready(found, "disk_full")
+            left = f"{max(free, 0) >> 20} MB are left on the disk, learning needs {least >> 20} MB"
+            raise Unready(f"{left}; inspection goes on", "disk_full")
 
     def begin(
         self,
