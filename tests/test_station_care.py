@@ -164,6 +164,11 @@ def test_a_full_disk_stops_learning_and_inspection_goes_on(saved, pictures):
         )
         assert code_of(answer, 503) == "disk_full"
         assert "inspection goes on" in answer.json()["error"]["message"]
+        station.disk_free = lambda: station.settings.least_free + 100  # less than what is sent
+        answer = client.post(
+            "/api/v1/jobs", files=files(pictures("wood", 1)), data={"kind": "teach", "name": "x"}
+        )
+        assert code_of(answer, 503) == "disk_full"
         assert answer.headers["Retry-After"]
 
 

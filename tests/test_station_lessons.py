@@ -219,6 +219,17 @@ def test_an_update_of_what_changed_meanwhile_does_not_go_live(saved, pictures, p
     assert LineStore(saved).versions("gear") == ["0001", "0002"]
 
 
+def test_an_update_keeps_the_rate_of_false_alarms_that_was_set(saved, pictures, monkeypatch):
+    monkeypatch.setattr(teaching, "_start", Here)
+    with served(saved) as client:
+        client.put("/api/v1/products/gear/threshold", json={"false_alarm_rate": 0.05})
+        job = teach(client, "update", "gear", pictures("gear", 5, first=420))
+        waits_for(client, job, "review")
+        assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
+        told = client.get("/api/v1/products/gear").json()
+        assert (told["version"], told["false_alarm_rate"]) == ("0002", 0.05)
+
+
 def test_the_first_product_begins_the_line(tmp_path, pictures, quick, monkeypatch):
     class Small(Detector):
         def __init__(self, *given, **options):

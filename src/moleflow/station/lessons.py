@@ -40,9 +40,9 @@ class Lessons:
         self.teaching = Teaching(jobs, station.settings.data / "jobs", self._wish)
 
     @contextmanager
-    def arriving(self) -> Iterator[Path]:
-        """A folder for photographs that come in; what was not made a lesson of goes at the end."""
-        self.check_disk()
+    def arriving(self, size: int = 0) -> Iterator[Path]:
+        """A folder for so many bytes of photographs; what was not made a lesson of goes at the end."""
+        self.check_disk(size)
         self._arriving.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self._arriving))
         try:
@@ -50,14 +50,12 @@ class Lessons:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def check_disk(self) -> None:
-        """Unready where there is no room to learn."""
-        free, least = self._station.disk_free(), self._station.settings.least_free
+    def check_disk(self, size: int = 0) -> None:
+        """Unready where there is no room to learn, or would be none with so many bytes more."""
+        free, least = self._station.disk_free() - size, self._station.settings.least_free
         if free < least:
-            found = (
-                f"{free >> 20} MB are free on the disk, learning needs {least >> 20} MB; inspection goes on"
-            )
-            raise Unready(found, "disk_full")
+            left = f"{max(free, 0) >> 20} MB are left on the disk, learning needs {least >> 20} MB"
+            raise Unready(f"{left}; inspection goes on", "disk_full")
 
     def begin(
         self,

@@ -17,7 +17,7 @@ from ..problems import Malformed, Unusable
 from ..service import Station
 from . import schemas
 from .parts import WITH_BODY, Admin, Inspector, Serving, Teacher, can_fail
-from .uploads import Bounds, Form, read_form
+from .uploads import Bounds, Form, length_of, read_form
 
 router = APIRouter(prefix="/api/v1", tags=["lessons"])
 
@@ -71,7 +71,7 @@ async def begin(request: Request, service: Serving, who: Teacher) -> Any:
     """Begins a lesson: a new product, or more of a known one. Nothing goes live before it is accepted."""
     station = service.station
     limits = station.settings.limits
-    with station.lessons.arriving() as folder, ExitStack() as files:
+    with station.lessons.arriving(length_of(request)) as folder, ExitStack() as files:
 
         def sink(index: int) -> Any:
             return files.enter_context(open(folder / f"{index:05d}", "wb"))

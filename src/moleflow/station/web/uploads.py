@@ -70,6 +70,14 @@ class Held:
                 self._now -= mine
 
 
+def length_of(request: Request) -> int:
+    """What the sender says of a body; 0 where it says nothing, Malformed where that is no number."""
+    length = request.headers.get("content-length", "0")
+    if not (length.isascii() and length.isdigit() and len(length) < 20):
+        raise Malformed("expected a number as Content-Length")
+    return int(length)
+
+
 async def body_of(request: Request, most: int) -> AsyncIterator[bytes]:
     """Pieces of a body.
 
@@ -78,10 +86,7 @@ async def body_of(request: Request, most: int) -> AsyncIterator[bytes]:
         Denied: it comes too slowly.
         Malformed: the sender left, or its length is no number.
     """
-    length = request.headers.get("content-length")
-    if length is not None and (not length.isascii() or not length.isdigit()):
-        raise Malformed("expected a number as Content-Length")
-    if length is not None and int(length) > most:
+    if length_of(request) > most:
         raise _too_large(most)
     began, got = time.monotonic(), 0
     pieces = request.stream().__aiter__()
