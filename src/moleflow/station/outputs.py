@@ -57,7 +57,7 @@ class Outbox:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._database = sqlite3.connect(path, check_same_thread=False, timeout=2)
+            self._database = sqlite3.connect(path, check_same_thread=False, timeout=0.5)
             self._database.executescript(PRAGMAS + TABLES)
         except sqlite3.Error as error:
             raise MoleFlowError(f"{path}: cannot be used as an outbox: {error}") from error
