@@ -420,7 +420,11 @@ def test_same_seed_same_features_and_no_trace_in_the_global_state() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["efficientnet_lite0", "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@3,11"]
+    "name",
+    [
+        "efficientnet_lite0",
+        pytest.param("timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@3,11", marks=pytest.mark.slow),
+    ],
 )
 def test_threads_get_what_one_thread_gets(name: str, two_threads: None) -> None:
     extractor = Extractor(name, weights="random", image_size=96)
