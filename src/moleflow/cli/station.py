@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,13 +18,13 @@ from ..errors import ConfigError, MoleFlowError
 from .app import app, example
 from .inspection import _line_or_export, _opened
 from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
-from .screen import say, use_threads
+from .screen import complain, say, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..station import Settings
-    from ..station.outputs import Output
+    from ..station.outputs import Outbox, Output
     from ..station.web import Access
 
 LIBRARIES = (
@@ -105,6 +105,7 @@ def serve(
         from ..station.settings import MB, data_folder
         from ..station.web import create_app
         from ..station.web.access import new_token as made
+        from ..station.web.server import claimed
         from ..station.web.server import serve as listen
 
     if new_token is not None:
@@ -127,10 +128,16 @@ def serve(
         limits=Limits(images=max_images, bytes=max_mb * MB, pixels=max_megapixels * 1_000_000),
     )
     _log_to_stderr()
+    sockets = claimed(host, port)
+    begun = line.exists()
     served = create_app(settings, access)
     said = f"[{host}]" if ":" in host else host
-    say(f"{line}: http://{said}:{port}/ (Ctrl-C ends it)")
-    listen(served, host, port)
+    if not begun:
+        say(f"{line}: no such folder yet; the line begins with the first product that is taught")
+    say(f"{line}: http://{said}:{sockets[0].getsockname()[1]}/ (Ctrl-C ends it)")
+    with suppress(KeyboardInterrupt):  # the way it is ended: no error
+        listen(served, sockets)
+    say(f"{line}: ended")
 
 
 @app.command(
@@ -182,13 +189,14 @@ def watch(
         raise typer.BadParameter("expected one of --json, --webhook and --mqtt")
     _log_to_stderr()
     use_threads(threads)
-    place = outbox or _made(data_folder(line)) / _outbox_name(folder, json_file, webhook, mqtt)
     ending = _told_to_end()
     with ExitStack() as stack:
         output = _output(json_file, webhook, mqtt, stack)
         detector = _line_or_export(line, weights, device, runtime, threads, monitor=False)
+        place = outbox or _made(data_folder(line)) / _outbox_name(folder, json_file, webhook, mqtt)
         box = Outbox(place)
         stack.callback(box.close)
+        stack.callback(_tell_rest, box, place)
         watching = Watching(
             lambda paths: detector.predict(paths, task=task, errors="yield"),
             folder,
@@ -198,6 +206,8 @@ def watch(
         )
         courier = Courier(box, output)
         stack.callback(courier.close)
+        if not once:
+            complain(f"{line}: inspects what appears in {folder} (Ctrl-C ends it)")
         while True:
             if watching.look():
                 courier.wake()
@@ -280,6 +290,13 @@ def _output(json_file: str | None, webhook: str | None, mqtt: str | None, stack:
             os.fsync(file.fileno())
 
     return Lines(write)
+
+
+def _tell_rest(box: Outbox, place: Path) -> None:
+    """What was inspected and could not be handed on is kept, and whoever ends the watching should know."""
+    rest = box.count()
+    if rest:
+        complain(f"{place}: results not taken yet: {rest}; the same command sends them")
 
 
 def _outbox_name(folder: Path, *targets: str | None) -> str:

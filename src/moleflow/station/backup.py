@@ -38,6 +38,8 @@ def back_up(settings: Settings, out: Path) -> None:
     """
     if out.exists():
         raise MoleFlowError(f"{out}: expected a folder that is not there yet")
+    if not LineStore(settings.line).exists():
+        raise LineError(f"{settings.line}: expected the folder of a line, found none to back up")
     with _said(out), _unfinished(out) as folder:
         _copy_line(settings.line, folder / LINE)
         if settings.database is None and (settings.data / DATABASE).exists():

@@ -120,7 +120,7 @@ class CurrentLine:
             _warm(inspector)
             return Loaded(inspector, state)
         if not self.store.exists():
-            _refuse_other(settings.line)
+            refuse_other(settings.line)
             return Loaded(None, state)
         from ..detector import Detector  # torch: an exported line does without
 
@@ -145,8 +145,10 @@ def _warm(inspector: Detector | Inspector) -> None:
             inspector.predict([blank.astype(kind)], errors="yield")
 
 
-def _refuse_other(line: Path) -> None:
+def refuse_other(line: Path) -> None:
     """A folder that holds something else must not become a line by the first product."""
+    if is_exported(line) or LineStore(line).exists():
+        return
     if line.exists() and (not line.is_dir() or any(not path.name.startswith(".") for path in line.iterdir())):
         raise LineError(f"{line}: expected the folder of a line, or none; found something else")
 

@@ -88,6 +88,11 @@ class Outbox:
             found: tuple[int, str] | None = rows.fetchone()
         return found
 
+    def count(self) -> int:
+        """How many were not taken yet."""
+        with self._guard, closing(self._database.execute("select count(*) from outbox")) as rows:
+            return int(rows.fetchone()[0])
+
     def taken(self, number: int) -> None:
         """It arrived."""
         with self._guard, self._database:

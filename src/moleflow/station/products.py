@@ -75,7 +75,7 @@ class Products:
             "parts": {part: size.bytes for part, size in info.parts.items()},
             "seconds": info.seconds,
             "promise": "; ".join(info.promise.sentences()),
-            "suspects": len(info.suspects),
+            "suspects": len({suspect.source for suspect in info.suspects}),
             "curve": [
                 {"false_alarm_rate": rate, "threshold": calibration.threshold(rate)}
                 for rate in CURVE.tolist()

@@ -17,7 +17,7 @@ import filelock
 
 from ..errors import MoleFlowError
 from .changing import Changing
-from .current import CurrentLine
+from .current import CurrentLine, refuse_other
 from .history import Database
 from .history.audit import Audit
 from .history.inspections import Inspections
@@ -65,6 +65,7 @@ class Station:
 
     def __init__(self, settings: Settings, *, told: Told = lambda found, recorded: None) -> None:
         self.settings = settings
+        refuse_other(settings.line)  # before anything is made beside it
         _make_folder(settings.data)
         self._alone = _held_alone(settings.data / LOCK)
         _limit_threads(settings.threads)

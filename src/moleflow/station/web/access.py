@@ -171,7 +171,8 @@ def _role(role: str, where: str = "") -> Role:
     for known in ROLES:
         if role.strip() == known:
             return known
-    raise ConfigError(f"{where}expected a role among {', '.join(ROLES)}")
+    got = "" if where else f", got {role!r}"  # what stands in a file may be a secret
+    raise ConfigError(f"{where}expected a role among {', '.join(ROLES)}{got}")
 
 
 def _digest(secret: str) -> bytes:

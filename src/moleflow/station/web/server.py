@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import os
+import socket
+from contextlib import ExitStack
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ...errors import ConfigError
+
 HEADER_SECONDS = 15.0  # for a request's headers to be there
 IDLE_SECONDS = 30  # that a connection is kept for another request
 LAST_SECONDS = 60  # for what is in flight when the station ends
 CONNECTIONS = 512
 WAITING_CONNECTIONS = 256
+STREAM = socket.SOCK_STREAM
+ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # the machine has no such address
 
 
 class Impatient(H11Protocol):
@@ -56,10 +64,60 @@ class Impatient(H11Protocol):
             self._deadline = None
 
 
-def serve(app: FastAPI, host: str, port: int) -> None:
+def claimed(host: str, port: int) -> list[socket.socket]:
+    """Sockets at a host's addresses that nobody else has; port 0 takes a free one.
+
+    Raises:
+        ConfigError: the port is taken or may not be had, or the host is none of this machine.
+    """
+    sockets: list[socket.socket] = []
+    absent: OSError | None = None
+    with ExitStack() as undone:
+        try:
+            flags = socket.AI_PASSIVE
+            for family, *_, where in socket.getaddrinfo(host.strip("[]"), port, type=STREAM, flags=flags):
+                chosen = sockets[0].getsockname()[1] if sockets else port
+                try:
+                    sockets.append(undone.enter_context(_bound(family, (where[0], chosen, *where[2:]))))
+                except OSError as error:  # "localhost" may have two addresses on a machine without IPv6
+                    if error.errno not in ABSENT:
+                        raise
+                    absent = error
+            if not sockets and absent is not None:
+                raise absent
+        except OSError as error:
+            raise ConfigError(_refused(host, port, error)) from error
+        undone.pop_all()
+    return sockets
+
+
+def _bound(family: int, address: tuple[Any, ...]) -> socket.socket:
+    held = socket.socket(family, STREAM)
+    try:
+        if os.name == "posix":  # elsewhere it would share the port
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        held.bind(address)
+    except OSError:
+        held.close()
+        raise
+    return held
+
+
+def _refused(host: str, port: int, error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return f"port {port} of {host} is taken, perhaps by another station: choose a free one with --port"
+    if isinstance(error, socket.gaierror) or error.errno in ABSENT:
+        return f"expected an address of this machine to listen at, got {host}"
+    return f"cannot listen at port {port} of {host}: {error.strerror or error}"
+
+
+def serve(app: FastAPI, sockets: list[socket.socket]) -> None:
     """Until the process is told to end; SIGTERM and Ctrl-C let it finish."""
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    uvicorn.Server(config_of(app, host, port)).run()
+    host, port = sockets[0].getsockname()[:2]
+    uvicorn.Server(config_of(app, host, port)).run(sockets)
 
 
 def config_of(app: FastAPI, host: str, port: int) -> uvicorn.Config:
