@@ -144,7 +144,7 @@ function queueLine(signal) {
   const draw = () => {
     const n = inbox.waiting.length + inbox.sending.length;
     line.hidden = n < 2 && !inbox.trouble;
-    words.textContent = inbox.trouble ? t("queue.trouble", { why: inbox.trouble, n }) : t("queue.waiting", { n });
+    words.textContent = inbox.trouble ? t("queue.trouble", { why: inbox.trouble.replace(/\.$/, ""), n }) : t("queue.waiting", { n });
     drop.hidden = inbox.waiting.length === 0;
   };
   inbox.addEventListener("queue", draw, { signal });

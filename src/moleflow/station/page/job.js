@@ -101,5 +101,6 @@ function settledBox(job, act, signal) {
   return el("section", { class: "outcome" }, el("h2", { text: named("job", job.state) }),
     job.error && el("p", { class: "error", text: job.error }),
     job.state === "cancelled" && el("p", { class: "soft", text: t("job.cancelled_means") }),
+    job.state === "failed" && el("p", { class: "soft", text: t("job.failed_means") }),
     el("div", { class: "row" }, resume, again), place);
 }

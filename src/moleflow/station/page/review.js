@@ -15,7 +15,11 @@ export function reviewSection(job, act, signal) {
   const { review } = job;
   const ticked = new Set();
   const place = errorPlace();
-  const accept = button("", () => act("accept", { drop: [...ticked] }), { class: "primary big-button", errorsIn: place });
+  const putOn = async () => {
+    if (!ticked.size) what.textContent = t("review.accepting");
+    await act("accept", { drop: [...ticked] }).finally(draw);
+  };
+  const accept = button("", putOn, { class: "primary big-button", errorsIn: place });
   const discard = async () => {
     const title = t("review.discard");
     if (await confirmed(title, t("review.discard_means"), title, { danger: true })) await act("cancel");
@@ -34,7 +38,7 @@ export function reviewSection(job, act, signal) {
     el("section", {}, el("h2", { text: t("review.heading") }),
       el("dl", { class: "figures" },
         pair("product.images", job.images), pair("product.threshold", decimal(review.threshold)),
-        pair("product.bytes", bytes(review.bytes)), pair("review.suspects", review.suspects.length)),
+        pair("product.bytes", bytes(review.bytes)), pair("review.suspects", new Set(review.suspects.map(({ index }) => index)).size)),
       review.promise && said(review.promise, { tag: "p", names: "lead" })),
     suspectsSection(job, ticked, draw),
     unreadableSection(review.unreadable),

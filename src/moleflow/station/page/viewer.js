@@ -111,7 +111,7 @@ function scaleBar() {
   const bar = el("div", { class: "scale-bar", "aria-hidden": "true" });
   bar.style.backgroundImage = `linear-gradient(to right,${stops})`;
   const values = [0, 1, 2].map(() => el("b"));
-  const meanings = ["heat.typical", "heat.threshold", "heat.twice"];
+  const meanings = ["heat.typical", "heat.place", "heat.twice"];
   const marks = values.map((value, at) => el("span", {}, el("span", { text: t(meanings[at]) }), " ", value));
   return {
     element: el("div", { class: "scale", title: t("heat.same") }, bar, el("div", { class: "scale-marks" }, marks)),
