@@ -182,6 +182,17 @@ def test_only_loopback_is_open(host, loopback, tmp_path, monkeypatch):
         assert not list(tmp_path.iterdir())
 
 
+def test_a_taken_port_is_refused_before_anything_is_made(tmp_path):
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        port = str(held.getsockname()[1])
+        result = CliRunner().invoke(commands, ["serve", str(tmp_path / "line"), "--port", port])
+    assert result.exit_code == 1
+    assert f"port {port} of 127.0.0.1 is taken" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_new_token_is_printed_alone():
     result = CliRunner().invoke(commands, ["serve", "--new-token", "teach"])
     assert [token.role for token in read_tokens(result.stdout.splitlines())] == ["teach"]

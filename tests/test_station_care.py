@@ -296,7 +296,9 @@ def test_what_is_no_backup_is_refused_and_changes_nothing(saved, tmp_path, new_l
     assert "expected a folder that moleflow backup wrote" in run("restore", tmp_path, saved, code=1).stderr
     run("backup", saved, tmp_path / "monday")
     assert "not there yet" in run("backup", saved, tmp_path / "monday", code=1).stderr
-    assert run("backup", tmp_path / "nothing", tmp_path / "out", code=1)
+    assert (
+        "nothing: expected the folder" in run("backup", tmp_path / "nothing", tmp_path / "out", code=1).stderr
+    )
     assert not (tmp_path / "out").exists()
     other = new_line(seed=1)
     other.add_task("gear", pictures("gear", 4))
@@ -323,6 +325,14 @@ def test_a_station_is_alone_in_its_folder(saved):
     with served(saved), pytest.raises(MoleFlowError, match="another station uses this folder"):
         Station(settings_of(saved))
     Station(settings_of(saved)).close()
+
+
+def test_nothing_is_made_beside_what_is_no_line(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+    assert "expected the folder of a line" in run("serve", tmp_path / "photos", "--port", 0, code=1).stderr
+    run("watch", tmp_path / "none", tmp_path / "photos", "--json", "-", "--once", code=1)
+    assert [one.name for one in tmp_path.iterdir()] == ["photos"]
 
 
 def test_what_came_to_nothing_is_forgotten(saved, pictures, monkeypatch):

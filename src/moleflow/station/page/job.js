@@ -88,10 +88,11 @@ function settledBox(job, act, signal) {
   if (job.state === "review") return reviewSection(job, act, signal);
   const place = errorPlace();
   const resume = may("teach") && button(t("job.resume"), () => act("resume"), { class: "primary", errorsIn: place });
-  const again = el("a", { class: "button", href: "#/teach", text: t("job.another") });
+  const name = encodeURIComponent(job.name);
+  const update = job.kind === "update";
+  const next = update && job.state !== "live" ? `#/teach?update=${name}` : "#/teach";
+  const again = el("a", { class: "button", href: next, text: t("job.another") });
   if (job.state === "live") {
-    const name = encodeURIComponent(job.name);
-    const update = job.kind === "update";
     return el("section", { class: "outcome live" },
       el("h2", { text: t(update ? "job.is_updated" : "job.is_live", { name: job.name }) }),
       el("p", { class: "soft", text: t(update ? "job.is_updated_means" : "job.is_live_means") }),
