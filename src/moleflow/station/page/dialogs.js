@@ -47,7 +47,8 @@ export function askToken(message) {
       el("p", { class: "soft", text: t("token.kept") }),
     ],
     confirm: t("token.enter"),
-    answer: () => field.value.trim() || null,
+    // Who copies a whole line of the file of tokens has the role before the colon.
+    answer: () => field.value.trim().replace(/^(inspect|teach|admin):/, "") || null,
   });
 }
 
