@@ -36,6 +36,7 @@ LIBRARIES = (
     "python_multipart",
     "pydantic",
 )
+EVERYWHERE = ("0.0.0.0", "::")  # what a server listens at to be reached at all addresses
 TOKENS = "MOLEFLOW_TOKENS"
 GB = 1 << 30
 
@@ -131,10 +132,12 @@ def serve(
     sockets = claimed(host, port)
     begun = line.exists()
     served = create_app(settings, access)
-    said = f"[{host}]" if ":" in host else host
+    where = f"http://{f'[{host}]' if ':' in host else host}:{sockets[0].getsockname()[1]}/"
+    if host in EVERYWHERE:
+        where = f"port {sockets[0].getsockname()[1]} of every address of this machine"
     if not begun:
         say(f"{line}: no such folder yet; the line begins with the first product that is taught")
-    say(f"{line}: http://{said}:{sockets[0].getsockname()[1]}/ (Ctrl-C ends it)")
+    say(f"{line}: {where} (Ctrl-C ends it)")
     with suppress(KeyboardInterrupt):  # the way it is ended: no error
         listen(served, sockets)
     say(f"{line}: ended")
@@ -263,7 +266,8 @@ def _access(host: str, token_file: Path | None) -> Access:
         try:
             tokens += read_tokens(token_file.read_text(encoding="utf-8").splitlines())
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{token_file}: cannot be read: {error}") from error
+            reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+            raise ConfigError(f"{token_file}: cannot be read: {reason}") from error
         if not tokens:
             raise ConfigError(f"{token_file}: expected lines role:token, found none")
     if not tokens and not is_loopback(host):

@@ -47,7 +47,8 @@ export function show(root, _route, signal) {
   onPaste(take, signal);
   signal.addEventListener("abort", () => camera.stop());
   if (inbox.shown) present({ item: inbox.shown }, false);
-  else result.ready(session.line.products.length ? t("verdict.ready_means") : nothingTaught());
+  else if (session.line.products.length) result.ready(t("verdict.ready_means"));
+  else result.ready(nothingTaught(), t("verdict.empty"));
   fillStrip(list, counts);
   keys(signal, {
     o: () => choose.open(), c: () => camera.toggle(), h: () => result.viewer.toggle(),

@@ -32,8 +32,8 @@ export class Result {
     );
   }
 
-  ready(sentence) {
-    this.loud("ready", t("verdict.ready"), sentence);
+  ready(sentence, word = t("verdict.ready")) {
+    this.loud("ready", word, sentence);
     this.facts.replaceChildren(el("p", { class: "soft", text: t("facts.none") }));
     this.element.classList.add("bare");
   }
