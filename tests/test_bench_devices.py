@@ -22,6 +22,7 @@ from rows import normalised, of_all_products
 
 SIZE = 64
 PRODUCTS = ("gear", "wood")
+LEARNS_LONG = ("decoflow", "task-separated")  # as the line does, which is not slow
 OWN = {
     "ucad": {
         "backbone": "timm:vit_tiny_patch16_224.augreg_in21k@0,1",
@@ -98,7 +99,10 @@ def same(one, other, *, rtol=0.0, atol=0.0) -> None:
             np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=pytest.mark.slow) if name in LEARNS_LONG else name for name in METHODS],
+)
 def test_nothing_is_left_on_the_processor_that_belongs_on_the_card(name, cache, products, quick, monkeypatch):
     """On a device that is only pretended, a tensor that was forgotten is refused as by a card."""
     expected, _, _ = run(name, "cpu", cache, products, quick)
