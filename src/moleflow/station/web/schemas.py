@@ -6,12 +6,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..history.inspections import MOST_ID
-
+MOST_PHOTOGRAPHS = 1_000_000  # far more than a lesson takes; within what JSON says exactly
 Share = Annotated[float, Field(ge=1e-9, le=0.999, allow_inf_nan=False)]  # a threshold of it is finite
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
-Index = Annotated[int, Field(ge=0, le=MOST_ID)]
+Index = Annotated[int, Field(ge=0, le=MOST_PHOTOGRAPHS)]
 Status = Literal["good", "defective", "unknown", "drifting"]
 MarkKind = Literal["false_alarm", "missed", "wrong_product"]
 JobKind = Literal["teach", "update"]
