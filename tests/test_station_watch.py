@@ -286,6 +286,16 @@ def test_watch_writes_a_line_per_image(saved, belt, tmp_path, pictures):
     assert CliRunner().invoke(commands, both).exit_code == 2
 
 
+def test_watching_once_says_what_was_not_taken(saved, belt, tmp_path, pictures):
+    Image.fromarray(pictures("gear", 1, first=300)[0]).save(belt / "0.png")
+    nobody = "http://127.0.0.1:9/"  # the port of "discard", which no system listens at any more
+    options = ["--device", "cpu", "--runtime", "torch", "--interval", "0.05", "--once"]
+    for _ in range(2):  # the second time there is nothing new to inspect
+        result = CliRunner().invoke(commands, ["watch", str(saved), str(belt), "--webhook", nobody, *options])
+        assert result.exit_code == 3, result.output
+        assert "results not taken yet: 1; the same command sends them" in result.output
+
+
 @pytest.mark.slow
 def test_a_killed_watch_loses_nothing(saved, belt, tmp_path, pictures):
     out = tmp_path / "out.jsonl"

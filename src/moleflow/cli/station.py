@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,13 +18,13 @@ from ..errors import ConfigError, MoleFlowError
 from .app import app, example
 from .inspection import _line_or_export, _opened
 from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
-from .screen import complain, say, use_threads
+from .screen import SOME_FAILED, complain, say, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..station import Settings
-    from ..station.outputs import Outbox, Output
+    from ..station.outputs import Output
     from ..station.web import Access
 
 LIBRARIES = (
@@ -182,7 +182,8 @@ def watch(
     """Inspect what appears in FOLDER, once it is whole, and hand the results on.
 
     Files that still grow wait. Every result is kept in an outbox on the disk until it was taken, also across
-    restarts; no file is inspected twice.
+    restarts; no file is inspected twice. With --once the exit code is 3 where some were not
+    taken.
     """
     from ..station.outputs import Courier, Outbox
     from ..station.settings import data_folder
@@ -199,7 +200,6 @@ def watch(
         place = outbox or _made(data_folder(line)) / _outbox_name(folder, json_file, webhook, mqtt)
         box = Outbox(place)
         stack.callback(box.close)
-        stack.callback(_tell_rest, box, place)
         watching = Watching(
             lambda paths: detector.predict(paths, task=task, errors="yield"),
             folder,
@@ -207,15 +207,19 @@ def watch(
             recursive=recursive,
             old=not new,
         )
-        courier = Courier(box, output)
-        stack.callback(courier.close)
-        if not once:
-            complain(f"{line}: inspects what appears in {folder} (Ctrl-C ends it)")
-        while True:
-            if watching.look():
-                courier.wake()
-            if (once and not watching.waiting) or ending.wait(interval):
-                return
+        with closing(Courier(box, output)) as courier:
+            if not once:
+                complain(f"{line}: inspects what appears in {folder} (Ctrl-C ends it)")
+            while True:
+                if watching.look():
+                    courier.wake()
+                if (once and not watching.waiting) or ending.wait(interval):
+                    break
+        rest = box.count()
+        if rest:  # kept, and whoever ends the watching should know
+            complain(f"{place}: results not taken yet: {rest}; the same command sends them")
+            if once:
+                raise typer.Exit(SOME_FAILED)
 
 
 @app.command(epilog=example("moleflow backup line-3 backups/monday"))
@@ -294,13 +298,6 @@ def _output(json_file: str | None, webhook: str | None, mqtt: str | None, stack:
             os.fsync(file.fileno())
 
     return Lines(write)
-
-
-def _tell_rest(box: Outbox, place: Path) -> None:
-    """What was inspected and could not be handed on is kept, and whoever ends the watching should know."""
-    rest = box.count()
-    if rest:
-        complain(f"{place}: results not taken yet: {rest}; the same command sends them")
 
 
 def _outbox_name(folder: Path, *targets: str | None) -> str:

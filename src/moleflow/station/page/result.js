@@ -132,7 +132,8 @@ function certaintyWords({ certainty, known }) {
   const next = margin === null ? t("certainty.only") : t("certainty.margin", { n: decimal(margin, 1) });
   const far = limit === null ? null : t("certainty.distance", { a: decimal(distance, 2), b: decimal(limit, 2) });
   if (!known) return far;
-  return [next, far && el("span", { class: "soft", text: ` ${far}` })];
+  const details = limit !== null && distance > limit ? ` ${t("certainty.details")}` : "";
+  return [next, far && el("span", { class: "soft", text: ` ${far}${details}` })];
 }
 
 /** The score on a bar whose middle is the threshold, the same for every image and every product. */
