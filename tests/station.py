@@ -1,6 +1,8 @@
 """What the tests of the station share: an application over a small line, pictures as files' bytes."""
 
+import hashlib
 import io
+import os
 import socket
 import threading
 import time
@@ -10,6 +12,7 @@ import numpy as np
 import uvicorn
 from fastapi.testclient import TestClient
 from PIL import Image
+from sqlalchemy import create_engine, make_url, text
 
 from moleflow.station import Limits, Settings
 from moleflow.station.web import create_app
@@ -17,12 +20,15 @@ from moleflow.station.web.access import Access
 from moleflow.station.web.server import config_of
 
 MARKED = {"X-Moleflow": "1"}
+SERVER = os.environ.get("MOLEFLOW_POSTGRESQL")  # URL of one that may make databases; SQLite without
 
 
 def settings_of(line, **changes):
+    data = changes.get("data", line.with_name(line.name + ".station"))
     options = {
         "line": line,
-        "data": line.with_name(line.name + ".station"),
+        "data": data,
+        "database": _database_for(data) if SERVER else None,
         "least_free": 0,
         "threads": 1,
         "device": "cpu",
@@ -31,6 +37,18 @@ def settings_of(line, **changes):
         "wait": 0.002,
     }
     return Settings(**options | changes)
+
+
+def _database_for(data):
+    """One of a station's own on that server, as the file in its folder is."""
+    name = "test_" + hashlib.sha256(str(data).encode()).hexdigest()[:16]
+    server = create_engine(SERVER, isolation_level="AUTOCOMMIT")
+    with server.connect() as connection:
+        there = text("select 1 from pg_database where datname = :name")
+        if connection.scalar(there, {"name": name}) is None:
+            connection.execute(text(f"create database {name}"))
+    server.dispose()
+    return make_url(SERVER).set(database=name).render_as_string(hide_password=False)
 
 
 @contextmanager

@@ -26,9 +26,10 @@ from moleflow.station.history.retention import Retention
 from moleflow.station.history.table import guarded
 from moleflow.station.problems import Unready
 from moleflow.store import LineStore
-from station import code_of, eventually, files, inspect, served, settings_of
+from station import SERVER, code_of, eventually, files, inspect, served, settings_of
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
+of_sqlite = pytest.mark.skipif(SERVER is not None, reason="it is about the file of SQLite")
 
 
 # The database
@@ -172,6 +173,7 @@ def test_a_full_disk_stops_learning_and_inspection_goes_on(saved, pictures):
         assert answer.headers["Retry-After"]
 
 
+@of_sqlite
 def test_what_a_full_disk_does_not_record_says_so(saved, pictures):
     with served(saved) as client:
         inspect(client, pictures("gear", 1))
@@ -259,6 +261,7 @@ def run(*arguments, code=0):
     return result
 
 
+@of_sqlite
 def test_a_backup_is_restored_while_the_station_runs(saved, pictures, tmp_path, probe):
     with served(saved) as client:
         told = inspect(client, probe)
@@ -281,6 +284,7 @@ def test_a_backup_is_restored_while_the_station_runs(saved, pictures, tmp_path, 
         assert again["pred_score"] == pytest.approx(told[1]["pred_score"], rel=1e-6)
 
 
+@of_sqlite
 def test_a_backup_is_restored_to_a_new_place(saved, tmp_path, probe, line):
     with served(saved) as client:
         inspect(client, probe)
@@ -290,6 +294,12 @@ def test_a_backup_is_restored_to_a_new_place(saved, tmp_path, probe, line):
     assert [one.pred_score for one in again.predict(probe)] == [one.pred_score for one in line.predict(probe)]
     with served(tmp_path / "new") as client:
         assert len(client.get("/api/v1/inspections").json()["items"]) == len(probe)
+
+
+def test_a_backup_says_that_another_database_is_not_in_it(saved, tmp_path):
+    told = run("backup", saved, tmp_path / "monday", "--database", "postgresql+psycopg://station@db/station")
+    assert "the database is not in it" in told.stderr
+    assert not (tmp_path / "monday" / "station.db").exists()
 
 
 def test_what_is_no_backup_is_refused_and_changes_nothing(saved, tmp_path, new_line, pictures):

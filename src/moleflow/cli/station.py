@@ -235,6 +235,8 @@ def backup(
 
     back_up(_settings(line, data, database), out)
     say(f"{out}: a backup of {line}")
+    if database is not None:
+        complain("the database is not in it: back it up with its own tools")
 
 
 @app.command(epilog=example("moleflow restore backups/monday line-3"))

@@ -122,7 +122,10 @@ def _open(url: str) -> Engine:
     except (ArgumentError, NoSuchModuleError) as error:
         raise ConfigError(f"expected a database URL such as sqlite:///station.db: {error}") from error
     except ModuleNotFoundError as error:
-        raise ConfigError(f"the database needs {error.name}, which is not installed") from error
+        found = f"the database needs {error.name}, which is not installed"
+        if error.name == "psycopg":
+            found += ": pip install 'moleflow[postgresql]'"
+        raise ConfigError(found) from error
     except OSError as error:
         raise ConfigError(f"{parsed.database}: {error.strerror or error}") from error
     if engine.dialect.name == "sqlite":
