@@ -200,40 +200,79 @@ def test_what_was_not_taken_waits_across_restarts(tmp_path, hook):
     box.close()
 
 
-def test_a_broker_is_published_to(outbox, monkeypatch):
-    mqtt = pytest.importorskip("paho.mqtt.client")
-    said = []
+class Reason(str):
+    """What a broker says, as its client hands it on."""
 
-    class Client:
-        fails = 1
+    __slots__ = ()
 
-        def __init__(self, version):
-            pass
+    @property
+    def is_failure(self):
+        return self != "Success"
 
-        def username_pw_set(self, name, password):
-            said.append((name, password))
 
-        def connect(self, host, port):
-            if Client.fails:
-                Client.fails -= 1
-                raise ConnectionRefusedError("not there yet")
-            said.append((host, port))
+class Client:
+    """Of paho, with a broker that says what `answers` holds; what was asked of it is in `said`."""
 
-        def loop_start(self): ...
-        def loop_stop(self): ...
-        def disconnect(self):
-            said.append("bye")
+    def __init__(self, version):
+        self.said, self.answers = [], [ConnectionRefusedError("not there yet"), "Success"]
 
-        def publish(self, topic, body, qos):
-            said.append((topic, json.loads(body)["source"], qos))
-            return type("Told", (), {"wait_for_publish": lambda *_: None, "is_published": lambda _: True})()
+    def username_pw_set(self, name, password):
+        self.said.append((name, password))
 
-    monkeypatch.setattr(mqtt, "Client", Client)
+    def connect(self, host, port):
+        answer = self.answers.pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        self.said.append((host, port))
+        self.answer = answer
+
+    def loop_start(self):
+        self.on_connect(self, None, None, Reason(self.answer), None)
+
+    def loop_stop(self): ...
+    def disconnect(self):
+        self.said.append("bye")
+
+    def publish(self, topic, body, qos):
+        self.said.append((topic, json.loads(body)["source"], qos))
+        return type("Told", (), {"wait_for_publish": lambda *_: None, "is_published": lambda _: True})()
+
+
+@pytest.fixture
+def broker(monkeypatch):
+    monkeypatch.setattr(pytest.importorskip("paho.mqtt.client"), "Client", Client)
+    return Broker("mqtt://press:p%40ss@belt:1884/line/3")
+
+
+def test_a_broker_is_published_to(outbox, broker):
     outbox.add("a.png", "state", {"source": "a"})
-    courier = Courier(outbox, Broker("mqtt://press:p%40ss@belt:1884/line/3"), pause=0.01)
+    courier, said = Courier(outbox, broker, pause=0.01), broker._client.said
     assert eventually(lambda: ("line/3", "a", 1) in said)
     courier.close()
     assert said == [("press", "p@ss"), ("belt", 1884), ("line/3", "a", 1), "bye"]
+
+
+def test_nothing_is_published_while_the_broker_is_away(broker):
+    """The client would keep every attempt, and send all of them later."""
+    client = broker._client
+    client.answers = ["Success"]
+    broker.send('{"source": "a"}')
+    client.on_disconnect(client, None, None, Reason("Keep alive timeout"), None)
+    with pytest.raises(OSError, match="the broker is away: Keep alive timeout"):
+        broker.send('{"source": "b"}')
+    client.on_connect(client, None, None, Reason("Success"), None)
+    broker.send('{"source": "b"}')
+    assert client.said[2:] == [("line/3", "a", 1), ("line/3", "b", 1)]
+
+
+def test_a_refusing_broker_is_told(broker):
+    client = broker._client
+    client.answers = ["Not authorized"]
+    for _ in range(2):
+        with pytest.raises(OSError, match="Not authorized"):
+            broker.send("{}")
+        client.on_disconnect(client, None, None, Reason("Unspecified error"), None)
+    assert client.said == [("press", "p@ss"), ("belt", 1884)]
 
 
 @pytest.mark.parametrize(

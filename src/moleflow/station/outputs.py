@@ -221,14 +221,23 @@ class Broker:
             password = None if parts.password is None else unquote(parts.password)
             self._client.username_pw_set(unquote(parts.username), password)
         self._address = parts.hostname, parts.port or (8883 if parts.scheme == "mqtts" else 1883)
-        self._begun = False
+        self._begun, self._state = False, "it did not answer in time"
+        self._connected, self._answered = threading.Event(), threading.Event()
+        self._client.on_connect, self._client.on_disconnect = self._on_connect, self._on_disconnect
 
     def send(self, body: str) -> None:
-        """One attempt; the broker's confirmation is waited for."""
+        """One attempt; the broker's confirmation is waited for.
+
+        The client itself would keep what is published while the broker is away, and send every attempt of it
+        later: so nothing is published then.
+        """
         if not self._begun:
             self._client.connect(*self._address)
             self._client.loop_start()
             self._begun = True
+            self._answered.wait(SECONDS)
+        if not self._connected.is_set():  # the client's own thread connects again
+            raise OSError(f"the broker is away: {self._state}")
         try:
             told = self._client.publish(self._topic, body, qos=1)
             told.wait_for_publish(SECONDS)
@@ -236,6 +245,17 @@ class Broker:
                 raise OSError("the broker did not confirm in time")
         except (ValueError, RuntimeError) as error:
             raise OSError(f"the broker did not take it: {error}") from None
+
+    def _on_connect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        self._state = str(reason)
+        if not reason.is_failure:
+            self._connected.set()
+        self._answered.set()
+
+    def _on_disconnect(self, _client: Any, _data: Any, _flags: Any, reason: Any, _properties: Any) -> None:
+        if self._connected.is_set():  # else it says less than the refusal before it
+            self._state = str(reason)
+        self._connected.clear()
 
     def close(self) -> None:
         """Says goodbye."""
