@@ -12,6 +12,7 @@ from PIL import Image
 
 from moleflow import Detector
 from moleflow.station import lesson, teaching
+from moleflow.station.problems import Unready
 from moleflow.store import LineStore
 from station import SMALL, code_of, eventually, files, inspect, served, teach, waits_for
 
@@ -151,6 +152,26 @@ def test_a_lesson_is_cancelled_and_resumed(saved, pictures, pretended):
         assert client.get(f"/api/v1/jobs/{job}/images/2").headers["content-type"] == "image/jpeg"
         assert code_of(client.get(f"/api/v1/jobs/{job}/images/3"), 404) == "not_found"
         assert code_of(client.get("/api/v1/jobs/77"), 404) == "not_found"
+
+
+def test_what_became_of_a_lesson_waits_for_a_full_database(saved, pictures, pretended, monkeypatch):
+    monkeypatch.setattr(teaching, "PATIENCE", 0.01)
+    with served(saved) as client:
+        jobs, refused = client.station.lessons.jobs, []
+        move = jobs.move
+
+        def full(number, to, **values):
+            if to == "review" and len(refused) < 3:
+                refused.append(to)
+                raise Unready("the disk is full", "disk_full")
+            return move(number, to, **values)
+
+        monkeypatch.setattr(jobs, "move", full)
+        job = teach(client, "teach", "board", pictures("circuit_board", 2))
+        pretended.say({"review": REVIEW})
+        waits_for(client, job, "review")
+        assert len(refused) == 3
+        assert len(pretended.begun) == 1  # nothing is learned twice
 
 
 def test_a_lesson_outlives_the_station(saved, pictures, pretended):

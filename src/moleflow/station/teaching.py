@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -21,12 +20,13 @@ from .history.inspections import moment
 from .history.jobs import CANCELLED, FAILED, LEARNING, OPEN, QUEUED, RESUMABLE, REVIEW, Jobs
 from .history.models import Job
 from .lesson import DRAFT, Wish
-from .problems import Conflict, Missing
+from .problems import Conflict, Missing, Unready
 
 log = logging.getLogger("moleflow.station")
 
 PHOTOS, PAST, SAID = "photos", "past", "said.txt"
 LOOK = 1.0  # seconds between two looks at what waits
+PATIENCE = 5.0  # seconds between two attempts to record what the database does not take
 SECRETS = ("MOLEFLOW_TOKENS", "MOLEFLOW_DATABASE")  # of the environment, that a lesson need not know
 SURE = 0.05  # share of a lesson from which on it is said how long the rest will take
 
@@ -177,7 +177,9 @@ class Teaching:
                 if job is not None:
                     self._learn(job)
                     continue
-            except Exception:  # the database is away: lessons wait
+            except Unready as error:
+                log.warning("lessons wait: %s", error)
+            except Exception:
                 log.exception("lessons cannot be run")
             self._woken.wait(LOOK)
             self._woken.clear()
@@ -232,16 +234,29 @@ class Teaching:
         return text.splitlines()[-1][:300] if text else "nothing was said"
 
     def _settle(self, job: Job, said: dict[str, Any]) -> None:
-        """From learning to review, or to failed; one that was cancelled stays so."""
-        now = time.time()
-        with suppress(Conflict):
-            if "review" not in said:
-                open_states = (QUEUED, LEARNING)
-                self.jobs.move(job.id, FAILED, among=open_states, error=said["error"], finished=now)
-                return
+        """From learning to review, or to failed; one that was cancelled stays so.
+
+        A database that has no room, or is away, is waited for: what became of a lesson is not lost by it.
+        """
+        values: dict[str, Any] = {"finished": time.time()}
+        among: tuple[str, ...]
+        if "review" in said:
             review = dict(said["review"])
-            values = {"base_version": review.pop("base_version"), "progress": 1.0, "stage": "done"}
-            self.jobs.move(job.id, REVIEW, among=(LEARNING,), review=review, finished=now, **values)
+            to, among = REVIEW, (LEARNING,)
+            values |= {"base_version": review.pop("base_version"), "progress": 1.0, "stage": "done"}
+            values["review"] = review
+        else:
+            to, among = FAILED, (QUEUED, LEARNING)
+            values["error"] = said["error"]
+        while not self._closing.is_set():
+            try:
+                self.jobs.move(job.id, to, among=among, **values)
+                return
+            except Conflict:
+                return
+            except Unready as error:
+                log.warning("what became of lesson %d cannot be recorded yet: %s", job.id, error)
+                self._closing.wait(PATIENCE)
 
 
 def _start(home: Path) -> subprocess.Popen[str]:
