@@ -208,6 +208,7 @@ class Mock:
             "finished": None,
             "review": None,
             "_from": time.monotonic(),
+            "unreadable": [],
             "_dropped": [],
         }
         self.jobs.insert(0, job)
@@ -543,6 +544,9 @@ class Handler(BaseHTTPRequestHandler):
         if rest[1:] == ["cancel"]:
             job.update(state="cancelled", finished=datetime.now(timezone.utc).isoformat())
         if rest[1:] == ["resume"]:
+            drop = json.loads(body).get("drop") or []
+            job.update(unreadable=[], error=None, images=job["images"] - len(drop))
+            job["_dropped"] += drop
             job.update(state="learning", review=None, _from=time.monotonic())
         return 200, public(job)
 

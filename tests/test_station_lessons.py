@@ -154,6 +154,25 @@ def test_a_lesson_is_cancelled_and_resumed(saved, pictures, pretended):
         assert code_of(client.get("/api/v1/jobs/77"), 404) == "not_found"
 
 
+def test_what_cannot_be_read_is_left_out_of_the_next_attempt(saved, pictures, pretended):
+    with served(saved) as client:
+        photos = files(pictures("circuit_board", 3))
+        photos[1:1] = [("images", ("half.png", photos[0][1][1][:-4000], "image/png"))]
+        answer = client.post("/api/v1/jobs", files=photos, data={"kind": "teach", "name": "board"})
+        job = answer.json()["id"]
+        assert eventually(lambda: pretended.begun)
+        wish = lesson.Wish.read(client.station.lessons.teaching.folder(job))
+        assert lesson._unreadable(wish) == [1]
+        pretended.say({"error": "1 of 4 images cannot be read", "unreadable": [1]})
+        told = waits_for(client, job, "failed")
+        assert told["unreadable"] == [1]
+        pretended.say({"review": REVIEW})
+        again = client.post(f"/api/v1/jobs/{job}/resume", json={"drop": told["unreadable"]}).json()
+        assert (again["dropped"], again["unreadable"], again["images"]) == ([1], [], 3)
+        waits_for(client, job, "review")
+        assert list(pretended.begun[-1]["photos"]) == ["0", "2", "3"]
+
+
 def test_what_became_of_a_lesson_waits_for_a_full_database(saved, pictures, pretended, monkeypatch):
     monkeypatch.setattr(teaching, "PATIENCE", 0.01)
     with served(saved) as client:

@@ -573,6 +573,22 @@ def test_a_lesson_is_cancelled_and_resumed(opened, photographs):
 
 
 @slow
+def test_a_lesson_goes_on_without_what_cannot_be_read(opened, photographs):
+    page = opened(at="#/teach", lesson_seconds=60)
+    page.wait_for_selector("#product-name")
+    page.set_input_files("#choose-photographs", photographs("wood-1.png", "wood-2.png"))
+    page.fill("#product-name", "wood")
+    page.click("text=Start learning")
+    page.wait_for_selector(".progress-box")
+    (job,) = page.mock.jobs
+    job.update(state="failed", error="1 of 2 images (50.0%) cannot be read", unreadable=[1])
+    page.wait_for_selector(".outcome:has-text('1 of 2 images')")
+    page.click("text=Learn without the 1 that cannot be read")
+    page.wait_for_selector(".progress-box:has-text('Learning from 1 image')")
+    assert job["_dropped"] == [1]
+
+
+@slow
 def test_an_update_shows_what_it_would_change(opened):
     page = opened(past=30, at="#/products/bottle_cap", lesson_seconds=0.5)
     page.click("text=Update")

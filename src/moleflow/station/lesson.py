@@ -127,6 +127,20 @@ def _statuses(detector: Any, wish: Wish, told: Callable[[float], None]) -> dict[
     return found
 
 
+def _unreadable(wish: Wish) -> list[int]:
+    """Indices of the photographs that cannot be read, so that a person can leave all of them out at once."""
+    from ..data.images import as_raw
+    from ..errors import ImageError
+
+    found = []
+    for index, file in sorted(wish.photos.items()):
+        try:
+            as_raw(file)
+        except ImageError:
+            found.append(index)
+    return found
+
+
 def _flips(before: dict[int, bool], after: dict[int, bool]) -> dict[str, Any]:
     both = sorted(before.keys() & after.keys())
     return {
@@ -172,7 +186,7 @@ def _end_with_parent() -> None:
 
 def main(folder: Path) -> int:
     """One lesson; 0 where it was learned, 1 where an error was said."""
-    from ..errors import MoleFlowError
+    from ..errors import ImageError, MoleFlowError
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):
@@ -187,6 +201,9 @@ def main(folder: Path) -> int:
     wish = Wish.read(folder)
     try:
         write({"review": learn(wish, folder / DRAFT, _Progress(write))})
+    except ImageError as error:
+        write({"error": _renamed(str(error), wish), "unreadable": _unreadable(wish)})
+        return 1
     except (MoleFlowError, OSError) as error:
         write({"error": _renamed(str(error), wish)})
         return 1

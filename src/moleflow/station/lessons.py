@@ -117,10 +117,10 @@ class Lessons:
         self.teaching.forget(number)
         return job
 
-    def resume(self, number: int) -> Job:
-        """Learns what was cancelled, failed or interrupted."""
+    def resume(self, number: int, drop: Sequence[int] = ()) -> Job:
+        """Learns what was cancelled, failed or interrupted, without the photographs in `drop`."""
         self.check_disk()
-        return self.teaching.again(number)
+        return self.teaching.again(number, drop=drop)
 
     def as_json(self, job: Job) -> dict[str, Any]:
         """A lesson as a station tells it."""

@@ -99,8 +99,9 @@ class Teaching:
             raise Conflict("no photograph would be left to learn from", "nothing_left")
         if not (self.folder(number) / PHOTOS).is_dir():
             raise Conflict(f"the photographs of job {number} are no longer kept", "gone")
-        fresh: dict[str, Any] = {"error": None, "review": None, "stage": "", "progress": 0.0}
-        job = self.jobs.move(number, QUEUED, among=among, dropped=dropped, finished=None, **fresh)
+        fresh: dict[str, Any] = {"error": None, "unreadable": [], "review": None}
+        fresh |= {"stage": "", "progress": 0.0, "finished": None}
+        job = self.jobs.move(number, QUEUED, among=among, dropped=dropped, **fresh)
         self._woken.set()
         return job
 
@@ -149,6 +150,7 @@ class Teaching:
             "seconds_left": left,
             "images": len(job.sources) - len(job.dropped),
             "dropped": job.dropped,
+            "unreadable": job.unreadable,
             "error": job.error,
             "created": moment(job.created),
             "finished": None if job.finished is None else moment(job.finished),
@@ -247,7 +249,7 @@ class Teaching:
             values["review"] = review
         else:
             to, among = FAILED, (QUEUED, LEARNING)
-            values["error"] = said["error"]
+            values |= {"error": said["error"], "unreadable": said.get("unreadable", [])}
         while not self._closing.is_set():
             try:
                 self.jobs.move(job.id, to, among=among, **values)

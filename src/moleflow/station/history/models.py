@@ -81,6 +81,7 @@ class Job(Base):
     progress: Mapped[float] = mapped_column(Float(53))
     sources: Mapped[list[str]] = mapped_column(JSON)  # names of the photographs, by index
     dropped: Mapped[list[int]] = mapped_column(JSON)
+    unreadable: Mapped[list[int]] = mapped_column(JSON, default=list, server_default="[]")
     base_version: Mapped[str | None] = mapped_column(String(16))
     error: Mapped[str | None] = mapped_column(Text)
     created: Mapped[float] = mapped_column(Float(53))

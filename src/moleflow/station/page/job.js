@@ -87,7 +87,11 @@ function progressBox({ images }, act) {
 function settledBox(job, act, signal) {
   if (job.state === "review") return reviewSection(job, act, signal);
   const place = errorPlace();
-  const resume = may("teach") && button(t("job.resume"), () => act("resume"), { class: "primary", errorsIn: place });
+  const { unreadable } = job;
+  const rest = unreadable.length > 0 && unreadable.length < job.images;
+  const without = may("teach") && rest &&
+    button(t("job.without", { n: unreadable.length }), () => act("resume", { drop: unreadable }), { class: "primary", errorsIn: place });
+  const resume = may("teach") && button(t("job.resume"), () => act("resume"), { class: rest ? "" : "primary", errorsIn: place });
   const name = encodeURIComponent(job.name);
   const update = job.kind === "update";
   const next = update && job.state !== "live" ? `#/teach?update=${name}` : "#/teach";
@@ -102,6 +106,6 @@ function settledBox(job, act, signal) {
   return el("section", { class: "outcome" }, el("h2", { text: named("job", job.state) }),
     job.error && el("p", { class: "error", text: job.error }),
     job.state === "cancelled" && el("p", { class: "soft", text: t("job.cancelled_means") }),
-    job.state === "failed" && el("p", { class: "soft", text: t("job.failed_means") }),
-    el("div", { class: "row" }, resume, again), place);
+    job.state === "failed" && !rest && el("p", { class: "soft", text: t("job.failed_means") }),
+    el("div", { class: "row" }, without, resume, again), place);
 }

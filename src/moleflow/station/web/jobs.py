@@ -134,7 +134,7 @@ def photo(
 @router.post(
     "/jobs/{id}/accept", response_model=schemas.JobTold, responses=can_fail(*WITH_BODY, 404, 409, 422)
 )
-def accept(id: Id, service: Serving, who: Teacher, given: schemas.AcceptGiven | None = None) -> Any:
+def accept(id: Id, service: Serving, who: Teacher, given: schemas.DropGiven | None = None) -> Any:
     """Puts what was learned on the line; with `drop` it is learned again without those photographs."""
     lessons = service.station.lessons
     return lessons.as_json(lessons.accept(who, id, given.drop if given else ()))
@@ -152,10 +152,10 @@ def cancel(id: Id, service: Serving, who: Teacher) -> Any:
 @router.post(
     "/jobs/{id}/resume", response_model=schemas.JobTold, responses=can_fail(*WITH_BODY, 404, 409, 422)
 )
-def resume(id: Id, service: Serving, who: Teacher) -> Any:
-    """Learns again what was cancelled, failed or interrupted."""
+def resume(id: Id, service: Serving, who: Teacher, given: schemas.DropGiven | None = None) -> Any:
+    """Learns again what was cancelled, failed or interrupted; with `drop` without those photographs."""
     lessons = service.station.lessons
-    return lessons.as_json(lessons.resume(id))
+    return lessons.as_json(lessons.resume(id, given.drop if given else ()))
 
 
 @router.get("/audit", response_model=schemas.ChangePage, responses=can_fail(422), tags=["audit"])

@@ -305,14 +305,15 @@ class JobTold(BaseModel):
     seconds_left: float | None
     images: int
     dropped: list[int]
+    unreadable: list[int] = Field(description="Photographs for which a lesson failed.")
     error: str | None
     created: str
     finished: str | None
     review: Review | None
 
 
-class AcceptGiven(Given):
-    """Photographs to leave out; with any, it is learned again and comes back to review."""
+class DropGiven(Given):
+    """Photographs to leave out; with any, a lesson in review is learned again and comes back to it."""
 
     drop: Annotated[list[Index], Field(max_length=10_000)] = []
 
