@@ -15,7 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from moleflow.bench import files, methods, results, unit
-from moleflow.bench.ablation import ABLATIONS, FLOW_ALONE, FULL
+from moleflow.bench.ablation import ABLATIONS, ENTRIES, FLOW_ALONE, FULL
 from moleflow.bench.benchmark import benchmark, used
 from moleflow.bench.files import DRAFT, alone
 from moleflow.bench.methods.base import Inspection, State
@@ -445,6 +445,15 @@ def test_the_flow_alone_has_nothing_beside_it():
         assert (scoring.cells, scoring.coreset, scoring.whole) == (None, None, None), row
     alone = (override(LineConfig(), table.options) for table in (ABLATIONS["flow alone"], FLOW_ALONE[FULL]))
     assert len({str(config) for config in alone}) == 1
+
+
+def test_a_variant_named_after_its_method_is_told_with_its_title():
+    entries = {**ENTRIES, "no DIA": ABLATIONS["no DIA"]}
+    told = {name: results.title_of(Plan(entries, (Stream("s", (Task(("a",)),)),)), name) for name in entries}
+    assert told["moleflow"] == "MoLE-Flow"
+    assert told["moleflow-flow-alone"] == "MoLE-Flow, flow alone"
+    assert told["no DIA"] == "no DIA"
+    assert len(set(told.values())) == len(told)
 
 
 # Layouts and scenarios

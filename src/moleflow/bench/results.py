@@ -169,9 +169,12 @@ def _told(chains: Sequence[Chain], entry: str) -> Runs:
 
 
 def title_of(plan: Plan, entry: str) -> str:
-    """The method's title, or the entry's own name where it is a variant."""
-    variant = plan.entries[entry]
-    return METHODS[variant.method].title if entry == variant.method else entry
+    """The method's title, with what a variant named after it adds; any other variant has its own name."""
+    method = plan.entries[entry].method
+    added = entry.removeprefix(method)
+    if added.startswith("-"):
+        return f"{METHODS[method].title}, {added[1:].replace('-', ' ')}"
+    return entry if added else METHODS[method].title
 
 
 def read_chains(work: Work) -> list[Chain]:
