@@ -19,11 +19,8 @@ from ..pictures import clean_name
 from ..problems import Malformed, TooLarge, Unready
 from .errors import Denied
 
-GRACE, LEAST_RATE, SILENCE = (
-    30.0,
-    16 * 1024,
-    20.0,
-)  # seconds, bytes a second after them, seconds without a byte
+GRACE, SILENCE = 30.0, 20.0  # seconds before a body's rate counts; without a single byte
+LEAST_RATE = 16 * 1024  # bytes a second
 FIELD_BYTES, FIELDS, HEADER_BYTES = 16 * 1024, 16, 8 * 1024
 
 
