@@ -4,6 +4,7 @@ torch and the models are imported inside the commands that need them: a help tex
 """
 
 from . import (  # noqa: F401  # they add their commands
+    adding,
     benchmark,
     demo,
     drift,
