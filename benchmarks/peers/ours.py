@@ -7,6 +7,8 @@ The line grows: the second product is taught to the line of the first. Nobody sa
 
 from __future__ import annotations
 
+import shutil
+import statistics
 import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
@@ -17,8 +19,11 @@ import torch
 from exchange import Job, Record, load_average, peak_bytes, read_job, timings, write_outcome
 
 from moleflow import Detector, Prediction
+from moleflow.export import export_line
 from moleflow.features.runtime import probe
+from moleflow.runtime import Inspector
 
+EXPORTED = "openvino"
 PACKAGES = ("torch", "timm", "numpy", "pillow", "onnxruntime", "openvino")
 
 
@@ -51,6 +56,7 @@ def main() -> None:
     }
     if job.first:
         arrays["first_scores"] = scores(line.predict(list(job.first)))
+    record.more.update(exported(job))
     record.more["routed right"] = float(np.mean([one.task == job.product for one in said]))
     write_outcome(out, record, arrays)
 
@@ -79,6 +85,16 @@ def afterwards(line: Detector, first: str, before: list[Prediction], job: Job) -
         "first to the bit": float(np.mean(same)),
         "first routed right": float(np.mean([one.task == first for one in found])),
     }
+
+
+def exported(job: Job) -> dict[str, float]:
+    """Milliseconds an image of the same line, exported."""
+    out = Path(job.keep).with_name("exported")
+    shutil.rmtree(out, ignore_errors=True)
+    export_line(job.keep, out, format=EXPORTED, images=list(job.test[:4]))
+    inspector = Inspector(out, threads=job.threads)
+    took = timings(lambda paths: inspector.predict(list(paths), batch_size=len(paths)), job)
+    return {f"exported, batch {batch}": statistics.median(rounds) for batch, rounds in took.items()}
 
 
 def shared(line: Detector) -> int:

@@ -124,6 +124,7 @@ def fate(method: str, result: Result) -> str:
 def notes(results: Results, told: dict[str, Any]) -> str:
     items = [
         *on_all(results, told),
+        *on_export(results, told["batches"]),
         *on_peers(told),
         "“≈” marks seconds worked out from a part of the lesson.",
     ]
@@ -144,6 +145,16 @@ def on_all(results: Results, told: dict[str, Any]) -> list[str]:
         "Image AUROC and pixel AP in per cent, by our metrics; AP pools all pixels of all test images."
         + without_masks(results),
     ]
+
+
+def on_export(results: Results, batches: Sequence[int]) -> list[str]:
+    found = list(results.get(OURS, {}).values())
+    said = []
+    for batch in batches:
+        took = mean(found, lambda r, b=batch: r["more"].get(f"exported, batch {b}"))
+        if took is not None:
+            said.append(f"{took:,.1f} ms an image at batch {batch}")
+    return [f"Ours exported to OpenVINO, without torch: {' and '.join(said)}."] if said else []
 
 
 def on_peers(told: dict[str, Any]) -> list[str]:
