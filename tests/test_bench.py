@@ -381,6 +381,7 @@ FEW = QUICK | {"training.steps": 4, "training.base_steps": 4}  # of which a half
 ROUTER_ALONE, FIRST_PRODUCT_ALIKE = "covariance per product", "whole flow, longer"
 
 
+@pytest.mark.slow
 def test_every_ablation_learns_and_reports_and_is_another_density(tree, cache, tmp_path):
     dataset = read_dataset(tree)
     streams = (Stream("one", (Task(("gear",)),)),)

@@ -139,6 +139,7 @@ def test_a_grid_is_tried_as_a_whole_and_the_best_chosen_by_the_criterion(whole):
             assert trial["seeds"][0][value] == trial[value]
 
 
+@pytest.mark.slow
 def test_a_killed_grid_ends_with_the_same_bytes(whole, tried, tmp_path, kill_after, monkeypatch):
     kill_after(3)
     with pytest.raises(Killed):
@@ -176,6 +177,7 @@ def test_the_oracle_changes_nothing_and_without_it_no_test_image_is_read(whole, 
     assert {t["oracle"] for t in blind["trials"]} == {None}
 
 
+@pytest.mark.slow
 def test_tpe_asks_the_same_after_a_kill_and_goes_on_after_fewer_trials(
     tried, tmp_path, kill_after, monkeypatch
 ):

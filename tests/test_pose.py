@@ -200,6 +200,7 @@ def settled(images):
     return settle_pose("auto", pooled(images), cells=cells, thumbnails=lambda n: looks[n], see=see)
 
 
+@pytest.mark.slow
 def test_settling_twice_gives_the_same_pose():
     one, two = (settled(lying_anywhere("bottle_cap", IMAGES)) for _ in range(2))
     assert one.report.aligned
