@@ -252,6 +252,7 @@ class Mock:
             "unreadable": ["notes.png: expected an image, it holds text"] if not job["_dropped"] else [],
             "promise": _promise(job["images"]),
             "threshold": 3.42,
+            "false_alarm_rate": 0.01,
             "bytes": 302_114,
             "flips": {
                 "inspections": len(mine) if update else 0,

@@ -109,6 +109,7 @@ REVIEW = {
     "unreadable": [],
     "promise": "",
     "threshold": 1.0,
+    "false_alarm_rate": 0.01,
     "bytes": 1,
     "flips": {"inspections": 0, "to_good": [], "to_defective": []},
 }
@@ -236,6 +237,7 @@ def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, picture
         told = waits_for(client, job, "review")
         assert told["images"] == 5 + len(alarms)
         flips = told["review"]["flips"]
+        assert told["review"]["false_alarm_rate"] == 0.01  # of the line
         assert flips["inspections"] == 4
         assert set(flips["to_good"]) <= set(alarms)  # the threshold set by hand is dropped
         assert flips["to_good"]

@@ -110,6 +110,7 @@ def learn(wish: Wish, draft: Path, tell: Tell) -> dict[str, Any]:
         "unreadable": [_renamed(reason, wish) for reason in info.unreadable],
         "promise": "; ".join(info.promise.sentences()),
         "threshold": info.threshold,
+        "false_alarm_rate": info.false_alarm_rate,
         "bytes": info.bytes,
         "flips": _flips(before, after),
     }

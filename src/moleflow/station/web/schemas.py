@@ -289,6 +289,7 @@ class Review(BaseModel):
     unreadable: list[str]
     promise: str
     threshold: float
+    false_alarm_rate: float | None = Field(description="null where the threshold was set by hand.")
     bytes: int
     flips: Flips
 
