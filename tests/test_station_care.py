@@ -1,5 +1,6 @@
 """What a station does when something is amiss: a full disk, a read-only line, an old database, a backup."""
 
+import hashlib
 import os
 import re
 import time
@@ -11,6 +12,7 @@ import pytest
 import yaml
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from safetensors.torch import load_file, save_file
 from sqlalchemy import event
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.schema import CreateTable
@@ -294,6 +296,42 @@ def test_a_backup_is_restored_to_a_new_place(saved, tmp_path, probe, line):
     assert [one.pred_score for one in again.predict(probe)] == [one.pred_score for one in line.predict(probe)]
     with served(tmp_path / "new") as client:
         assert len(client.get("/api/v1/inspections").json()["items"]) == len(probe)
+
+
+def test_what_is_damaged_is_restored(saved, tmp_path, probe, line):
+    LineStore(saved).override("gear", {"threshold": 3.25})
+    run("backup", saved, tmp_path / "monday")
+    for file in ("base.safetensors", "tasks/gear/0001/expert.safetensors"):
+        held = bytearray((saved / file).read_bytes())
+        held[-1] ^= 1
+        (saved / file).write_bytes(held)
+    (saved / "tasks" / "wood" / "0001" / "task.json").unlink()
+    run("restore", tmp_path / "monday", saved)
+    again = Detector.load(saved, device="cpu")  # which refuses any damage
+    assert [one.pred_score for one in again.predict(probe)] == [one.pred_score for one in line.predict(probe)]
+    assert again.info("gear").threshold == 3.25
+    assert {name: again.info(name).version for name in again.tasks} == {
+        "gear": "0002",
+        "wood": "0002",
+        "bottle_cap": "0001",  # whole, and left alone
+    }
+    assert not list(saved.glob(".tmp-*"))
+
+
+def test_a_base_that_is_to_be_found_nowhere_is_named(saved, tmp_path):
+    run("backup", saved, tmp_path / "monday")
+    kept, index = (
+        tmp_path / "monday" / "line" / "base.safetensors",
+        tmp_path / "monday" / "line" / "line.json",
+    )
+    before = hashlib.sha256(kept.read_bytes()).hexdigest()
+    save_file(load_file(kept), kept, metadata={"of": "another writer"})  # the same tensors in other bytes
+    index.write_text(index.read_text().replace(before, hashlib.sha256(kept.read_bytes()).hexdigest()))
+    run("restore", tmp_path / "monday", saved)  # nothing is amiss with the one that is there
+    (saved / "base.safetensors").write_bytes(b"")
+    told = run("restore", tmp_path / "monday", saved, code=1).stderr
+    assert "base.safetensors: damaged" in told
+    assert "is another file" in told
 
 
 def test_a_backup_says_that_another_database_is_not_in_it(saved, tmp_path):

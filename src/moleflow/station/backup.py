@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import LineError, MoleFlowError
-from ..store import LineStore
+from ..store import LineStore, TaskRecord
 from .history import Database
 from .history.jobs import Jobs
 from .settings import DATABASE, Settings
@@ -56,7 +56,8 @@ def restore(backup: Path, settings: Settings) -> None:
 
     Raises:
         MoleFlowError: there is no backup.
-        LineError: the backup is damaged, or the line there is another one, with another base.
+        LineError: the backup is damaged, the line there is another one, with another base, or its index is
+            damaged.
     """
     _check(backup)
     with _said(settings.line):
@@ -79,16 +80,22 @@ def _restore_line(source: LineStore, line: Path) -> None:
     if store.read(tensors=False, damaged="quarantine").fingerprint != record.fingerprint:
         raise LineError(f"{line}: expected the line of the backup, found one with another base")
     with store.transaction() as change:
+        store.mend_base(source)
         for name in store.names():
             if name not in {task.name for task in record.tasks}:
                 change.remove(name)
-        now = {task.name: task for task in store.read(tensors=False, damaged="quarantine").tasks}
+        now = {task.name: task for task in store.open(damaged="quarantine").tasks}  # the whole ones
         for task in record.tasks:
             there = now.get(task.name)
-            if there is None or (there.version, there.info) != (task.version, task.info):
+            if there is None or _said_of(there) != _said_of(task):
                 change.adopt(source.path / "tasks" / task.name / str(task.version))
             before = there.overrides if there is not None else {}
             change.override(task.name, dict.fromkeys(before, None) | task.overrides)
+
+
+def _said_of(task: TaskRecord) -> tuple[Any, ...]:
+    """What two records of one version of a product have in common."""
+    return task.version, task.sha256, task.info
 
 
 def _copy_line(line: Path, out: Path) -> None:

@@ -50,6 +50,18 @@ def write_file(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def replace_file(root: Path, path: Path, data: bytes) -> None:
+    """Another content of a file of the line, synced, in one step."""
+    draft = root / (DEBRIS + secrets.token_hex(8))
+    try:
+        write_file(draft, data)
+        os.replace(draft, path)
+        sync_folder(path.parent)
+    except BaseException:
+        discard(draft)
+        raise
+
+
 def make_folder(path: Path) -> None:
     """Make a folder, if need be, so that it lasts."""
     if not path.is_dir():

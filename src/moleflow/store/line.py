@@ -30,6 +30,7 @@ from .files import (
     make_folder,
     read_bytes,
     reason_of,
+    replace_file,
     sync_folder,
     translated,
     write_file,
@@ -271,6 +272,25 @@ class LineStore:
         """Copy a product's version folder of another line in; see `Transaction.adopt`."""
         with self.transaction() as change:
             return change.adopt(source, name)
+
+    def mend_base(self, other: LineStore) -> None:
+        """Write the base anew from another copy of this line, where it is damaged or gone.
+
+        Readers see the one or the other. Raises `LineError` where the base of `other` is not to the byte the
+        one that `line.json` names; nothing is changed then.
+        """
+        with self.lock():
+            expected = self._read_index().base_sha256
+            try:
+                read_checked(self.path, self.path / BASE, expected)
+                return
+            except LineError as error:
+                damage = error
+            data = read_bytes(other.path, other.path / BASE)
+            if sha256_of(data) != expected:
+                raise LineError(f"{damage}; {other.path / BASE} is another file") from damage
+            with translated(self.path / BASE, "write"):
+                replace_file(self.path, self.path / BASE, data)
 
     @contextmanager
     def _begun(self, transaction: Transaction) -> Iterator[Transaction]:
