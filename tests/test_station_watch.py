@@ -3,6 +3,8 @@
 import http.server
 import json
 import os
+import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -200,6 +202,40 @@ def test_what_was_not_taken_waits_across_restarts(tmp_path, hook):
     box.close()
 
 
+def test_what_is_no_http_is_tried_again(outbox):
+    asked = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer():
+            for said in (b"SSH-2.0-babble\r\n", b"", b"HTTP/1.1 204 No Content\r\n\r\n"):
+                with server.accept()[0] as one:
+                    asked.append(one.recv(65536))
+                    one.sendall(said)
+
+        threading.Thread(target=answer, daemon=True).start()
+        outbox.add("a.png", "state", {"source": "a"})
+        courier = Courier(outbox, Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/"), pause=0.01)
+        assert eventually(lambda: outbox.first() is None, 5)
+        courier.close()
+    assert len(asked) == 3
+
+
+def test_a_database_that_says_no_is_asked_again(outbox, monkeypatch):
+    """A full disk, say: the result is sent again, for nobody noted that it was taken."""
+    said, taken = [sqlite3.OperationalError("database or disk is full")] * 2, outbox.taken
+    monkeypatch.setattr(outbox, "taken", lambda number: taken(number) if not said else refuse(said.pop()))
+    got = []
+    outbox.add("a.png", "state", {"source": "a"})
+    courier = Courier(outbox, Lines(got.append), pause=0.01)
+    assert eventually(lambda: outbox.first() is None, 5)
+    assert len(got) == 3
+    courier.close()
+
+
+def refuse(error):
+    raise error
+
+
 class Reason(str):
     """What a broker says, as its client hands it on."""
 
@@ -276,7 +312,11 @@ def test_a_refusing_broker_is_told(broker):
 
 
 @pytest.mark.parametrize(
-    "url", ["ftp://x/y", "file:///etc/passwd", "http://", "mqtt://host", "mqtt:///topic"]
+    "url",
+    [
+        *("ftp://x/y", "file:///etc/passwd", "http://", "mqtt://host", "mqtt:///topic"),
+        *("http://x:99999/", "http://x:plc/", "http://x:0/", "http://[::1/", "http://a:b@x/", "http://x/ü"),
+    ],
 )
 def test_another_address_is_refused(url):
     with pytest.raises(ConfigError, match="expected a"):

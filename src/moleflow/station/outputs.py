@@ -6,6 +6,7 @@ is the same every time, for those who must not count it twice.
 
 from __future__ import annotations
 
+import http.client
 import json
 import logging
 import sqlite3
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from ..errors import ConfigError, MoleFlowError
 
@@ -128,23 +129,30 @@ class Courier:
         pause = self._pause
         while True:
             self._woken.clear()
-            waiting = self._outbox.first()
-            if waiting is None:
-                if self._closing.is_set():
-                    return
-                self._woken.wait(1.0)
-                continue
-            number, body = waiting
             try:
-                self._output.send(body)
-                self._outbox.taken(number)
-                pause = self._pause
-            except OSError as error:
+                if self._carry_one():
+                    pause = self._pause
+                    continue
+            except (OSError, sqlite3.Error) as error:
                 if self._closing.is_set():
                     return
                 log.warning("a result cannot be sent, next attempt in %.0f s: %s", pause, error)
                 self._closing.wait(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            if self._closing.is_set():
+                return
+            self._woken.wait(1.0)
+
+    def _carry_one(self) -> bool:
+        """The oldest that waits; whether there was one."""
+        waiting = self._outbox.first()
+        if waiting is None:
+            return False
+        number, body = waiting
+        self._output.send(body)
+        self._outbox.taken(number)
+        return True
 
 
 class Lines:
@@ -165,12 +173,17 @@ class Webhook:
     """Posts each result as JSON; any answer of 2xx means that it was taken.
 
     Raises:
-        ConfigError: no URL of HTTP.
+        ConfigError: no URL of HTTP, or one with a name and password, which are not sent.
     """
 
     def __init__(self, url: str) -> None:
-        if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
+        parts = _parts(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError("expected a webhook that begins with http:// or https://")
+        if parts.username is not None:
+            raise ConfigError("expected a webhook without name and password")
+        if not url.isascii() or not url.isprintable() or " " in url:
+            raise ConfigError("expected a webhook of ASCII characters, others as %20 or xn--")
         self._url = url
         self._opener = urllib.request.build_opener(_NoRedirects)
 
@@ -186,9 +199,23 @@ class Webhook:
                 raise OSError(f"the webhook answered {error.code}") from None
         except urllib.error.URLError as error:
             raise OSError(f"the webhook cannot be reached: {error.reason}") from None
+        except (http.client.HTTPException, ValueError) as error:  # ValueError: a host that is no name
+            raise OSError(f"the webhook cannot be used: {type(error).__name__}: {error}") from None
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+def _parts(url: str) -> SplitResult:
+    """Of a URL whose port can be one."""
+    try:
+        parts = urlsplit(url)
+        possible = parts.port != 0
+    except ValueError:
+        possible = False
+    if not possible:
+        raise ConfigError("expected a URL with a host, and a port from 1 to 65535 if any")
+    return parts
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
