@@ -257,7 +257,7 @@ class Client:
 
     def connect(self, host, port):
         answer = self.answers.pop(0)
-        if isinstance(answer, OSError):
+        if isinstance(answer, Exception):
             raise answer
         self.said.append((host, port))
         self.answer = answer
@@ -303,7 +303,9 @@ def test_nothing_is_published_while_the_broker_is_away(broker):
 
 def test_a_refusing_broker_is_told(broker):
     client = broker._client
-    client.answers = ["Not authorized"]
+    client.answers = [UnicodeError("label too long"), "Not authorized"]
+    with pytest.raises(OSError, match="label too long"):
+        broker.send("{}")
     for _ in range(2):
         with pytest.raises(OSError, match="Not authorized"):
             broker.send("{}")
@@ -316,6 +318,7 @@ def test_a_refusing_broker_is_told(broker):
     [
         *("ftp://x/y", "file:///etc/passwd", "http://", "mqtt://host", "mqtt:///topic"),
         *("http://x:99999/", "http://x:plc/", "http://x:0/", "http://[::1/", "http://a:b@x/", "http://x/ü"),
+        *("mqtt://x:99999/t", "mqtt://x:plc/t", "mqtt://[::1/t"),
     ],
 )
 def test_another_address_is_refused(url):

@@ -233,7 +233,7 @@ class Broker:
     """
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
+        parts = _parts(url)
         topic = unquote(parts.path.lstrip("/"))
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic:
             raise ConfigError("expected a broker such as mqtt://localhost:1883/line/results")
@@ -259,7 +259,10 @@ class Broker:
         later: so nothing is published then.
         """
         if not self._begun:
-            self._client.connect(*self._address)
+            try:
+                self._client.connect(*self._address)
+            except ValueError as error:  # a host that is no name
+                raise OSError(f"the broker cannot be reached: {error}") from None
             self._client.loop_start()
             self._begun = True
             self._answered.wait(SECONDS)
