@@ -128,6 +128,33 @@ def test_no_file_is_inspected_twice_also_after_a_restart(line, belt, tmp_path):
     box.close()
 
 
+def test_a_name_that_is_no_text_is_inspected_once(line, belt, tmp_path):
+    for name, content in (
+        (b"a\xff.png", PICTURE),
+        (b"half\xff.png", PICTURE[:50]),
+        (b"\xc3\xbc.png", PICTURE),
+    ):
+        try:
+            (belt / os.fsdecode(name)).write_bytes(content)
+        except OSError:
+            pytest.skip("this file system takes no such name")
+    box = Outbox(tmp_path / "outbox.db")
+    assert settle(watching(line, belt, box), 5) == 3
+    assert sorted(one["source"] for one in waiting(box)) == [
+        str(belt / f"{n}.png") for n in ("a?", "half?", "ü")
+    ]
+    box.close()
+    box = Outbox(tmp_path / "outbox.db")
+    watched = watching(line, belt, box)
+    assert settle(watched) == 0
+    (belt / os.fsdecode(b"a\xff.png")).unlink()
+    watched.look()
+    assert sorted(box.seen()) == [
+        str(belt / os.fsdecode(name)) for name in (b"half\xff.png", b"\xc3\xbc.png")
+    ]
+    box.close()
+
+
 def test_what_is_there_at_the_beginning_may_be_left_alone(line, belt, outbox):
     (belt / "a.png").write_bytes(PICTURE)
     watched = watching(line, belt, outbox, old=False)

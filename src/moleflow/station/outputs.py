@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import logging
+import os
 import sqlite3
 import threading
 import urllib.error
@@ -70,17 +71,17 @@ class Outbox:
         body = json.dumps(result | {"id": identity}, ensure_ascii=True, allow_nan=False)
         with self._guard, self._database:
             self._database.execute("insert into outbox (id, body) values (?, ?)", (identity, body))
-            self._database.execute("insert or replace into seen values (?, ?)", (path, state))
+            self._database.execute("insert or replace into seen values (?, ?)", (_kept(path), state))
 
     def seen(self) -> dict[str, str]:
         """State by path, of the files that were inspected."""
         with self._guard, closing(self._database.execute("select path, state from seen")) as rows:
-            return dict(rows)
+            return {os.fsdecode(path): state for path, state in rows}
 
     def forget(self, paths: list[str]) -> None:
         """Files that are gone."""
         with self._guard, self._database:
-            self._database.executemany("delete from seen where path = ?", [(path,) for path in paths])
+            self._database.executemany("delete from seen where path = ?", [(_kept(path),) for path in paths])
 
     def first(self) -> tuple[int, str] | None:
         """The oldest that was not taken: its number and what is sent."""
@@ -103,6 +104,15 @@ class Outbox:
         """Lets go of the file."""
         with self._guard:
             self._database.close()
+
+
+def _kept(path: str) -> str | bytes:
+    """A name that is no text in any encoding is kept as the system has it."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return path
 
 
 class Courier:

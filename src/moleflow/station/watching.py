@@ -145,11 +145,16 @@ class Watching:
 
 def told(result: Prediction | Failure) -> dict[str, Any]:
     """A result as it is sent: as of `moleflow predict --json`, and when it was said."""
-    when = {"time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
-    if isinstance(result, Failure):
-        return result.to_dict() | when
-    regions = [region.to_dict() for region in result.regions] if result.pred_label else []
-    return result.to_dict() | {"regions": regions} | when
+    when = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+    said = result.to_dict() | {"time": when}
+    if isinstance(result, Prediction):
+        said["regions"] = [region.to_dict() for region in result.regions] if result.pred_label else []
+    return {key: _as_text(value) if isinstance(value, str) else value for key, value in said.items()}
+
+
+def _as_text(text: str) -> str:
+    """A file's name may be no text in any encoding; whoever takes results need not know such."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _state(path: Path) -> str | None:
