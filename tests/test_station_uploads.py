@@ -17,6 +17,8 @@ from PIL import Image
 from moleflow.data.factory import make_sample
 from moleflow.station.pictures import clean_name
 from moleflow.station.problems import Malformed
+from moleflow.station.web import jobs
+from moleflow.station.web.uploads import read_form
 from station import SMALL, code_of, eventually, files, png, served
 
 NAMED = {400, 408, 413, 415, 422}
@@ -226,6 +228,25 @@ def test_ten_thousand_damaged_uploads_cost_no_memory(client):
     flood(client, range(2000, 11_000))
     gc.collect()
     assert psutil.Process().memory_info().rss < before * 1.05 + (20 << 20)
+
+
+def test_of_a_lessons_photographs_one_is_open_at_a_time(client, monkeypatch):
+    opened, most = [], []
+
+    async def reading(*given, sink, **named):
+        def counted(index):
+            opened.append(sink(index))
+            most.append(sum(not file.closed for file in opened))
+            return opened[-1]
+
+        return await read_form(*given, sink=counted, **named)
+
+    monkeypatch.setattr(jobs, "read_form", reading)
+    sent = [("images", (f"{i}.png", GOOD, "image/png")) for i in range(SMALL.lesson_images)]
+    answer = client.post("/api/v1/jobs", files=sent, data={"kind": "update", "name": "cable"})
+    assert code_of(answer, 404) == "unknown_product"  # once all of it was read
+    assert (len(opened), max(most)) == (SMALL.lesson_images, 1)
+    assert all(file.closed for file in opened)
 
 
 def test_damaged_photographs_of_a_lesson_are_named(client):

@@ -74,6 +74,7 @@ async def begin(request: Request, service: Serving, who: Teacher) -> Any:
     with station.lessons.arriving(length_of(request)) as folder, ExitStack() as files:
 
         def sink(index: int) -> Any:
+            files.close()  # of a thousand photographs one is open at a time
             return files.enter_context(open(folder / f"{index:05d}", "wb"))
 
         bounds = Bounds(limits.lesson_images, limits.lesson_bytes)
