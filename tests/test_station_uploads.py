@@ -7,6 +7,7 @@ import random
 import re
 import shutil
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -15,8 +16,8 @@ import pytest
 from PIL import Image
 
 from moleflow.data.factory import make_sample
-from moleflow.station.pictures import clean_name
-from moleflow.station.problems import Malformed
+from moleflow.station.pictures import clean_name, reduced, size_in_memory
+from moleflow.station.problems import Malformed, Problem
 from moleflow.station.web import jobs
 from moleflow.station.web.uploads import read_form
 from station import SMALL, code_of, eventually, files, png, served
@@ -230,6 +231,31 @@ def test_ten_thousand_damaged_uploads_cost_no_memory(client):
     assert psutil.Process().memory_info().rss < before * 1.05 + (20 << 20)
 
 
+def test_a_photograph_is_not_held_as_a_whole(client, tmp_path):
+    """By its header it is bearable; behind that is a hole of 256 MB."""
+    file = tmp_path / "00007"
+    file.write_bytes(GOOD)
+    with open(file, "ab") as sparse:
+        sparse.truncate(256 << 20)
+    tracemalloc.start()
+    client.station.lessons._check_photo("a.png", file)
+    client.station.reduced(file, 16)
+    assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    tracemalloc.stop()
+
+
+def test_the_path_of_a_photograph_is_told_to_nobody(tmp_path):
+    for content in (b"no", b"", GOOD[:20], GOOD[:50]):
+        (tmp_path / "00007").write_bytes(content)
+        for look in (
+            lambda file: size_in_memory(file, "a.png", most_pixels=99),
+            lambda file: reduced(file, "a.png", 9),
+        ):
+            with pytest.raises(Problem) as said:
+                look(tmp_path / "00007")
+            assert str(tmp_path) not in str(said.value)
+
+
 def test_of_a_lessons_photographs_one_is_open_at_a_time(client, monkeypatch):
     opened, most = [], []
 
@@ -262,6 +288,10 @@ def test_damaged_photographs_of_a_lesson_are_named(client):
     large = [("images", ("a.png", b"\0" * SMALL.lesson_bytes, "image/png"))]
     answer = client.post("/api/v1/jobs", files=large, data={"kind": "teach", "name": "x"})
     assert code_of(answer, 413) == "too_large"
+    large = [*many[:1], ("images", ("b.png", b"\0" * (SMALL.bytes + 1), "image/png"))]
+    answer = client.post("/api/v1/jobs", files=large, data={"kind": "teach", "name": "x"})
+    assert code_of(answer, 413) == "too_large"
+    assert answer.json()["error"]["message"] == "b.png is larger than the limit of 400,000 bytes"
     folder = client.station.settings.data / "arriving"
     assert eventually(lambda: not list(folder.iterdir()))
     assert client.get("/api/v1/jobs").json() == []

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 KINDS = ("teach", "update")
 PAST_PICTURES = 100  # inspections of a product that an update is tried on
 FORGOTTEN = 14 * 86400.0  # seconds after which the photographs of a lesson that came to nothing go
-HEAD = 1 << 20  # bytes of a file that say what it is
 
 
 class Lessons:
@@ -164,7 +163,7 @@ class Lessons:
             raise first
 
     def _check_photo(self, source: str, file: Path) -> None:
-        size_in_memory(file.read_bytes(), source, most_pixels=self._station.settings.limits.pixels)
+        size_in_memory(file, source, most_pixels=self._station.settings.limits.pixels)
 
     def _kept(self, inspections: Sequence[int], folder: Path) -> Iterator[tuple[str, Path]]:
         """Kept pictures of inspections as photographs, in the folder of the others."""

@@ -6,6 +6,7 @@ import hashlib
 import io
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -40,18 +41,18 @@ class Shot:
     jpeg: bytes
 
 
-def size_in_memory(data: bytes, source: str, *, most_pixels: int) -> int:
-    """Bytes that decoding it takes, by its header alone.
+def size_in_memory(file: Path | bytes, source: str, *, most_pixels: int) -> int:
+    """Bytes that decoding a file, or the bytes of one, takes; of a file only the header is read.
 
     Raises:
         NotAnImage: no image of a kind that is read.
         TooLarge: more pixels than allowed.
     """
     try:
-        height, width = size_of(data, where=source)
-        eight = has_8_bits(data, where=source)
+        height, width = size_of(file, where=source)
+        eight = has_8_bits(file, where=source)
     except ImageError as error:
-        raise NotAnImage(_reason(error, source)) from error
+        raise NotAnImage(_reason(error, source, file)) from error
     if height * width > most_pixels:
         found = f"{width} x {height} pixels"
         raise TooLarge(f"{found}, more than the limit of {most_pixels:,}", "too_many_pixels")
@@ -65,7 +66,7 @@ def take(data: bytes, source: str, *, intake: Intake) -> Shot:
         pixels = decode(data, where=source)
         shown = intake.shown(0, pixels)
     except ImageError as error:
-        raise NotAnImage(_reason(error, source)) from error
+        raise NotAnImage(_reason(error, source, data)) from error
     return Shot(source, hashlib.sha256(data).hexdigest(), pixels, as_jpeg(shown, KEPT_SIDE))
 
 
@@ -76,12 +77,12 @@ def as_jpeg(pixels: np.ndarray, side: int) -> bytes:
     return _saved(image)
 
 
-def reduced(data: bytes, source: str, side: int) -> bytes:
+def reduced(file: Path | bytes, source: str, side: int) -> bytes:
     """Any file that is read, as a JPEG of at most so many pixels a side; NotAnImage where it is none."""
     try:
-        return as_jpeg(as_image(data, where=source, at_least=side), side)
+        return as_jpeg(as_image(file, where=source, at_least=side), side)
     except ImageError as error:
-        raise NotAnImage(_reason(error, source)) from error
+        raise NotAnImage(_reason(error, source, file)) from error
 
 
 def as_kept_map(patch_map: np.ndarray) -> bytes:
@@ -148,5 +149,7 @@ def _saved(image: Image.Image) -> bytes:
     return out.getvalue()
 
 
-def _reason(error: ImageError, source: str) -> str:
-    return str(error).removeprefix(f"{source}: ")
+def _reason(error: ImageError, source: str, file: Path | bytes) -> str:
+    """Without the name, and without the path, which is nobody's business."""
+    named = file if isinstance(file, Path) else source
+    return str(error).removeprefix(f"{named}: ").replace(str(named), source)

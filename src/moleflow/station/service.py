@@ -140,10 +140,9 @@ class Station:
 
     def reduced(self, file: Path, side: int) -> bytes:
         """A photograph as a JPEG of at most so many pixels a side; NotAnImage where it is none."""
-        data = file.read_bytes()
-        size = size_in_memory(data, file.name, most_pixels=self.settings.limits.pixels)
+        size = size_in_memory(file, file.name, most_pixels=self.settings.limits.pixels)
         with self._room.taken(size), self._decoding:
-            return reduced(data, file.name, side)
+            return reduced(file, file.name, side)
 
     def care(self) -> None:
         """Deletes what is old, from the database and from the folders of lessons."""

@@ -14,7 +14,7 @@ class Limits:
 
     Attributes:
         images: pictures of an inspection.
-        bytes: of an inspection's request in all.
+        bytes: of an inspection's request in all, and of each photograph of a lesson.
         pixels: width times height of a picture.
         lesson_images, lesson_bytes: the same of a lesson.
         waiting: pictures that may wait to be inspected; beyond, the station is busy.

@@ -62,7 +62,7 @@ async def inspect(request: Request, service: Serving, who: Inspector) -> Any:
     """Inspects images. An unusable image is a result of its own, unless all are."""
     limits = service.station.settings.limits
     with service.held.counting() as count:
-        bounds = Bounds(limits.images, limits.bytes)
+        bounds = Bounds(limits.images, limits.bytes, limits.bytes)
         form = await read_form(
             request, bounds, file_field="images", sink=lambda index: io.BytesIO(), count=count
         )

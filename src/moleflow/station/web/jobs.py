@@ -77,7 +77,7 @@ async def begin(request: Request, service: Serving, who: Teacher) -> Any:
             files.close()  # of a thousand photographs one is open at a time
             return files.enter_context(open(folder / f"{index:05d}", "wb"))
 
-        bounds = Bounds(limits.lesson_images, limits.lesson_bytes)
+        bounds = Bounds(limits.lesson_images, limits.lesson_bytes, limits.bytes)
         form = await read_form(request, bounds, file_field="images", sink=sink)
         files.close()
         job = await to_thread.run_sync(_begun, station, who, form, folder)

@@ -26,10 +26,11 @@ FIELD_BYTES, FIELDS, HEADER_BYTES = 16 * 1024, 16, 8 * 1024
 
 @dataclass(frozen=True)
 class Bounds:
-    """Of one form: files, bytes of its body."""
+    """Of one form: files, bytes of its body and of each of its files."""
 
     files: int
     bytes: int
+    each: int
 
 
 @dataclass(eq=False)
@@ -151,6 +152,7 @@ class _Reading:
         self._disposition = b""
         self._name, self._value = "", bytearray()
         self._file: IO[bytes] | None = None
+        self._got = 0  # bytes of that file
 
     def callbacks(self) -> dict[str, Callable[..., None]]:
         return {
@@ -194,11 +196,14 @@ class _Reading:
         index = len(self.form.files)
         if index >= self._bounds.files:
             raise TooLarge(f"more files than the limit of {self._bounds.files}", "too_many_images")
-        self._file = self._sink(index)
+        self._file, self._got = self._sink(index), 0
         self.form.files.append((clean_name(called, f"image-{index + 1}"), self._file))
 
     def _data(self, data: bytes) -> None:
         if self._file is not None:
+            self._got += len(data)
+            if self._got > self._bounds.each:
+                raise _too_large(self._bounds.each, self.form.files[-1][0])
             self._file.write(data)
             return
         self._value += data
@@ -218,8 +223,8 @@ class _Reading:
         self.ended = True
 
 
-def _too_large(most: int) -> TooLarge:
-    return TooLarge(f"the request is larger than the limit of {most:,} bytes")
+def _too_large(most: int, what: str = "the request") -> TooLarge:
+    return TooLarge(f"{what} is larger than the limit of {most:,} bytes")
 
 
 def _too_slow() -> Denied:
