@@ -138,6 +138,15 @@ def test_retention_takes_the_old_and_then_the_large(database):
     assert Retention(database, keep_days=None, keep_bytes=0).run() == (0, 10)
 
 
+def test_room_of_what_went_is_given_back(database):
+    inspections = Inspections(database)
+    inspections.add([row(time.time())] * 10, [picture(1_000_000)] * 10)
+    Retention(database, keep_days=None, keep_bytes=0).run()
+    with database.engine.connect() as connection:
+        left = connection.exec_driver_sql("pragma freelist_count").scalar()
+    assert 400 < left < 600  # 2000 of some 2500
+
+
 def test_a_number_is_never_given_twice(database):
     inspections = Inspections(database)
     (first,) = inspections.add([row(0.0)], [None])
