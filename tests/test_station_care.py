@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -341,6 +342,46 @@ def test_a_base_that_is_to_be_found_nowhere_is_named(saved, tmp_path):
     told = run("restore", tmp_path / "monday", saved, code=1).stderr
     assert "base.safetensors: damaged" in told
     assert "is another file" in told
+
+
+def test_a_backup_is_made_while_lessons_go_on(saved, tmp_path, monkeypatch):
+    """What goes is left out, what is half as well, and the draft that waits in review is kept."""
+    settings, copy = settings_of(saved), shutil.copy2
+    jobs = settings.data / "jobs"
+    for name in (
+        "1/photos/00000",
+        "1/photos/gone",
+        "1/past/7.jpg",
+        "1/draft/line.json",
+        "1/.tmp-2",
+        "2/draft/line.json",
+    ):
+        (jobs / name).parent.mkdir(parents=True, exist_ok=True)
+        (jobs / name).write_bytes(b"x")
+
+    def meanwhile(source, target, **options):
+        if jobs in Path(source).parents:
+            shutil.rmtree(jobs / "1" / "draft", ignore_errors=True)
+            (jobs / "1" / "photos" / "gone").unlink(missing_ok=True)
+        return copy(source, target, **options)
+
+    monkeypatch.setattr(shutil, "copy2", meanwhile)
+    run("backup", saved, tmp_path / "monday")
+    kept = tmp_path / "monday" / "jobs"
+    files = {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()}
+    assert files == {"1/photos/00000", "2/draft/line.json"}
+
+
+def test_what_cannot_be_copied_is_named(saved, tmp_path):
+    jobs = settings_of(saved).data / "jobs"
+    (jobs / "1").mkdir(parents=True)
+    (jobs / "1" / "photo").write_bytes(b"x")
+    run("backup", saved, tmp_path / "monday")
+    shutil.rmtree(jobs / "1")
+    (jobs / "1").write_bytes(b"in the way")
+    told = run("restore", tmp_path / "monday", saved, code=1).stderr
+    assert f"{tmp_path / 'monday' / 'jobs' / '1'}: cannot be copied: " in told
+    assert "[(" not in told
 
 
 def test_a_backup_says_that_another_database_is_not_in_it(saved, tmp_path):

@@ -23,6 +23,7 @@ from ..store import LineStore, TaskRecord
 from .history import Database
 from .history.jobs import Jobs
 from .settings import DATABASE, Settings
+from .teaching import PAST
 
 FORMAT = 1
 SAYS, LINE, JOBS = "backup.json", "line", "jobs"
@@ -46,7 +47,7 @@ def back_up(settings: Settings, out: Path) -> None:
             with _opened(settings) as database:
                 database.copy_to(folder / DATABASE)
         if (settings.data / JOBS).is_dir():
-            shutil.copytree(settings.data / JOBS, folder / JOBS, ignore_dangling_symlinks=True)
+            _copy_jobs(settings.data / JOBS, folder / JOBS)
         said = {"format": FORMAT, "library": metadata.version("moleflow"), "time": time.time()}
         (folder / SAYS).write_text(json.dumps(said), encoding="utf-8")
 
@@ -111,6 +112,27 @@ def _copy_line(line: Path, out: Path) -> None:
     raise LineError(f"{line}: it changes all the time; try again")
 
 
+def _copy_jobs(jobs: Path, out: Path) -> None:
+    """Lessons go on meanwhile: what one of them takes away while it is copied is left out.
+
+    A draft is copied as well, for one that waits in review is accepted after restoring; that of a lesson
+    which is being learned may be half of one, and is made anew when the lesson is resumed.
+    """
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError):
+            raise error
+
+    for folder, names, files in os.walk(jobs, onerror=refuse):
+        names[:] = [name for name in names if name != PAST and not name.startswith(".")]
+        target = out / Path(folder).relative_to(jobs)
+        target.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for name in files:
+            if not name.startswith("."):
+                with suppress(FileNotFoundError):
+                    shutil.copy2(Path(folder) / name, target / name)
+
+
 def _copy_to_new(source: Path, line: Path) -> None:
     if line.exists() and any(line.iterdir()):
         raise LineError(f"{line}: expected a line, a new folder or an empty one; found something else")
@@ -158,5 +180,8 @@ def _unfinished(out: Path) -> Iterator[Path]:
 def _said(place: Path) -> Iterator[None]:
     try:
         yield
+    except shutil.Error as error:  # of several files; one of them is enough to know
+        source, _, reason = error.args[0][0]
+        raise MoleFlowError(f"{source}: cannot be copied: {reason}") from error
     except OSError as error:
         raise MoleFlowError(f"{error.filename or place}: {error.strerror or error}") from error
