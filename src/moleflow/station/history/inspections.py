@@ -14,7 +14,6 @@ from .database import Database
 from .filters import Filters
 from .models import Inspection, Picture
 
-MARKS = ("false_alarm", "missed", "wrong_product")
 STATUSES = ("good", "defective", "unknown", "drifting")
 AT_ONCE = 500  # rows of a stream
 RECENT, LOOKED_AT = 1000, 10_000  # inspections of a product

@@ -73,12 +73,6 @@ class Jobs:
         with self._database.session() as session:
             return [*session.scalars(select(Job).order_by(Job.id.desc()).limit(most))]
 
-    def change(self, number: int, **values: Any) -> Job:
-        """Sets columns."""
-        with self._database.session() as session:
-            session.execute(update(Job).where(Job.id == number).values(values))
-        return self.get(number)
-
     def move(self, number: int, to: str, *, among: tuple[str, ...], **values: Any) -> Job:
         """Another state, if it is in one of `among`; Conflict otherwise. Of two at once, one succeeds."""
         self.get(number)
