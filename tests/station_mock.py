@@ -99,6 +99,7 @@ class Mock:
         self.inspections: list[dict] = []
         self.jobs: list[dict] = []
         self.away = False  # answers 503 to everything, as a station that begins
+        self.troubles: list[str | None] = []  # why of the next images one cannot be judged; None where it can
         self.products = {name: self._product(name, at) for at, name in enumerate(FAULTS) if name != "wood"}
         start = datetime.now(timezone.utc) - timedelta(minutes=3 * past)
         names = [*self.products] * past
@@ -464,6 +465,12 @@ class Handler(BaseHTTPRequestHandler):
             form = self._form(body)
             results = []
             for name, data in form["files"]:
+                trouble = mock.troubles.pop(0) if mock.troubles else None
+                if trouble:
+                    results.append(
+                        {"source": name, "error": {"code": trouble, "message": f"the station: {trouble}"}}
+                    )
+                    continue
                 try:
                     Image.open(io.BytesIO(data)).verify()
                 except Exception:
@@ -472,6 +479,8 @@ class Handler(BaseHTTPRequestHandler):
                 else:
                     results.append(public(mock.inspect(name, task=form.get("task"))))
             if all("error" in result for result in results):
+                if trouble:
+                    raise Refused(503, trouble, results[-1]["error"]["message"])
                 raise Refused(415, "not_an_image", results[0]["error"]["message"])
             return 200, {"results": results}
         if not rest:

@@ -3,11 +3,14 @@
 import csv
 import io
 import shutil
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from moleflow.errors import LineError
+from moleflow.station.problems import Unready
 from station import SMALL, code_of, files, inspect, served
 
 
@@ -39,6 +42,63 @@ def test_an_unusable_image_is_a_result_of_its_own_and_all_are_an_error(shared, p
     assert told[1]["source"] == "lie.png"
     assert told[1]["error"]["code"] == "not_an_image"
     assert code_of(shared.post("/api/v1/inspections", files=sent[1:]), 415) == "not_an_image"
+
+
+@pytest.fixture
+def unreadable(shared, monkeypatch):
+    """Of the next batches each that holds a certain picture meets a damaged file on the disk."""
+    pixels, inspector = [], shared.station.line.now.inspector
+    predict = inspector.predict
+
+    def reading(images, **options):
+        if any(np.array_equal(image, one) for image in images for one in pixels):
+            raise LineError("tasks/gear/0001/expert.safetensors: damaged")
+        return predict(images, **options)
+
+    monkeypatch.setattr(inspector, "predict", reading)
+    return pixels
+
+
+def test_damage_on_the_station_is_not_the_images_fault(shared, probe, unreadable):
+    unreadable.append(probe[0])
+    answer = shared.post("/api/v1/inspections", files=files(probe[:1]))
+    assert code_of(answer, 503) == "line"
+    assert answer.json()["error"]["message"].endswith("expert.safetensors: damaged")
+    told = shared.post("/api/v1/inspections", files=files(probe)).json()["results"]
+    assert told[0]["error"]["code"] == "line"
+    for one in told[1:]:  # what was said of them is recorded, and told
+        assert shared.get(f"/api/v1/inspections/{one['id']}").json() == one
+    lie = ("images", ("lie.png", b"no image", "image/png"))
+    assert code_of(shared.post("/api/v1/inspections", files=[lie, *files(probe[:1])]), 503) == "line"
+
+
+def test_no_room_for_the_last_takes_no_answer_from_the_first(shared, probe, monkeypatch):
+    parts, room = shared.station._parts, shared.station._room
+    monkeypatch.setattr(
+        shared.station, "_parts", lambda uploads: [[one] for part in parts(uploads) for one in part]
+    )
+    taken, sizes = room.taken, []
+
+    @contextmanager
+    def full(size):
+        sizes.append(size)
+        if len(sizes) == 2:
+            raise Unready("no memory", "busy")
+        with taken(size):
+            yield
+
+    monkeypatch.setattr(room, "taken", full)
+    told = shared.post("/api/v1/inspections", files=files(probe[:3])).json()["results"]
+    assert told[0]["recorded"]
+    assert [one["error"]["code"] for one in told[1:]] == ["busy", "busy"]
+
+
+def test_damage_found_by_another_route_is_the_stations_too(shared, monkeypatch):
+    def damaged(name):
+        raise LineError("tasks/gear/0001/expert.safetensors: damaged")
+
+    monkeypatch.setattr(shared.station.line.now.inspector, "info", damaged)
+    assert code_of(shared.get("/api/v1/products/gear"), 503) == "line"
 
 
 def test_the_product_may_be_given(shared, line, probe):

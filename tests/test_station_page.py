@@ -680,6 +680,18 @@ def test_a_lost_connection_is_said_and_mended(browser, station, opened, photogra
 
 
 @slow
+def test_what_is_damaged_holds_nobody_up_and_what_passes_is_waited_for(opened, photographs):
+    page = opened(allowed=["503"])
+    page.mock.troubles = ["line"]
+    _inspect(page, photographs("gear-1.png"))
+    page.wait_for_selector(".facts:has-text('the station: line')")
+    page.mock.troubles = [None, "busy", "busy"]  # the second of two images, and that one alone
+    _inspect(page, photographs("gear-3.png", "gear-bad-2.png"))
+    assert _band(page, "defective") == "DEFECTIVE"
+    assert page.mock.troubles == []
+
+
+@slow
 def test_a_station_that_begins_is_waited_for(station, opened):
     server = station(past=0)
     server.mock.away = True

@@ -20,7 +20,7 @@ from ..errors import MoleFlowError, TaskError
 from ..results import Failure, Prediction
 from .current import Loaded
 from .pictures import Shot
-from .problems import Missing, Unready, Unusable
+from .problems import Missing, Problem, Unready, Unusable
 
 log = logging.getLogger("moleflow.station")
 
@@ -179,11 +179,15 @@ def _predict(line: Loaded, shots: Sequence[Shot], task: str | None) -> list[Pred
     return line.inspector.predict([s.pixels for s in shots], task=task, batch_size=PASS, errors="yield")
 
 
-def _as_problem(error: Exception) -> MoleFlowError:
+def _as_problem(error: Exception) -> Problem:
+    """What of an image cannot be used is a `Failure`; all that is raised is the station's own trouble."""
+    if isinstance(error, Problem):
+        return error
     if isinstance(error, TaskError):
         return Missing(str(error), "unknown_product")
     if isinstance(error, MoleFlowError):
-        return error
+        log.error("an inspection failed: %s", error)
+        return Unready(str(error), "line")
     log.exception("an inspection failed", exc_info=error)
     return Unready("this picture could not be inspected; the station's log says why", "internal")
 

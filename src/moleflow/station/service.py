@@ -27,7 +27,7 @@ from .history.retention import Retention
 from .inspecting import Inspecting, Room
 from .lessons import Lessons
 from .pictures import Shot, reduced, size_in_memory, take
-from .problems import Problem, TooLarge, Unready, Unusable
+from .problems import Problem, TooLarge, Unready
 from .products import Products
 from .recording import Recorder
 from .settings import Settings
@@ -113,7 +113,10 @@ class Station:
         task = None if task is None else self.products.check(task)
         answers: list[dict[str, Any] | Problem] = []
         for part in self._parts(uploads):
-            answers += self._inspect(part, task, since)
+            try:
+                answers += self._inspect(part, task, since)
+            except Unready as problem:  # no room for more: what was answered before is recorded, and counts
+                return answers + [problem] * (len(uploads) - len(answers))
         return answers
 
     def disk_free(self) -> int:
@@ -196,9 +199,9 @@ class Station:
         try:
             with self._decoding:
                 shot = self._shot(upload)
+            return self.inspecting.submit(shot, task, since=since)
         except Problem as problem:
             return problem
-        return self.inspecting.submit(shot, task, since=since)
 
     def _shot(self, upload: Upload) -> Shot:
         inspector = self.line.now.inspector
@@ -219,10 +222,8 @@ class Station:
 def _answer(asked: Future[Any]) -> dict[str, Any] | Problem:
     try:
         answer: dict[str, Any] = asked.result(ANSWER_SECONDS)
-    except Problem as problem:
-        if isinstance(problem, Unusable):
-            return problem
-        raise
+    except Problem as problem:  # of this one: those beside it are recorded
+        return problem
     return answer
 
 

@@ -13,9 +13,9 @@ export class Refusal extends Error {
     super(message);
     Object.assign(this, { name: "Refusal", status, code, retryAfter });
   }
-  /** True where the same request may succeed a little later. */
+  /** True where the same request may succeed a little later; what is damaged stays so until somebody mends it. */
   get passes() {
-    return this.status === 429 || this.status === 503;
+    return this.status === 429 || (this.status === 503 && this.code !== "line");
   }
 }
 

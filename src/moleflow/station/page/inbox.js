@@ -6,6 +6,7 @@ const AT_ONCE = 8; // images a request, so that the first verdicts of many come 
 const FILLED = 0.9; // of the bytes of a request: the form takes some itself
 const KEPT = 60; // results in the strip
 const SEEN = 24;
+const PASSING = new Set(["busy", "closing", "database"]); // why one image of several could not be judged just then
 
 /** Events: "queue" (something waits or went), "verdict" (detail: the result to show), "recent". */
 export const inbox = new EventTarget();
@@ -62,7 +63,11 @@ function nextBatch() {
 async function inspected(batch) {
   try {
     const answer = await insistently(() => send("inspections", formOf(batch)), { waiting: troubled });
-    return answer.results;
+    const { results } = answer;
+    for (const [at, { error }] of results.entries()) {
+      if (PASSING.has(error?.code)) [results[at]] = await inspected([batch[at]]);
+    }
+    return results;
   } catch (error) {
     if (batch.length === 1 || error.status === 403) {
       return batch.map((file) => ({ source: file.name, error: { code: error.code, message: error.message } }));

@@ -12,7 +12,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ...errors import MoleFlowError
+from ...errors import LineError, MoleFlowError
 from ..history.database import is_full
 from ..problems import Conflict, Malformed, Missing, NotAnImage, Problem, TooLarge, Unready, Unusable
 
@@ -76,7 +76,7 @@ def handle_errors(app: FastAPI) -> None:
 
 
 async def _problem(request: Request, error: Any) -> JSONResponse:
-    return of(error)
+    return of(Unready(str(error), "line") if isinstance(error, LineError) else error)
 
 
 async def _invalid(request: Request, error: Any) -> JSONResponse:

@@ -15,7 +15,7 @@ from .. import pictures
 from ..history import Filters
 from ..history.inspections import MOST_ID, as_json
 from ..history.table import as_csv
-from ..problems import Malformed, Problem
+from ..problems import Malformed, Missing, Problem, Unready
 from ..service import Upload
 from . import errors, schemas
 from .parts import WITH_BODY, Inspector, Serving, can_fail
@@ -59,7 +59,7 @@ Side = Annotated[int, Query(ge=16, le=pictures.KEPT_SIDE, description="Pixels of
     openapi_extra=FORM,
 )
 async def inspect(request: Request, service: Serving, who: Inspector) -> Any:
-    """Inspects images. An unusable image is a result of its own, unless all are."""
+    """Inspects images. One of which nothing can be said is a result of its own, unless all are."""
     limits = service.station.settings.limits
     with service.held.counting() as count:
         bounds = Bounds(limits.images, limits.bytes, limits.bytes)
@@ -76,7 +76,8 @@ async def inspect(request: Request, service: Serving, who: Inspector) -> Any:
         found = await to_thread.run_sync(service.station.inspect, uploads, task, limiter=AT_ONCE)
     problems = [one for one in found if isinstance(one, Problem)]
     if len(problems) == len(found):
-        raise problems[0]
+        # Where some might be sent again, this is what is to be known.
+        raise next((one for one in problems if isinstance(one, Missing | Unready)), problems[0])
     return {
         "results": [
             {"source": upload.source, "error": errors.told(one)} if isinstance(one, Problem) else one
