@@ -12,6 +12,7 @@ from PIL import Image
 
 from moleflow import Detector
 from moleflow.station import lesson, teaching
+from moleflow.station.history.audit import Person
 from moleflow.station.problems import Unready
 from moleflow.store import LineStore
 from station import SMALL, code_of, eventually, files, inspect, served, teach, waits_for
@@ -259,6 +260,18 @@ def test_an_update_of_what_changed_meanwhile_does_not_go_live(saved, pictures, p
         assert code_of(client.post(f"/api/v1/jobs/{job}/accept"), 409) == "conflict"
         assert client.get(f"/api/v1/jobs/{job}").json()["state"] == "review"
     assert LineStore(saved).versions("gear") == ["0001", "0002"]
+
+
+def test_nothing_is_accepted_while_the_lines_folder_is_away(saved, tmp_path):
+    draft = shutil.copytree(saved, tmp_path / "draft")
+    with served(saved) as client:
+        saved.rename(tmp_path / "away")
+        for kind, version in (("teach", None), ("update", "0001")):
+            with pytest.raises(Unready, match="expected the index of a line, found no folder"):
+                client.station.changing.adopt(Person("teach"), kind, "gear", draft, version, 1)
+        assert not saved.exists()  # no new line was begun there
+        (tmp_path / "away").rename(saved)
+        assert client.station.changing.adopt(Person("teach"), "update", "gear", draft, "0001", 1) == "0002"
 
 
 def test_an_update_keeps_the_rate_of_false_alarms_that_was_set(saved, pictures, monkeypatch):

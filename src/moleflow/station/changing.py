@@ -74,8 +74,8 @@ class Changing:
         return version
 
     def _adopted(self, kind: str, name: str, draft: LineStore, base_version: str | None) -> str:
-        if not self._store.exists():
-            return self._begin(draft, name)
+        if kind == "teach" and not self._line.now.names and not self._store.exists():
+            return self._begin(draft, name)  # a line that is only away is never begun anew
         record = draft.read_task(name)
         with self._store.transaction(LOCK_SECONDS) as change:
             known = name in self._store.names()
