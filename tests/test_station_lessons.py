@@ -274,15 +274,22 @@ def test_nothing_is_accepted_while_the_lines_folder_is_away(saved, tmp_path):
         assert client.station.changing.adopt(Person("teach"), "update", "gear", draft, "0001", 1) == "0002"
 
 
-def test_an_update_keeps_the_rate_of_false_alarms_that_was_set(saved, pictures, monkeypatch):
+def test_an_update_keeps_the_rate_of_false_alarms_that_was_set(saved, tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(teaching, "_start", Here)
     with served(saved) as client:
         client.put("/api/v1/products/gear/threshold", json={"false_alarm_rate": 0.05})
         job = teach(client, "update", "gear", pictures("gear", 5, first=420))
-        waits_for(client, job, "review")
+        assert waits_for(client, job, "review")["review"]["false_alarm_rate"] == 0.05
+        draft = shutil.copytree(client.station.lessons.teaching.draft(job), tmp_path / "draft")
         assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
         told = client.get("/api/v1/products/gear").json()
         assert (told["version"], told["false_alarm_rate"]) == ("0002", 0.05)
+        client.put("/api/v1/products/gear/threshold", json={"false_alarm_rate": 0.2})  # while one waits
+        client.station.changing.adopt(Person("teach"), "update", "gear", draft, "0002", 1)
+        assert client.get("/api/v1/products/gear").json()["false_alarm_rate"] == 0.2
+        client.put("/api/v1/products/gear/threshold", json={"threshold": 7.0})
+        client.station.changing.adopt(Person("teach"), "update", "gear", draft, "0003", 1)
+        assert client.get("/api/v1/products/gear").json()["false_alarm_rate"] == 0.05
 
 
 def test_the_first_product_begins_the_line(tmp_path, pictures, quick, monkeypatch):

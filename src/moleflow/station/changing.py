@@ -78,22 +78,30 @@ class Changing:
             return self._begin(draft, name)  # a line that is only away is never begun anew
         record = draft.read_task(name)
         with self._store.transaction(LOCK_SECONDS) as change:
-            known = name in self._store.names()
-            if kind == "teach" and known:
-                raise Conflict(
-                    f"{name!r} is on the line by now; cancel this lesson or update the product", "taken"
-                )
-            if kind == "update":
-                now = self._store.read_task(name).version if known else None
-                if now != base_version:
-                    found = f"version {now}" if now else "no such product"
-                    raise Conflict(
-                        f"{name!r} changed meanwhile: expected version {base_version}, found {found}"
-                    )
+            overrides = dict(record.overrides)
+            if kind == "teach":
+                self._check_new(name)
+            else:
+                overrides |= self._kept(name, base_version)
             version = change.adopt(draft.path / "tasks" / name / str(record.version), name)
-            if record.overrides:
-                change.override(name, record.overrides)
+            if overrides:
+                change.override(name, overrides)
             return version
+
+    def _check_new(self, name: str) -> None:
+        if name in self._store.names():
+            raise Conflict(
+                f"{name!r} is on the line by now; cancel this lesson or update the product", "taken"
+            )
+
+    def _kept(self, name: str, base_version: str | None) -> dict[str, Any]:
+        """What an update keeps of what was set by now; Conflict where the product is another one."""
+        now = self._store.read_task(name) if name in self._store.names() else None
+        if now is None or now.version != base_version:
+            found = "no such product" if now is None else f"version {now.version}"
+            raise Conflict(f"{name!r} changed meanwhile: expected version {base_version}, found {found}")
+        # A threshold set by hand is not kept: scores have a new scale.
+        return {key: value for key, value in now.overrides.items() if key == "false_alarm_rate"}
 
     def _begin(self, draft: LineStore, name: str) -> str:
         """The first product of a line makes it."""
