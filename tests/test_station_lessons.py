@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import psutil
 import pytest
@@ -260,6 +262,34 @@ def test_an_update_of_what_changed_meanwhile_does_not_go_live(saved, pictures, p
         assert code_of(client.post(f"/api/v1/jobs/{job}/accept"), 409) == "conflict"
         assert client.get(f"/api/v1/jobs/{job}").json()["state"] == "review"
     assert LineStore(saved).versions("gear") == ["0001", "0002"]
+
+
+def test_of_decisions_at_once_the_first_counts(saved, pictures, pretended, monkeypatch):
+    with served(saved) as client, ThreadPoolExecutor(4) as threads:
+        job = teach(client, "teach", "board", pictures("circuit_board", 2))
+        pretended.say({"review": REVIEW})
+        waits_for(client, job, "review")
+        (client.station.lessons.teaching.folder(job) / "draft").mkdir()
+        adopted, adopting, go_on = [], threading.Event(), threading.Event()
+
+        def adopt(*given):
+            adopted.append(given)
+            adopting.set()
+            assert go_on.wait(20)
+
+        monkeypatch.setattr(client.station.changing, "adopt", adopt)
+
+        def ask(what, **sent):
+            return threads.submit(client.post, f"/api/v1/jobs/{job}/{what}", **sent)
+
+        first = ask("accept")
+        assert adopting.wait(20)
+        others = [ask("cancel"), ask("accept"), ask("accept", json={"drop": [1]})]
+        assert not wait(others, timeout=0.3).done
+        go_on.set()
+        assert first.result().json()["state"] == "live"
+        assert [code_of(one.result(), 409) for one in others] == ["wrong_state"] * 3
+        assert len(adopted) == 1
 
 
 def test_nothing_is_accepted_while_the_lines_folder_is_away(saved, tmp_path):

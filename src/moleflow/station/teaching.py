@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -57,6 +58,7 @@ class Teaching:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._running: _Running | None = None
         self._guard = threading.RLock()
+        self._deciding: dict[int, threading.RLock] = {}
         self._closing, self._woken = threading.Event(), threading.Event()
         count = jobs.interrupted()
         if count:
@@ -88,9 +90,20 @@ class Teaching:
         self._woken.set()
         return job
 
+    @contextmanager
+    def deciding(self, number: int) -> Iterator[Job]:
+        """Around what a person decides on a lesson; who comes second finds what became of it."""
+        self.jobs.get(number)  # there is a lock only for what there is
+        with self._deciding.setdefault(number, threading.RLock()):
+            yield self.jobs.get(number)
+
     def again(self, number: int, *, drop: Sequence[int] = (), among: tuple[str, ...] = RESUMABLE) -> Job:
         """Learns once more, without the photographs at these indices."""
-        job = self.jobs.get(number)
+        with self.deciding(number) as job:
+            return self._again(job, drop, among)
+
+    def _again(self, job: Job, drop: Sequence[int], among: tuple[str, ...]) -> Job:
+        number = job.id
         wrong = [index for index in drop if not 0 <= index < len(job.sources)]
         if wrong:
             raise Missing(f"job {number} has no photograph {wrong[0]}")
@@ -107,7 +120,7 @@ class Teaching:
 
     def cancel(self, number: int) -> Job:
         """Ends a lesson, whatever it is doing."""
-        with self._guard:
+        with self.deciding(number), self._guard:
             job = self.jobs.move(number, CANCELLED, among=OPEN, finished=time.time())
             if self._running is not None and self._running.number == number:
                 self._end(self._running)
