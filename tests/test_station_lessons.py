@@ -10,13 +10,14 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from moleflow import Detector
 from moleflow.station import lesson, teaching
 from moleflow.station.history.audit import Person
-from moleflow.station.problems import Unready
-from moleflow.store import LineStore
+from moleflow.station.problems import Conflict, Unready
+from moleflow.store import LineStore, TaskRecord
 from station import SMALL, code_of, eventually, files, inspect, served, teach, waits_for
 
 
@@ -290,6 +291,19 @@ def test_of_decisions_at_once_the_first_counts(saved, pictures, pretended, monke
         assert first.result().json()["state"] == "live"
         assert [code_of(one.result(), 409) for one in others] == ["wrong_state"] * 3
         assert len(adopted) == 1
+
+
+def test_what_does_not_belong_on_the_line_by_now_is_a_conflict(saved, tmp_path):
+    weights = {"weight": torch.zeros(1)}
+    draft, refused = LineStore(tmp_path / "draft"), (("board", "other_base"), ("GEAR", "taken"))
+    tasks = [TaskRecord(name, None, weights, {}, {}) for name, _ in refused]
+    draft.create({}, weights, fingerprint="of another base", tasks=tasks)
+    with served(saved) as client:
+        for name, code in refused:
+            with pytest.raises(Conflict) as found:
+                client.station.changing.adopt(Person("teach"), "teach", name, draft.path, None, 1)
+            assert found.value.code == code
+    assert LineStore(saved).names() == ("gear", "wood", "bottle_cap")
 
 
 def test_nothing_is_accepted_while_the_lines_folder_is_away(saved, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CalibrationError, LineBusyError, LineError, TaskError
 from ..runtime import is_exported
 from ..store import LineStore
+from ..store.names import folded_name
 from .current import CurrentLine
 from .history.audit import Audit, Person
 from .problems import Conflict, Missing, Problem, Unready, Unusable
@@ -83,16 +84,25 @@ class Changing:
                 self._check_new(name)
             else:
                 overrides |= self._kept(name, base_version)
+            self._check_base(name, draft)
             version = change.adopt(draft.path / "tasks" / name / str(record.version), name)
             if overrides:
                 change.override(name, overrides)
             return version
 
     def _check_new(self, name: str) -> None:
-        if name in self._store.names():
+        twin = {folded_name(known): known for known in self._store.names()}.get(folded_name(name))
+        if twin is not None:
             raise Conflict(
-                f"{name!r} is on the line by now; cancel this lesson or update the product", "taken"
+                f"{twin!r} is on the line by now; cancel this lesson or update the product", "taken"
             )
+
+    def _check_base(self, name: str, draft: LineStore) -> None:
+        """Of two lessons on a line that knew nothing the first settles base and options for the other."""
+        line = self._store.read(tensors=False, damaged="quarantine")
+        if draft.read(tensors=False).fingerprint != line.fingerprint:
+            found = f"{name!r} was learned on another base or with other options than this line's by now"
+            raise Conflict(f"{found}: cancel the lesson and resume it, to learn it on these", "other_base")
 
     def _kept(self, name: str, base_version: str | None) -> dict[str, Any]:
         """What an update keeps of what was set by now; Conflict where the product is another one."""
