@@ -150,6 +150,8 @@ def test_a_lesson_is_cancelled_and_resumed(saved, pictures, pretended):
         waits_for(client, job, "review")
         assert code_of(client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [3]}), 404) == "not_found"
         assert code_of(client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [0, 1, 2]}), 409)
+        told = client.get(f"/api/v1/jobs/{job}").json()
+        assert told["review"]["swallowed"] == []  # also of a review from before there were any
         again = client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [1]}).json()
         assert (again["images"], again["dropped"]) == (2, [1])
         assert waits_for(client, job, "review")
@@ -243,6 +245,9 @@ def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, picture
         flips = told["review"]["flips"]
         assert told["review"]["false_alarm_rate"] == 0.01  # of the line
         assert flips["inspections"] == 4
+        swallowed = told["review"]["swallowed"]
+        assert [one["index"] for one in swallowed] == list(range(told["images"]))
+        assert all("the version in use" in one["reason"] for one in swallowed)
         assert set(flips["to_good"]) <= set(alarms)  # the threshold set by hand is dropped
         assert flips["to_good"]
         assert client.get("/api/v1/products/gear").json()["version"] == "0001"
