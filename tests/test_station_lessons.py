@@ -301,6 +301,22 @@ def test_of_decisions_at_once_the_first_counts(saved, pictures, pretended, monke
         assert len(adopted) == 1
 
 
+def test_a_draft_holds_its_product_alone_and_no_other_is_read_for_it(saved, tmp_path, monkeypatch):
+    line = Detector.load(saved, device="cpu")
+    read, read_expert = [], LineStore.read_expert
+
+    def noted(store, task):
+        read.append(task.name)
+        return read_expert(store, task)
+
+    monkeypatch.setattr(LineStore, "read_expert", noted)
+    line._save_only("wood", tmp_path / "draft")
+    assert set(read) == {"wood"}
+    assert line.tasks == ("gear", "wood", "bottle_cap")
+    draft, own = LineStore(tmp_path / "draft").read(), LineStore(saved).read_task("wood")
+    assert [(one.name, one.sha256) for one in draft.tasks] == [("wood", own.sha256)]
+
+
 def test_what_does_not_belong_on_the_line_by_now_is_a_conflict(saved, tmp_path):
     weights = {"weight": torch.zeros(1)}
     draft, refused = LineStore(tmp_path / "draft"), (("board", "other_base"), ("GEAR", "taken"))

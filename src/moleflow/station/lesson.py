@@ -97,10 +97,7 @@ def learn(wish: Wish, draft: Path, tell: Tell) -> dict[str, Any]:
     info = learning(wish.name, photos, progress=tell)
     after = _statuses(detector, wish, lambda share: tell("flips", share))
     tell("saving", 0.0)
-    for other in detector.tasks:
-        if other != wish.name:
-            detector.remove_task(other)
-    detector.save(draft)
+    detector._save_only(wish.name, draft)
     swallowed = () if info.changes is None else info.changes.swallowed
     return {
         "base_version": version,
