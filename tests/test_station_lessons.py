@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from moleflow import Detector
-from moleflow.station import lesson, teaching
+from moleflow.station import changing, lesson, teaching
 from moleflow.station.history.audit import Person
 from moleflow.station.problems import Conflict, Unready
 from moleflow.store import LineStore, TaskRecord
@@ -299,6 +299,25 @@ def test_of_decisions_at_once_the_first_counts(saved, pictures, pretended, monke
         assert first.result().json()["state"] == "live"
         assert [code_of(one.result(), 409) for one in others] == ["wrong_state"] * 3
         assert len(adopted) == 1
+
+
+def test_nobody_waits_for_a_busy_line_for_long(saved, tmp_path, monkeypatch):
+    draft, busy, held = shutil.copytree(saved, tmp_path / "draft"), [], LineStore.lock
+    monkeypatch.setattr(changing, "LOCK_SECONDS", 0.01)
+
+    def lock(store, timeout=600):
+        busy.append(timeout)
+        return held(store, min(timeout, 0.01))
+
+    monkeypatch.setattr(LineStore, "lock", lock)
+    with served(saved) as client:
+        path = "/api/v1/products/gear/threshold"
+        with held(LineStore(saved)):
+            assert code_of(client.put(path, json={"threshold": 1.0}), 503) == "line_busy"
+        assert client.put(path, json={"threshold": 1.0}).status_code == 200
+    with served(tmp_path / "new") as client:
+        client.station.changing.adopt(Person("teach"), "teach", "gear", draft, None, 1)
+    assert busy == [0.01] * 3
 
 
 def test_a_draft_holds_its_product_alone_and_no_other_is_read_for_it(saved, tmp_path, monkeypatch):

@@ -42,8 +42,11 @@ class Changing:
         except CalibrationError as error:
             raise Unusable(str(error)) from error
         values = {"false_alarm_rate": false_alarm_rate, "threshold": threshold}
-        with self._change(who, "threshold", name, **values):
-            self._store.override(name, values)
+        with (
+            self._change(who, "threshold", name, **values),
+            self._store.transaction(LOCK_SECONDS) as change,
+        ):
+            change.override(name, values)
 
     def roll_back(self, who: Person, name: str, version: str) -> None:
         """Uses another version that is on disk, also of a product that is quarantined."""
@@ -116,7 +119,13 @@ class Changing:
     def _begin(self, draft: LineStore, name: str) -> str:
         """The first product of a line makes it."""
         record = draft.read()
-        self._store.create(record.settings, record.base, fingerprint=record.fingerprint, tasks=record.tasks)
+        self._store.create(
+            record.settings,
+            record.base,
+            fingerprint=record.fingerprint,
+            tasks=record.tasks,
+            timeout=LOCK_SECONDS,
+        )
         return str(self._store.read_task(name).version)
 
     @contextmanager
