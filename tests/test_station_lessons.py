@@ -86,19 +86,23 @@ print(file.read_text(), flush=True)
 
     def __init__(self, folder, monkeypatch):
         self.word = folder / "learns"
-        self.begun = []
+        self.begun, self.processes = [], []
 
         def start(home):
             self.begun.append(json.loads((home / "lesson.json").read_text()))
             command = [sys.executable, "-S", "-E", "-c", self.CODE, str(self.word)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            return subprocess.Popen(command, **pipes)
+            self.processes.append(subprocess.Popen(command, **pipes))
+            return self.processes[-1]
 
         monkeypatch.setattr(teaching, "_start", start)
 
     def say(self, said):
+        self.write(json.dumps(said))
+
+    def write(self, text):
         draft = self.word.with_suffix(".tmp")
-        draft.write_text(json.dumps(said))
+        draft.write_text(text)
         draft.rename(self.word)
 
 
@@ -198,6 +202,17 @@ def test_what_became_of_a_lesson_waits_for_a_full_database(saved, pictures, pret
         waits_for(client, job, "review")
         assert len(refused) == 3
         assert len(pretended.begun) == 1  # nothing is learned twice
+
+
+@pytest.mark.parametrize("word", ['{"review": {"susp', '{"stage": "learning"}'], ids=["broken", "wrong"])
+def test_a_lesson_that_ends_in_the_middle_of_a_word_has_failed(saved, pictures, pretended, word):
+    with served(saved) as client:
+        job = teach(client, "teach", "board", pictures("circuit_board", 2))
+        pretended.write(word)
+        told = waits_for(client, job, "failed")
+        assert ("ended by itself" in told["error"]) == (word[2] == "r")
+        assert not client.station.lessons.teaching.learning
+        assert pretended.processes[0].returncode is not None  # it was waited for
 
 
 def test_a_lesson_outlives_the_station(saved, pictures, pretended):

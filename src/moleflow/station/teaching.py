@@ -210,7 +210,6 @@ class Teaching:
                 self.jobs.move(job.id, LEARNING, among=(QUEUED,), stage="reading", progress=0.0)
                 running = self._running = _Running(job.id, _start(home), time.monotonic())
             said = self._follow(running)
-            self._running = None
             if running.ended:
                 return
         except Conflict:
@@ -219,21 +218,28 @@ class Teaching:
             said = {"error": str(error)}
             if not isinstance(error, MoleFlowError | OSError):
                 log.exception("a lesson failed")
+        finally:
+            self._running = None
         self._settle(job, said)
 
     def _follow(self, running: _Running) -> dict[str, Any]:
         """What a lesson said last; its progress is kept until then."""
         last: dict[str, Any] = {}
         out: IO[str] = running.process.stdout  # type: ignore[assignment]
-        for line in out:
-            said = json.loads(line)
-            if "stage" in said:
-                running.stage, running.progress = said["stage"], said["progress"]
-            else:
-                last = said
-        code = running.process.wait()
-        if running.process.stdin is not None:
-            running.process.stdin.close()
+        try:
+            for line in out:
+                said = _parsed(line)
+                if "stage" in said:
+                    running.stage, running.progress = said["stage"], said["progress"]
+                elif said:
+                    last = said
+        except BaseException:
+            running.process.kill()
+            raise
+        finally:
+            code = running.process.wait()
+            if running.process.stdin is not None:
+                running.process.stdin.close()
         return last or {
             "error": f"the lesson ended by itself (code {code}): {self._last_words(running.number)}"
         }
@@ -272,6 +278,15 @@ class Teaching:
             except Unready as error:
                 log.warning("what became of lesson %d cannot be recorded yet: %s", job.id, error)
                 self._closing.wait(PATIENCE)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """What a lesson said; nothing where it was killed before the end of the line."""
+    try:
+        said: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return said
 
 
 def _start(home: Path) -> subprocess.Popen[str]:
