@@ -330,8 +330,8 @@ def test_nobody_waits_for_a_busy_line_for_long(saved, tmp_path, monkeypatch):
         with held(LineStore(saved)):
             assert code_of(client.put(path, json={"threshold": 1.0}), 503) == "line_busy"
         assert client.put(path, json={"threshold": 1.0}).status_code == 200
-    with served(tmp_path / "new") as client:
-        client.station.changing.adopt(Person("teach"), "teach", "gear", draft, None, 1)
+        client.station.changing._store = LineStore(tmp_path / "new")
+        client.station.changing._begin(LineStore(draft), "gear")
     assert busy == [0.01] * 3
 
 
@@ -351,17 +351,16 @@ def test_a_draft_holds_its_product_alone_and_no_other_is_read_for_it(saved, tmp_
     assert [(one.name, one.sha256) for one in draft.tasks] == [("wood", own.sha256)]
 
 
-def test_what_does_not_belong_on_the_line_by_now_is_a_conflict(saved, tmp_path):
+def test_what_does_not_belong_on_the_line_by_now_is_a_conflict(shared, tmp_path):
     weights = {"weight": torch.zeros(1)}
     draft, refused = LineStore(tmp_path / "draft"), (("board", "other_base"), ("GEAR", "taken"))
     tasks = [TaskRecord(name, None, weights, {}, {}) for name, _ in refused]
     draft.create({}, weights, fingerprint="of another base", tasks=tasks)
-    with served(saved) as client:
-        for name, code in refused:
-            with pytest.raises(Conflict) as found:
-                client.station.changing.adopt(Person("teach"), "teach", name, draft.path, None, 1)
-            assert found.value.code == code
-    assert LineStore(saved).names() == ("gear", "wood", "bottle_cap")
+    for name, code in refused:
+        with pytest.raises(Conflict) as found:
+            shared.station.changing.adopt(Person("teach"), "teach", name, draft.path, None, 1)
+        assert found.value.code == code
+    assert shared.station.line.store.names() == ("gear", "wood", "bottle_cap")
 
 
 def test_nothing_is_accepted_while_the_lines_folder_is_away(saved, tmp_path):
