@@ -236,11 +236,18 @@ class Mock:
             (5, f"it may be defective: {spreads}"),
             (8, "it is 2.4 times less sharp than the others"),
         ]
-        suspects = [
-            {"index": at, "source": f"{job['name']}-{at:03d}.png", "reason": reason}
-            for at, reason in reasons
-            if at not in job["_dropped"]
+        swallowed = [
+            (5, "the version in use finds it defective"),
+            (7, "the version in use takes it for wood"),
         ]
+        suspects, swallowed = (
+            [
+                {"index": at, "source": f"{job['name']}-{at:03d}.png", "reason": reason}
+                for at, reason in found
+                if at not in job["_dropped"]
+            ]
+            for found in (reasons, swallowed)
+        )
         mine = [one["id"] for one in self.inspections if one["task"] == job["name"]]
         update = job["kind"] == "update"
         bad = [
@@ -250,6 +257,7 @@ class Mock:
         ]
         return {
             "suspects": suspects,
+            "swallowed": swallowed if update else [],
             "unreadable": ["notes.png: expected an image, it holds text"] if not job["_dropped"] else [],
             "promise": _promise(job["images"]),
             "threshold": 3.42,

@@ -5,15 +5,19 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import psutil
 import pytest
+import torch
 from PIL import Image
 
 from moleflow import Detector
-from moleflow.station import lesson, teaching
-from moleflow.station.problems import Unready
-from moleflow.store import LineStore
+from moleflow.station import changing, lesson, teaching
+from moleflow.station.history.audit import Person
+from moleflow.station.problems import Conflict, Unready
+from moleflow.store import LineStore, TaskRecord
 from station import SMALL, code_of, eventually, files, inspect, served, teach, waits_for
 
 
@@ -82,19 +86,23 @@ print(file.read_text(), flush=True)
 
     def __init__(self, folder, monkeypatch):
         self.word = folder / "learns"
-        self.begun = []
+        self.begun, self.processes = [], []
 
         def start(home):
             self.begun.append(json.loads((home / "lesson.json").read_text()))
             command = [sys.executable, "-S", "-E", "-c", self.CODE, str(self.word)]
             pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-            return subprocess.Popen(command, **pipes)
+            self.processes.append(subprocess.Popen(command, **pipes))
+            return self.processes[-1]
 
         monkeypatch.setattr(teaching, "_start", start)
 
     def say(self, said):
+        self.write(json.dumps(said))
+
+    def write(self, text):
         draft = self.word.with_suffix(".tmp")
-        draft.write_text(json.dumps(said))
+        draft.write_text(text)
         draft.rename(self.word)
 
 
@@ -146,6 +154,8 @@ def test_a_lesson_is_cancelled_and_resumed(saved, pictures, pretended):
         waits_for(client, job, "review")
         assert code_of(client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [3]}), 404) == "not_found"
         assert code_of(client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [0, 1, 2]}), 409)
+        told = client.get(f"/api/v1/jobs/{job}").json()
+        assert told["review"]["swallowed"] == []  # also of a review from before there were any
         again = client.post(f"/api/v1/jobs/{job}/accept", json={"drop": [1]}).json()
         assert (again["images"], again["dropped"]) == (2, [1])
         assert waits_for(client, job, "review")
@@ -194,12 +204,26 @@ def test_what_became_of_a_lesson_waits_for_a_full_database(saved, pictures, pret
         assert len(pretended.begun) == 1  # nothing is learned twice
 
 
+@pytest.mark.parametrize("word", ['{"review": {"susp', '{"stage": "learning"}'], ids=["broken", "wrong"])
+def test_a_lesson_that_ends_in_the_middle_of_a_word_has_failed(saved, pictures, pretended, word):
+    with served(saved) as client:
+        job = teach(client, "teach", "board", pictures("circuit_board", 2))
+        pretended.write(word)
+        told = waits_for(client, job, "failed")
+        assert ("ended by itself" in told["error"]) == (word[2] == "r")
+        assert not client.station.lessons.teaching.learning
+        assert pretended.processes[0].returncode is not None  # it was waited for
+
+
 def test_a_lesson_outlives_the_station(saved, pictures, pretended):
     with served(saved) as client:
         job = teach(client, "teach", "board", pictures("circuit_board", 2))
         assert eventually(lambda: pretended.begun)
+        client.station.lessons.jobs.change(job, created=0.0)  # it waited for long
     with served(saved) as client:
-        assert client.get(f"/api/v1/jobs/{job}").json()["state"] == "interrupted"
+        told = client.get(f"/api/v1/jobs/{job}").json()
+        assert (told["state"], bool(told["finished"])) == ("interrupted", True)
+        client.station.lessons.tidy()  # its time begins with the interruption
         pretended.say({"review": REVIEW})
         client.post(f"/api/v1/jobs/{job}/resume")
         waits_for(client, job, "review")
@@ -239,6 +263,9 @@ def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, picture
         flips = told["review"]["flips"]
         assert told["review"]["false_alarm_rate"] == 0.01  # of the line
         assert flips["inspections"] == 4
+        swallowed = told["review"]["swallowed"]
+        assert [one["index"] for one in swallowed] == list(range(told["images"]))
+        assert all("the version in use" in one["reason"] for one in swallowed)
         assert set(flips["to_good"]) <= set(alarms)  # the threshold set by hand is dropped
         assert flips["to_good"]
         assert client.get("/api/v1/products/gear").json()["version"] == "0001"
@@ -261,15 +288,109 @@ def test_an_update_of_what_changed_meanwhile_does_not_go_live(saved, pictures, p
     assert LineStore(saved).versions("gear") == ["0001", "0002"]
 
 
-def test_an_update_keeps_the_rate_of_false_alarms_that_was_set(saved, pictures, monkeypatch):
+def test_of_decisions_at_once_the_first_counts(saved, pictures, pretended, monkeypatch):
+    with served(saved) as client, ThreadPoolExecutor(4) as threads:
+        job = teach(client, "teach", "board", pictures("circuit_board", 2))
+        pretended.say({"review": REVIEW})
+        waits_for(client, job, "review")
+        (client.station.lessons.teaching.folder(job) / "draft").mkdir()
+        adopted, adopting, go_on = [], threading.Event(), threading.Event()
+
+        def adopt(*given):
+            adopted.append(given)
+            adopting.set()
+            assert go_on.wait(20)
+
+        monkeypatch.setattr(client.station.changing, "adopt", adopt)
+
+        def ask(what, **sent):
+            return threads.submit(client.post, f"/api/v1/jobs/{job}/{what}", **sent)
+
+        first = ask("accept")
+        assert adopting.wait(20)
+        others = [ask("cancel"), ask("accept"), ask("accept", json={"drop": [1]})]
+        assert not wait(others, timeout=0.3).done
+        go_on.set()
+        assert first.result().json()["state"] == "live"
+        assert [code_of(one.result(), 409) for one in others] == ["wrong_state"] * 3
+        assert len(adopted) == 1
+
+
+def test_nobody_waits_for_a_busy_line_for_long(saved, tmp_path, monkeypatch):
+    draft, busy, held = shutil.copytree(saved, tmp_path / "draft"), [], LineStore.lock
+    monkeypatch.setattr(changing, "LOCK_SECONDS", 0.01)
+
+    def lock(store, timeout=600):
+        busy.append(timeout)
+        return held(store, min(timeout, 0.01))
+
+    monkeypatch.setattr(LineStore, "lock", lock)
+    with served(saved) as client:
+        path = "/api/v1/products/gear/threshold"
+        with held(LineStore(saved)):
+            assert code_of(client.put(path, json={"threshold": 1.0}), 503) == "line_busy"
+        assert client.put(path, json={"threshold": 1.0}).status_code == 200
+        client.station.changing._store = LineStore(tmp_path / "new")
+        client.station.changing._begin(LineStore(draft), "gear")
+    assert busy == [0.01] * 3
+
+
+def test_a_draft_holds_its_product_alone_and_no_other_is_read_for_it(saved, tmp_path, monkeypatch):
+    line = Detector.load(saved, device="cpu")
+    read, read_expert = [], LineStore.read_expert
+
+    def noted(store, task):
+        read.append(task.name)
+        return read_expert(store, task)
+
+    monkeypatch.setattr(LineStore, "read_expert", noted)
+    line._save_only("wood", tmp_path / "draft")
+    assert set(read) == {"wood"}
+    assert line.tasks == ("gear", "wood", "bottle_cap")
+    draft, own = LineStore(tmp_path / "draft").read(), LineStore(saved).read_task("wood")
+    assert [(one.name, one.sha256) for one in draft.tasks] == [("wood", own.sha256)]
+
+
+def test_what_does_not_belong_on_the_line_by_now_is_a_conflict(shared, tmp_path):
+    weights = {"weight": torch.zeros(1)}
+    draft, refused = LineStore(tmp_path / "draft"), (("board", "other_base"), ("GEAR", "taken"))
+    tasks = [TaskRecord(name, None, weights, {}, {}) for name, _ in refused]
+    draft.create({}, weights, fingerprint="of another base", tasks=tasks)
+    for name, code in refused:
+        with pytest.raises(Conflict) as found:
+            shared.station.changing.adopt(Person("teach"), "teach", name, draft.path, None, 1)
+        assert found.value.code == code
+    assert shared.station.line.store.names() == ("gear", "wood", "bottle_cap")
+
+
+def test_nothing_is_accepted_while_the_lines_folder_is_away(saved, tmp_path):
+    draft = shutil.copytree(saved, tmp_path / "draft")
+    with served(saved) as client:
+        saved.rename(tmp_path / "away")
+        for kind, version in (("teach", None), ("update", "0001")):
+            with pytest.raises(Unready, match="expected the index of a line, found no folder"):
+                client.station.changing.adopt(Person("teach"), kind, "gear", draft, version, 1)
+        assert not saved.exists()  # no new line was begun there
+        (tmp_path / "away").rename(saved)
+        assert client.station.changing.adopt(Person("teach"), "update", "gear", draft, "0001", 1) == "0002"
+
+
+def test_an_update_keeps_the_rate_of_false_alarms_that_was_set(saved, tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(teaching, "_start", Here)
     with served(saved) as client:
         client.put("/api/v1/products/gear/threshold", json={"false_alarm_rate": 0.05})
         job = teach(client, "update", "gear", pictures("gear", 5, first=420))
-        waits_for(client, job, "review")
+        assert waits_for(client, job, "review")["review"]["false_alarm_rate"] == 0.05
+        draft = shutil.copytree(client.station.lessons.teaching.draft(job), tmp_path / "draft")
         assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
         told = client.get("/api/v1/products/gear").json()
         assert (told["version"], told["false_alarm_rate"]) == ("0002", 0.05)
+        client.put("/api/v1/products/gear/threshold", json={"false_alarm_rate": 0.2})  # while one waits
+        client.station.changing.adopt(Person("teach"), "update", "gear", draft, "0002", 1)
+        assert client.get("/api/v1/products/gear").json()["false_alarm_rate"] == 0.2
+        client.put("/api/v1/products/gear/threshold", json={"threshold": 7.0})
+        client.station.changing.adopt(Person("teach"), "update", "gear", draft, "0003", 1)
+        assert client.get("/api/v1/products/gear").json()["false_alarm_rate"] == 0.05
 
 
 def test_the_first_product_begins_the_line(tmp_path, pictures, quick, monkeypatch):

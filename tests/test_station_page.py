@@ -156,6 +156,12 @@ def _promises():
         yield from Promise(images, rate, 1 / (images + 1), 5.0, later).sentences()
 
 
+def _swallowed():
+    from moleflow.station.lesson import _not_good
+
+    yield from map(_not_good, ("defective", "unknown", "drifting", "taken for wood"))
+
+
 def test_sentences_of_the_library_are_recognised():
     """The words said.* in English are the library's own sentences, by which another language can say them."""
     wild = [
@@ -163,7 +169,7 @@ def test_sentences_of_the_library_are_recognised():
         for key, sentence in WORDS["en"].items()
         if key.startswith("said.")
     ]
-    told = [*_suspicions(), *_reasons(), *_promises()]
+    told = [*_suspicions(), *_reasons(), *_promises(), *_swallowed()]
     assert len(set(told)) > 18
     assert [one for one in told if not any(re.fullmatch(pattern, one) for pattern in wild)] == []
 
@@ -596,6 +602,16 @@ def test_an_update_shows_what_it_would_change(opened):
     page.click("text=Start learning")
     page.wait_for_selector(".review .flips .card")
     assert "would become defective" in page.inner_text(".review")
+    grave = page.locator("section:has(> h2:text-is('Not good so far')) .suspect")
+    assert grave.count() == 2
+    assert "finds it defective" in grave.nth(0).inner_text()
+    assert "14 spreads stranger" in grave.nth(0).inner_text()  # a suspect as well, and shown once
+    assert page.locator(".suspect").count() == 4
+    grave.nth(0).locator("input").check()
+    page.click("text=Learn again without the 1 ticked")
+    page.wait_for_selector(".progress-box")
+    page.wait_for_selector(".review .flips .card")
+    assert page.locator(".suspect").count() == 3
     page.click("text=Use the update")
     page.wait_for_selector("text=The update of bottle_cap is in use")
 

@@ -121,6 +121,18 @@ def test_a_change_from_the_command_line_is_noticed(saved, pictures):
         assert eventually(lambda: client.get("/api/v1/line").json()["problem"] is None)
 
 
+def test_a_line_whose_folder_is_away_goes_on(saved, pictures, tmp_path):
+    with served(saved) as client:
+        saved.rename(tmp_path / "away")
+        problem = eventually(lambda: client.get("/api/v1/line").json()["problem"])
+        assert "expected the folder of the line, found none" in problem
+        assert inspect(client, pictures("gear", 1, first=300))[0]["task"] == "gear"
+        answer = client.put("/api/v1/products/gear/threshold", json={"threshold": 1.0})
+        assert code_of(answer, 503) == "line"
+        (tmp_path / "away").rename(saved)
+        assert eventually(lambda: client.get("/api/v1/line").json()["problem"] is None)
+
+
 def test_a_damaged_product_is_quarantined_and_the_others_work(saved, pictures):
     line = Detector.load(saved, device="cpu")
     line.update_task("wood", pictures("wood", 6, first=50))
@@ -165,3 +177,9 @@ def test_an_exported_line_is_inspected_and_not_changed(saved, tmp_path, probe, l
         assert code_of(client.delete("/api/v1/products/gear"), 409) == "exported"
         answer = client.post("/api/v1/jobs", files=files(probe), data={"kind": "teach", "name": "x"})
         assert code_of(answer, 409) == "no_learning"
+        (tmp_path / "out").rename(tmp_path / "old")  # as a new export does for a moment
+        assert eventually(lambda: client.get("/api/v1/line").json()["problem"])
+        for name in ("gear", "wood", "bottle_cap"):
+            assert inspect(client, probe[:1], task=name)
+        (tmp_path / "old").rename(tmp_path / "out")
+        assert eventually(lambda: client.get("/api/v1/line").json()["problem"] is None)

@@ -508,6 +508,11 @@ class Detector:
         store = LineStore(path if path is not None else self.path)  # type: ignore[arg-type]
         self._archive = self._archive.write(self._line, store, self._settings, self.config)
 
+    def _save_only(self, name: str, path: Path) -> None:
+        """Writes a new line that has this product alone; this one stays as it is."""
+        line = self._line.only({name}, self.config.router)
+        Archive().write(line, LineStore(path), self._settings, self.config)
+
     def _settings(self) -> dict[str, Any]:
         return {
             "backbone": self.extractor.describe(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -95,15 +96,18 @@ class Line:
     def without(self, name: str, config: RouterConfig) -> Line:
         """The line as if this product had never been taught; the base stays."""
         self.product(name)
-        name = check_task_name(name)
+        return self.only(set(self.products) - {check_task_name(name)}, config)
+
+    def only(self, names: Collection[str], config: RouterConfig) -> Line:
+        """The line as if no products but these had ever been taught; the base stays."""
         return self.with_products(
-            self.products.without(name),
+            self.products.only(names),
             config,
-            overrides=_without(self.overrides, name),
-            rerouted=_without(self.rerouted, name),
-            changes=_without(self.changes, name),
-            unreadable=_without(self.unreadable, name),
-            lessons=_without(self.lessons, name),
+            overrides=_only(self.overrides, names),
+            rerouted=_only(self.rerouted, names),
+            changes=_only(self.changes, names),
+            unreadable=_only(self.unreadable, names),
+            lessons=_only(self.lessons, names),
         )
 
 
@@ -121,5 +125,5 @@ def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
     return changed
 
 
-def _without(table: dict[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in table.items() if key != name}
+def _only(table: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {key: value for key, value in table.items() if key in names}

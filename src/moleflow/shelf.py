@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from .product import Product
@@ -105,6 +105,6 @@ class Shelf(Mapping[str, Product]):
         """With one more product, or another one in its place."""
         return Shelf(self._places | {name: product}, self._memory)
 
-    def without(self, name: str) -> Shelf:
-        """Without a product."""
-        return Shelf({key: place for key, place in self._places.items() if key != name}, self._memory)
+    def only(self, names: Collection[str]) -> Shelf:
+        """With no products but these."""
+        return Shelf({key: place for key, place in self._places.items() if key in names}, self._memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -137,6 +138,15 @@ class ExportedLine:
             known = ", ".join(map(repr, self.entries))
             raise TaskError(f"{name!r} is no product of this line; known: {known}")
         return name
+
+    def hold(self) -> None:
+        """Reads as many products as stay in memory: what becomes of their files later does not reach them.
+
+        One that is damaged is an error when it is asked for, as without this.
+        """
+        for name in list(self.entries)[:PRODUCTS_AT_ONCE]:
+            with suppress(LineError):
+                self._network(self.products[name].network)
 
     def see(self, images: np.ndarray) -> list[Seen]:
         """What the backbone sees of images uint8 (B, 3, h, w), each by itself."""

@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import CalibrationError, LineBusyError, LineError, TaskError
 from ..runtime import is_exported
 from ..store import LineStore
+from ..store.names import folded_name
 from .current import CurrentLine
 from .history.audit import Audit, Person
 from .problems import Conflict, Missing, Problem, Unready, Unusable
@@ -41,8 +42,11 @@ class Changing:
         except CalibrationError as error:
             raise Unusable(str(error)) from error
         values = {"false_alarm_rate": false_alarm_rate, "threshold": threshold}
-        with self._change(who, "threshold", name, **values):
-            self._store.override(name, values)
+        with (
+            self._change(who, "threshold", name, **values),
+            self._store.transaction(LOCK_SECONDS) as change,
+        ):
+            change.override(name, values)
 
     def roll_back(self, who: Person, name: str, version: str) -> None:
         """Uses another version that is on disk, also of a product that is quarantined."""
@@ -74,31 +78,54 @@ class Changing:
         return version
 
     def _adopted(self, kind: str, name: str, draft: LineStore, base_version: str | None) -> str:
-        if not self._store.exists():
-            return self._begin(draft, name)
+        if kind == "teach" and not self._line.now.names and not self._store.exists():
+            return self._begin(draft, name)  # a line that is only away is never begun anew
         record = draft.read_task(name)
         with self._store.transaction(LOCK_SECONDS) as change:
-            known = name in self._store.names()
-            if kind == "teach" and known:
-                raise Conflict(
-                    f"{name!r} is on the line by now; cancel this lesson or update the product", "taken"
-                )
-            if kind == "update":
-                now = self._store.read_task(name).version if known else None
-                if now != base_version:
-                    found = f"version {now}" if now else "no such product"
-                    raise Conflict(
-                        f"{name!r} changed meanwhile: expected version {base_version}, found {found}"
-                    )
+            overrides = dict(record.overrides)
+            if kind == "teach":
+                self._check_new(name)
+            else:
+                overrides |= self._kept(name, base_version)
+            self._check_base(name, draft)
             version = change.adopt(draft.path / "tasks" / name / str(record.version), name)
-            if record.overrides:
-                change.override(name, record.overrides)
+            if overrides:
+                change.override(name, overrides)
             return version
+
+    def _check_new(self, name: str) -> None:
+        twin = {folded_name(known): known for known in self._store.names()}.get(folded_name(name))
+        if twin is not None:
+            raise Conflict(
+                f"{twin!r} is on the line by now; cancel this lesson or update the product", "taken"
+            )
+
+    def _check_base(self, name: str, draft: LineStore) -> None:
+        """Of two lessons on a line that knew nothing the first settles base and options for the other."""
+        line = self._store.read(tensors=False, damaged="quarantine")
+        if draft.read(tensors=False).fingerprint != line.fingerprint:
+            found = f"{name!r} was learned on another base or with other options than this line's by now"
+            raise Conflict(f"{found}: cancel the lesson and resume it, to learn it on these", "other_base")
+
+    def _kept(self, name: str, base_version: str | None) -> dict[str, Any]:
+        """What an update keeps of what was set by now; Conflict where the product is another one."""
+        now = self._store.read_task(name) if name in self._store.names() else None
+        if now is None or now.version != base_version:
+            found = "no such product" if now is None else f"version {now.version}"
+            raise Conflict(f"{name!r} changed meanwhile: expected version {base_version}, found {found}")
+        # A threshold set by hand is not kept: scores have a new scale.
+        return {key: value for key, value in now.overrides.items() if key == "false_alarm_rate"}
 
     def _begin(self, draft: LineStore, name: str) -> str:
         """The first product of a line makes it."""
         record = draft.read()
-        self._store.create(record.settings, record.base, fingerprint=record.fingerprint, tasks=record.tasks)
+        self._store.create(
+            record.settings,
+            record.base,
+            fingerprint=record.fingerprint,
+            tasks=record.tasks,
+            timeout=LOCK_SECONDS,
+        )
         return str(self._store.read_task(name).version)
 
     @contextmanager

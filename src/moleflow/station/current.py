@@ -47,6 +47,11 @@ class Loaded:
         """Products that can be inspected."""
         return () if self.inspector is None else self.inspector.tasks
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All products, also those that were left out."""
+        return (*self.tasks, *self.damaged)
+
     def version(self, name: str) -> str | None:
         """Of a product, as it was loaded."""
         record = self.records.get(name)
@@ -71,6 +76,7 @@ class CurrentLine:
         self._loading = threading.Lock()
         self.store = LineStore(settings.line)
         self.problem: str | None = None
+        self.now = Loaded(None)
         self.now = self._load()
 
     @property
@@ -121,6 +127,8 @@ class CurrentLine:
             return Loaded(inspector, state)
         if not self.store.exists():
             refuse_other(settings.line)
+            if self.now.names:  # a drive that is away, or a folder that is just replaced
+                raise LineError(f"{settings.line}: expected the folder of the line, found none")
             return Loaded(None, state)
         from ..detector import Detector  # torch: an exported line does without
 
@@ -138,11 +146,13 @@ class CurrentLine:
 
 
 def _warm(inspector: Detector | Inspector) -> None:
-    """What is opened with the first image is opened before the line is swapped in."""
+    """What would be opened with the first image is opened before the line is swapped in."""
     if inspector.tasks:
         blank = np.zeros((*inspector.intake.size, 3))
         for kind in (np.uint8, np.uint16):  # one of them is of the line's kind
             inspector.predict([blank.astype(kind)], errors="yield")
+    if isinstance(inspector, Inspector):
+        inspector._line.hold()  # as a detector does: its folder may be away later
 
 
 def refuse_other(line: Path) -> None:

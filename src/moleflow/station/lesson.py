@@ -28,6 +28,11 @@ SHARES = {  # of the time of a lesson, roughly, in the order of its stages
     "flips": 0.06,
     "saving": 0.02,
 }
+NOT_GOOD = {  # by status
+    "defective": "the version in use finds it defective",
+    "unknown": "the version in use does not know what it shows",
+    "drifting": "the version in use cannot judge it: it was taken under other conditions",
+}
 
 
 @dataclass(frozen=True)
@@ -92,21 +97,12 @@ def learn(wish: Wish, draft: Path, tell: Tell) -> dict[str, Any]:
     info = learning(wish.name, photos, progress=tell)
     after = _statuses(detector, wish, lambda share: tell("flips", share))
     tell("saving", 0.0)
-    for other in detector.tasks:
-        if other != wish.name:
-            detector.remove_task(other)
-    detector.save(draft)
-    indices = {str(Path(file)): index for index, file in wish.photos.items()}
+    detector._save_only(wish.name, draft)
+    swallowed = () if info.changes is None else info.changes.swallowed
     return {
         "base_version": version,
-        "suspects": [
-            {
-                "index": indices[suspect.source],
-                "source": wish.names[indices[suspect.source]],
-                "reason": _renamed(suspect.reason, wish),
-            }
-            for suspect in info.suspects
-        ],
+        "suspects": _told([(one.source, _renamed(one.reason, wish)) for one in info.suspects], wish),
+        "swallowed": _told([(one.source, _not_good(one.before)) for one in swallowed], wish),
         "unreadable": [_renamed(reason, wish) for reason in info.unreadable],
         "promise": "; ".join(info.promise.sentences()),
         "threshold": info.threshold,
@@ -114,6 +110,20 @@ def learn(wish: Wish, draft: Path, tell: Tell) -> dict[str, Any]:
         "bytes": info.bytes,
         "flips": _flips(before, after),
     }
+
+
+def _told(found: Sequence[tuple[str, str]], wish: Wish) -> list[dict[str, Any]]:
+    """Photographs to look at, by file and reason, as a review names them."""
+    indices = {str(Path(file)): index for index, file in wish.photos.items()}
+    return [
+        {"index": indices[file], "source": wish.names[indices[file]], "reason": reason}
+        for file, reason in found
+    ]
+
+
+def _not_good(before: str) -> str:
+    """What the version in use says of a photograph that is learned as a good one."""
+    return NOT_GOOD.get(before, f"the version in use takes it for {before.removeprefix('taken for ')}")
 
 
 def _statuses(detector: Any, wish: Wish, told: Callable[[float], None]) -> dict[int, bool]:

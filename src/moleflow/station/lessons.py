@@ -104,17 +104,17 @@ class Lessons:
 
     def accept(self, who: Person, number: int, drop: Sequence[int]) -> Job:
         """Puts what was learned on the line; with `drop` it is learned again without these photographs."""
-        job = self.jobs.get(number)
-        if job.state != REVIEW:
-            raise Conflict(f"job {number} is {job.state}; expected it to be in review", "wrong_state")
-        if drop:
-            self.check_disk()
-            return self.teaching.again(number, drop=drop, among=(REVIEW,))
-        draft = self.teaching.draft(number)
-        self._station.changing.adopt(who, job.kind, job.name, draft, job.base_version, number)
-        job = self.jobs.move(number, LIVE, among=(REVIEW,), finished=time.time())
-        self.teaching.forget(number)
-        return job
+        with self.teaching.deciding(number) as job:
+            if job.state != REVIEW:
+                raise Conflict(f"job {number} is {job.state}; expected it to be in review", "wrong_state")
+            if drop:
+                self.check_disk()
+                return self.teaching.again(number, drop=drop, among=(REVIEW,))
+            draft = self.teaching.draft(number)
+            self._station.changing.adopt(who, job.kind, job.name, draft, job.base_version, number)
+            job = self.jobs.move(number, LIVE, among=(REVIEW,), finished=time.time())
+            self.teaching.forget(number)
+            return job
 
     def resume(self, number: int, drop: Sequence[int] = ()) -> Job:
         """Learns what was cancelled, failed or interrupted, without the photographs in `drop`."""

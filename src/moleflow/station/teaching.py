@@ -10,7 +10,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -57,6 +58,7 @@ class Teaching:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._running: _Running | None = None
         self._guard = threading.RLock()
+        self._deciding: dict[int, threading.RLock] = {}
         self._closing, self._woken = threading.Event(), threading.Event()
         count = jobs.interrupted()
         if count:
@@ -88,9 +90,20 @@ class Teaching:
         self._woken.set()
         return job
 
+    @contextmanager
+    def deciding(self, number: int) -> Iterator[Job]:
+        """Around what a person decides on a lesson; who comes second finds what became of it."""
+        self.jobs.get(number)  # there is a lock only for what there is
+        with self._deciding.setdefault(number, threading.RLock()):
+            yield self.jobs.get(number)
+
     def again(self, number: int, *, drop: Sequence[int] = (), among: tuple[str, ...] = RESUMABLE) -> Job:
         """Learns once more, without the photographs at these indices."""
-        job = self.jobs.get(number)
+        with self.deciding(number) as job:
+            return self._again(job, drop, among)
+
+    def _again(self, job: Job, drop: Sequence[int], among: tuple[str, ...]) -> Job:
+        number = job.id
         wrong = [index for index in drop if not 0 <= index < len(job.sources)]
         if wrong:
             raise Missing(f"job {number} has no photograph {wrong[0]}")
@@ -107,7 +120,7 @@ class Teaching:
 
     def cancel(self, number: int) -> Job:
         """Ends a lesson, whatever it is doing."""
-        with self._guard:
+        with self.deciding(number), self._guard:
             job = self.jobs.move(number, CANCELLED, among=OPEN, finished=time.time())
             if self._running is not None and self._running.number == number:
                 self._end(self._running)
@@ -197,7 +210,6 @@ class Teaching:
                 self.jobs.move(job.id, LEARNING, among=(QUEUED,), stage="reading", progress=0.0)
                 running = self._running = _Running(job.id, _start(home), time.monotonic())
             said = self._follow(running)
-            self._running = None
             if running.ended:
                 return
         except Conflict:
@@ -206,21 +218,28 @@ class Teaching:
             said = {"error": str(error)}
             if not isinstance(error, MoleFlowError | OSError):
                 log.exception("a lesson failed")
+        finally:
+            self._running = None
         self._settle(job, said)
 
     def _follow(self, running: _Running) -> dict[str, Any]:
         """What a lesson said last; its progress is kept until then."""
         last: dict[str, Any] = {}
         out: IO[str] = running.process.stdout  # type: ignore[assignment]
-        for line in out:
-            said = json.loads(line)
-            if "stage" in said:
-                running.stage, running.progress = said["stage"], said["progress"]
-            else:
-                last = said
-        code = running.process.wait()
-        if running.process.stdin is not None:
-            running.process.stdin.close()
+        try:
+            for line in out:
+                said = _parsed(line)
+                if "stage" in said:
+                    running.stage, running.progress = said["stage"], said["progress"]
+                elif said:
+                    last = said
+        except BaseException:
+            running.process.kill()
+            raise
+        finally:
+            code = running.process.wait()
+            if running.process.stdin is not None:
+                running.process.stdin.close()
         return last or {
             "error": f"the lesson ended by itself (code {code}): {self._last_words(running.number)}"
         }
@@ -259,6 +278,15 @@ class Teaching:
             except Unready as error:
                 log.warning("what became of lesson %d cannot be recorded yet: %s", job.id, error)
                 self._closing.wait(PATIENCE)
+
+
+def _parsed(line: str) -> dict[str, Any]:
+    """What a lesson said; nothing where it was killed before the end of the line."""
+    try:
+        said: dict[str, Any] = json.loads(line)
+    except ValueError:
+        return {}
+    return said
 
 
 def _start(home: Path) -> subprocess.Popen[str]:

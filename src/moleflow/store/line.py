@@ -179,10 +179,11 @@ class LineStore:
         fingerprint: str,
         base_info: Mapping[str, Any] | None = None,
         tasks: Iterable[TaskRecord] = (),
+        timeout: float | None = 600,
     ) -> None:
         """Write a new line. `fingerprint` names the base that every expert of this line was learned on.
 
-        Raises `LineError` if the folder holds a line already, or anything else.
+        Raises `LineError` if the folder holds a line already, or anything else; `timeout` as for `lock`.
         """
         self._refuse_occupied()
         with translated(self.path, "create a line in"):
@@ -190,7 +191,7 @@ class LineStore:
             self.path.mkdir(parents=True, exist_ok=True)
             for folder in made:
                 sync_folder(folder.parent)
-        with self.lock():
+        with self.lock(timeout):
             try:
                 self._refuse_occupied()
                 self._write_new(dict(settings), base, fingerprint, dict(base_info or {}), tasks)

@@ -94,7 +94,8 @@ class Jobs:
 
     def interrupted(self) -> int:
         """Those that were being learned when the station ended are so no more; how many there were."""
-        values = {"state": INTERRUPTED, "error": "the station ended while it was learned; resume it"}
+        error = "the station ended while it was learned; resume it"
+        values = {"state": INTERRUPTED, "error": error, "finished": time.time()}
         with self._database.session() as session:
             done: Any = session.execute(update(Job).where(Job.state == LEARNING).values(values))
             return int(done.rowcount)

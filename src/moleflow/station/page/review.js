@@ -40,7 +40,7 @@ export function reviewSection(job, act, signal) {
         pair("product.images", job.images), pair("product.threshold", decimal(review.threshold)),
         pair("product.rate", shortRate(review.false_alarm_rate)), pair("product.bytes", bytes(review.bytes)), pair("review.suspects", new Set(review.suspects.map(({ index }) => index)).size)),
       review.promise && said(review.promise, { tag: "p", names: "lead" })),
-    suspectsSection(job, ticked, draw),
+    doubtsSections(job, ticked, draw),
     unreadableSection(review.unreadable),
     flipsSection(review.flips, signal),
     actions);
@@ -50,11 +50,25 @@ function pair(key, value) {
   return el("div", {}, el("dt", { text: t(key) }), el("dd", { text: value }));
 }
 
-function suspectsSection({ id, review: { suspects } }, ticked, draw) {
-  if (!suspects.length) return el("section", {}, el("h2", { text: t("review.suspects") }), el("p", { text: t("review.no_suspects") }));
+/** Photographs to look at; of those that are there for two reasons, the graver says where. */
+function doubtsSections(job, ticked, draw) {
+  const { suspects, swallowed } = job.review;
+  const grave = new Set(swallowed.map(({ index }) => index));
+  const isGrave = ({ index }) => grave.has(index);
+  const picks = (key, means, found) => picksSection(key, means, found, job.id, ticked, draw);
+  return [
+    grave.size > 0 && picks("review.swallowed", "review.swallowed_means", [...swallowed, ...suspects.filter(isGrave)]),
+    suspects.length
+      ? picks("review.suspects", "review.suspects_means", suspects.filter((one) => !isGrave(one)))
+      : el("section", {}, el("h2", { text: t("review.suspects") }), el("p", { text: t("review.no_suspects") })),
+  ];
+}
+
+function picksSection(key, means, found, id, ticked, draw) {
+  if (!found.length) return null;
   // A photograph may be listed for two reasons: it is shown once.
   const byIndex = new Map();
-  for (const suspect of suspects) byIndex.set(suspect.index, [...(byIndex.get(suspect.index) ?? []), suspect]);
+  for (const one of found) byIndex.set(one.index, [...(byIndex.get(one.index) ?? []), one]);
   const items = [...byIndex].map(([index, reasons]) => {
     const change = () => (ticked[box.checked ? "add" : "delete"](index), draw());
     const box = el("input", { type: "checkbox", on: { change } });
@@ -64,8 +78,8 @@ function suspectsSection({ id, review: { suspects } }, ticked, draw) {
         reasons.map(({ reason }) => said(reason, { names: "soft" })),
         el("span", { class: "check" }, box, el("span", { text: t("review.leave_out") })))));
   });
-  return el("section", {}, el("h2", { text: t("review.suspects") }),
-    el("p", { class: "soft", text: t("review.suspects_means") }), el("ul", { class: "picks wide-picks" }, items));
+  return el("section", {}, el("h2", { text: t(key) }),
+    el("p", { class: "soft", text: t(means) }), el("ul", { class: "picks wide-picks" }, items));
 }
 
 function unreadableSection(unreadable) {

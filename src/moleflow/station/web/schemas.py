@@ -267,7 +267,7 @@ class DriftTold(BaseModel):
 
 
 class SuspectTold(BaseModel):
-    """A photograph that may not belong among the good ones."""
+    """A photograph that may not belong among the good ones, with the reason to look at it."""
 
     index: int
     source: str
@@ -286,6 +286,9 @@ class Review(BaseModel):
     """What to look at before a lesson goes live."""
 
     suspects: list[SuspectTold]
+    swallowed: list[SuspectTold] = Field(
+        [], description="Those that the version in use does not call good, and the update learned as good."
+    )
     unreadable: list[str]
     promise: str
     threshold: float
