@@ -24,6 +24,7 @@ from moleflow.errors import MoleFlowError
 from moleflow.evaluation import evaluate
 from moleflow.overlay import overlay
 from moleflow.presets import PRESETS, get_preset
+from moleflow.store import LineStore
 
 DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = typer.main.get_command(app).commands
@@ -595,6 +596,23 @@ def test_remove_asks_first(line, no_models):
     run("remove", line, "gear", "--yes")
     assert "gear" not in run("list", line).stdout
     assert "no product" in sentence("remove", line, "gear", "--yes")
+
+
+def test_a_damaged_product_keeps_nobody_from_the_others_and_can_go(line, no_models):
+    store = LineStore(line)
+    store.adopt(line / "tasks" / "wood" / "0001")
+    (line / "tasks" / "wood" / "0002" / "task.json").write_text("{")
+    listed = run("list", line)
+    assert "gear" in listed.stdout
+    assert "wood is damaged" in listed.stderr
+    assert "set by hand" in run("threshold", line, "gear", "--value", 2.5).stdout
+    assert "wood is damaged" in sentence("threshold", line, "wood")
+    assert "before it was 0002" in run("rollback", line, "wood").stdout
+    assert not store.read(tensors=False).damaged
+    store.point("wood", "0001")
+    (line / "tasks" / "wood" / "0001" / "task.json").unlink()
+    run("remove", line, "wood", "--yes")
+    assert store.names() == ("gear",)
 
 
 @pytest.mark.parametrize("name", ["list", "info"])

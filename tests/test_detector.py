@@ -1014,10 +1014,11 @@ def test_a_prediction_says_what_it_took(line, probe):
 # A damaged product
 
 
-def test_a_damaged_product_is_left_out_and_named(saved, line, probe):
-    expert = saved / "tasks" / "wood" / "0001" / "expert.safetensors"
-    whole = expert.read_bytes()
-    expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+@pytest.mark.parametrize("file", ["expert.safetensors", "task.json"])
+def test_a_damaged_product_is_left_out_and_named(saved, line, probe, file):
+    path = saved / "tasks" / "wood" / "0001" / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(LineError, match=r"wood.*damaged"):
         Detector.load(saved, device="cpu")
     left = Detector.load(saved, device="cpu", damaged="quarantine")
@@ -1027,9 +1028,11 @@ def test_a_damaged_product_is_left_out_and_named(saved, line, probe):
     for name in left.tasks:
         said, before = left.predict(probe, task=name), line.predict(probe, task=name)
         assert [one.pred_score for one in said] == [one.pred_score for one in before]
+    with pytest.raises(TaskError, match="damaged"):
+        left.add_task("Wood", probe)
     left.set_threshold("gear", threshold=5.0)
     left.save()
-    expert.write_bytes(whole)  # what was left out is on disk as it was
+    path.write_bytes(whole)  # what was left out is on disk as it was
     again = Detector.load(saved, device="cpu", damaged="quarantine")
     assert again.tasks == ("gear", "wood", "bottle_cap")
     assert again.damaged == {}

@@ -233,6 +233,8 @@ class Detector:
         with self._learning:
             if name.casefold() in {known.casefold() for known in self.tasks}:
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
+            if name.casefold() in {known.casefold() for known in self._damaged}:
+                raise TaskError(f"{name!r} is on this line, damaged: roll it back or remove it")
             options = LessonOptions(groups, strict, drop_suspicious, pose)
             return self._learn(name, sources_of(images, options), options, progress)
 
@@ -281,6 +283,7 @@ class Detector:
                 line,
                 sources,
                 wanted,
+                taken=(*self.tasks, *self._damaged),
                 extractor=extractor,
                 config=self.config,
                 seed=self.seed,
