@@ -684,6 +684,13 @@ def test_evaluate_counts_foreign_products_and_untested_ones_apart(saved, data):
     assert only_wood.untested == ("gear",)
 
 
+def test_evaluate_goes_on_where_masks_vanish_at_its_size(saved, data):
+    result = evaluate(Detector.load(saved), read_dataset(data), eval_size=1)
+    gear = result.routed.products["gear"]
+    assert gear.pixel_ap is None
+    assert gear.image_auroc is not None
+
+
 def test_evaluate_lists_what_it_could_not_read(saved, data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
     (tmp_path / "data" / "gear" / "test" / "good" / "001.png").write_text("no picture")
