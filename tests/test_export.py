@@ -302,6 +302,15 @@ def test_a_full_disk_is_named_and_leaves_the_earlier_export(saved, out, tmp_path
 def test_what_cannot_be_exported_is_named(saved, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="expected a format among onnx, openvino, got 'tensorrt'"):
         export_line(saved, tmp_path / "out", format="tensorrt")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match="file: expected a folder, found a file"):
+        export_line(saved, tmp_path / "file")
+    with pytest.raises(ExportError, match="out: cannot be written"):
+        export_line(saved, tmp_path / "file" / "out")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ExportError, match="got the one this runs in"):
+        export_line(saved, ".")
     monkeypatch.setattr("moleflow.export.installed", lambda engine: False)
     with pytest.raises(ConfigError, match="format 'openvino' needs openvino: pip install openvino"):
         export_line(saved, tmp_path / "out", format="openvino")
