@@ -1,12 +1,14 @@
 """An exported line says what the line says, without torch, or it is not written."""
 
 import errno
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import types
 import venv
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from typer.testing import CliRunner
 from moleflow import Cells, Detector, FlowConfig, RouterConfig
 from moleflow.cli import app
 from moleflow.data.factory import make_sample
-from moleflow.data.layouts import read_dataset
+from moleflow.data.layouts import Item, read_dataset
 from moleflow.errors import ConfigError, ExportError, ImageError, LineError, TaskError
 from moleflow.export import TOLERANCE, compare, export_line
 from moleflow.runtime import Inspector, engines, is_exported
@@ -315,6 +317,14 @@ def test_what_cannot_be_exported_is_named(saved, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="format 'openvino' needs openvino: pip install openvino"):
         export_line(saved, tmp_path / "out", format="openvino")
     assert not (tmp_path / "out").exists()
+
+
+def test_eight_bits_are_judged_without_masks_too(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    judged = importlib.import_module("quantised").judged
+    items = [Item(Path(f"{kind}.png"), "gear", "test", kind) for kind in ("good", "bent")]
+    said = [types.SimpleNamespace(pred_score=score) for score in (0.1, 0.9)]
+    assert judged([("gear", item) for item in items], said) == (1.0, None)
 
 
 # Without torch
