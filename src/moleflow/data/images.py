@@ -238,6 +238,17 @@ def read_raw(path: str | Path | bytes, *, where: str = "image") -> np.ndarray:
     return deep.joined(higher, lower, layout=layout, key=key)
 
 
+def read_values(path: str | Path) -> np.ndarray:
+    """Decode one file to numbers that mean something but light, as those of a mask do.
+
+    (H, W) as the file has them where they are bits or grey, else (H, W, 3) uint8: colours and palettes count
+    by what they look like, transparency not at all. Orientation, limits and errors are those of `read_image`.
+    """
+    held = Path(path)
+    with _opened(held) as (image, _):
+        return _decode(image, held, _to_values)
+
+
 def has_8_bits(path: str | Path | bytes, *, where: str = "image") -> bool:
     """Whether `read_raw` gives uint8, judged by the header alone; its errors are those of `read_image`."""
     held = _held(path)
@@ -373,6 +384,10 @@ def _is_deep_grey(image: Image.Image) -> bool:
 
 def _bytes_of(image: Image.Image, where: object) -> np.ndarray:
     return np.asarray(image)
+
+
+def _to_values(image: Image.Image, where: object) -> np.ndarray:
+    return np.array(image if image.mode in ("1", "L") or _is_deep_grey(image) else image.convert("RGB"))
 
 
 def _to_raw(image: Image.Image, where: object) -> np.ndarray:

@@ -22,9 +22,8 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from moleflow.data.images import EXTENSIONS, read_image
+from moleflow.data.images import EXTENSIONS, read_image, read_values
 from moleflow.errors import ConfigError, DatasetError, ImageError
 
 Split = Literal["train", "validation", "test"]
@@ -245,12 +244,10 @@ def _image_shape(item: Item) -> tuple[int, int]:
 
 def _read_mask(path: Path, above: int) -> Mask:
     try:
-        with Image.open(path, formats=("PNG", "BMP", "JPEG", "TIFF", "WEBP", "GIF", "PPM")) as image:
-            # Colours and palettes count by what they look like; transparency is no part of a mask.
-            numbers = image.mode in ("1", "L", "F") or image.mode.startswith("I")
-            values = np.array(image if numbers else image.convert("RGB"))
-    except Exception as error:  # damaged files make decoders raise nearly anything
-        raise DatasetError(f"{path}: cannot be read as a mask: {error}") from error
+        values = read_values(path)
+    except ImageError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise DatasetError(f"{path}: cannot be read as a mask: {reason}") from error
     marked = values if values.dtype == bool else np.greater(values, above)
     return np.asarray(marked.any(axis=2) if marked.ndim == 3 else marked)
 
