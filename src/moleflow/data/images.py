@@ -63,8 +63,10 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 # Finding files
 
 
-def find_images(source: str | Path | Sequence[str | Path], *, recursive: bool = False) -> list[Path]:
-    """List the image files that `source` names.
+def find_entries(
+    source: str | Path | Sequence[str | Path], *, recursive: bool = False, missing: Missing = "raise"
+) -> list[Entry]:
+    """List the image files that `source` names, with the columns of CSV lists.
 
     `source` is a folder (its direct children with a known extension, in any case), a glob pattern (`**`
     descends), a list of images in a `.txt` or `.csv` file, any other single file (taken whatever its
@@ -72,17 +74,11 @@ def find_images(source: str | Path | Sequence[str | Path], *, recursive: bool = 
     `img10`) and hidden files are left out; a sequence or a list keeps its own order and its repetitions.
 
     `recursive` searches the subfolders of folders too, except hidden ones; links to folders are followed, but
-    every folder is searched once, so that a link to a folder above it does no harm.
+    every folder is searched once, so that a link to a folder above it does no harm. `missing` images of lists
+    as for `read_list`.
 
     Raises `ImageError` if anything named holds no image.
     """
-    return [entry.path for entry in find_entries(source, recursive=recursive)]
-
-
-def find_entries(
-    source: str | Path | Sequence[str | Path], *, recursive: bool = False, missing: Missing = "raise"
-) -> list[Entry]:
-    """As `find_images`, with the columns of CSV lists; `missing` images of lists as for `read_list`."""
     if isinstance(source, (str, os.PathLike)):
         return _expand(source, recursive, missing)
     if not isinstance(source, Iterable):
