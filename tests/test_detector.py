@@ -16,6 +16,8 @@ from PIL import Image
 
 import moleflow
 from moleflow import Detector, LineConfig, Mixer, TaskInfo
+from moleflow.bench import plan
+from moleflow.cli import adding
 from moleflow.errors import (
     BackboneError,
     CalibrationError,
@@ -30,6 +32,7 @@ from moleflow.store import LineStore
 from moleflow.verdict.maps import image_scores
 
 THREE = ("gear", "wood", "bottle_cap")
+TWINS = ("\u0390", "\u03aa\u0301")  # iota with two marks, small and capital, which has no letter of its own
 
 
 def said(predictions):
@@ -1009,6 +1012,19 @@ def test_a_prediction_says_what_it_took(line, probe):
             assert all(seconds >= 0 for seconds in found.seconds.values())
             assert found.seconds["backbone"] > 0
             assert "seconds" not in found.to_dict()
+
+
+# Names
+
+
+def test_a_name_that_is_another_but_for_case_is_refused_before_learning(saved, probe):
+    LineStore(saved).adopt(saved / "tasks" / "wood" / "0001", TWINS[0])
+    with pytest.raises(TaskError, match="already a product"):
+        Detector.load(saved, device="cpu").add_task(TWINS[1], probe)
+    with pytest.raises(TaskError, match="on this line already"):
+        adding._refuse_taken(LineStore(saved), TWINS[1])
+    with pytest.raises(ConfigError, match="different names"):
+        plan._check_folders("stream", TWINS)
 
 
 # A damaged product
