@@ -30,7 +30,7 @@ from .data.factory import PRODUCTS, make_sample
 from .data.images import resize
 from .data.sources import list_sources
 from .detector import Detector
-from .errors import ConfigError, ExportError
+from .errors import ConfigError, ExportError, reason_of
 from .features.runtime import exported, probe
 from .flow.expert import Base
 from .flow.start import CellWhitening
@@ -42,7 +42,6 @@ from .runtime import Inspector
 from .runtime.arrays import network_inputs
 from .runtime.engines import installed
 from .runtime.line import FORMAT, INDEX, NETWORKS
-from .store.files import reason_of
 from .store.tensors import dump_tensors, sha256_of
 from .verdict.maps import PositionCalibration, smooth
 

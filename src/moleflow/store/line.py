@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 
-from moleflow.errors import ConfigError, LineBusyError, LineError
+from moleflow.errors import ConfigError, LineBusyError, LineError, reason_of
 
 from .debris import sweep
 from .derived import read_derived, write_derived
@@ -29,7 +29,6 @@ from .files import (
     discard_unfinished,
     make_folder,
     read_bytes,
-    reason_of,
     sync_folder,
     translated,
     write_file,
