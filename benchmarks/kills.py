@@ -157,17 +157,17 @@ class Trial:
         self.reference = {(product, 0): says(detector, product) for product in UNTOUCHED}
         self.seconds: dict[str, tuple[float, float]] = {}  # operation -> (whole, writing)
         for operation, variant in (("add", 1), ("update", 2), ("remove", 0)):
-            self.seconds[operation] = self._timed(detector, operation, variant, folder / "copy")
+            self.seconds[operation] = self._timed(operation, variant, folder / "copy")
             if operation != "remove":
                 detector = Detector.load(folder / "copy", device="cpu")
                 self.reference[CHANGED, variant] = says(detector, CHANGED)
         if self.reference[CHANGED, 1] == self.reference[CHANGED, 2]:
             raise SystemExit("the two versions of a product say the same: nothing would be compared")
 
-    def _timed(self, detector: Detector, operation: str, variant: int, copy: Path) -> tuple[float, float]:
+    def _timed(self, operation: str, variant: int, copy: Path) -> tuple[float, float]:
         if not copy.exists():
             shutil.copytree(self.path, copy)
-        detector.path = copy
+        detector = Detector.load(copy, device="cpu")
         self.stage.reset()
         started = time.perf_counter()
         child = fork(lambda: self._work(detector, operation, variant))

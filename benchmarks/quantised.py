@@ -72,7 +72,7 @@ def main() -> None:
             first = first or verdicts
             other = np.mean([a != b for a, b in zip(first, verdicts, strict=True)])
             weight = sum(f.stat().st_size for f in (here / name).rglob("*") if f.is_file()) / 1e6
-            cells = [f"{100 * value:.1f}" for value in figures]
+            cells = ["-" if value is None else f"{100 * value:.1f}" for value in figures]
             cells += [f"{100 * other:.1f} %", f"{weight:.1f}", f"{1e3 * took / len(shown):.0f}"]
             print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
@@ -87,17 +87,19 @@ def taught(options: argparse.Namespace) -> tuple[Detector, list[Path], list[tupl
     return line, good, shown
 
 
-def judged(shown: Sequence[tuple[str, Item]], said: Sequence) -> tuple[float, float]:
-    """Mean over products of image AUROC, and of pixel AP where there are masks."""
+def judged(shown: Sequence[tuple[str, Item]], said: Sequence) -> tuple[float, float | None]:
+    """Mean over products of image AUROC, and of pixel AP where there are masks; None where none has any."""
     aurocs, aps = [], []
     for name in dict.fromkeys(name for name, _ in shown):
         own = [(item, p) for (of, item), p in zip(shown, said, strict=True) if of == name]
         labels = np.array([item.label for item, _ in own])
         aurocs.append(image_auroc([p.pred_score for _, p in own], labels))
-        if any(item.masks for item, _ in own):
-            masks = [load_mask(item, shape=SIZE) for item, _ in own]
+        if not any(item.masks for item, _ in own):
+            continue
+        masks = [load_mask(item, shape=SIZE) for item, _ in own]
+        if any(mask.any() for mask in masks):  # a small one may vanish at that size
             aps.append(pixel_ap([p.map_at(SIZE) for _, p in own], masks))
-    return statistics.fmean(aurocs), statistics.fmean(aps)
+    return statistics.fmean(aurocs), statistics.fmean(aps) if aps else None
 
 
 class Calibration(CalibrationDataReader):
@@ -164,7 +166,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--train", type=int, default=60, help="photographs a product is taught with")
     parser.add_argument("--every", type=int, default=1, help="which test images are shown")
     parser.add_argument("--calibrate", type=int, default=24, help="good images that calibrate activations")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if min(options.train, options.every, options.calibrate) < 1:
+        parser.error("expected --train, --every and --calibrate of at least 1")
+    return options
 
 
 if __name__ == "__main__":

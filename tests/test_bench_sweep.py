@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from moleflow.bench import runner
-from moleflow.bench.files import read_json, write_json
+from moleflow.bench.files import DRAFT, read_json, write_json
 from moleflow.bench.sweep import (
     CRITERIA,
     Choice,
@@ -251,7 +251,8 @@ def test_seeds_and_products_are_averaged(tried, products, tmp_path):
     (folder,) = [
         f for f in folders if any("scoring.coreset.weight" in p.read_text() for p in f.rglob("plan.json"))
     ]
-    assert not list(tmp_path.rglob("state-*"))
+    for left in ("state-*", "reused", f"{DRAFT}*"):
+        assert not list((tmp_path / "trials").rglob(left))
     for path in folder.rglob("step-01.json"):
         records = [read_json(path)["products"][p.name]["routed"]["figures"] for p in products]
         expected = sum(r["image_auroc"] + r["pixel_ap"] for r in records) / 4

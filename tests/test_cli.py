@@ -24,6 +24,7 @@ from moleflow.errors import MoleFlowError
 from moleflow.evaluation import evaluate
 from moleflow.overlay import overlay
 from moleflow.presets import PRESETS, get_preset
+from moleflow.store import LineStore
 
 DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = typer.main.get_command(app).commands
@@ -597,6 +598,23 @@ def test_remove_asks_first(line, no_models):
     assert "no product" in sentence("remove", line, "gear", "--yes")
 
 
+def test_a_damaged_product_keeps_nobody_from_the_others_and_can_go(line, no_models):
+    store = LineStore(line)
+    store.adopt(line / "tasks" / "wood" / "0001")
+    (line / "tasks" / "wood" / "0002" / "task.json").write_text("{")
+    listed = run("list", line)
+    assert "gear" in listed.stdout
+    assert "wood is damaged" in listed.stderr
+    assert "set by hand" in run("threshold", line, "gear", "--value", 2.5).stdout
+    assert "wood is damaged" in sentence("threshold", line, "wood")
+    assert "before it was 0002" in run("rollback", line, "wood").stdout
+    assert not store.read(tensors=False).damaged
+    store.point("wood", "0001")
+    (line / "tasks" / "wood" / "0001" / "task.json").unlink()
+    run("remove", line, "wood", "--yes")
+    assert store.names() == ("gear",)
+
+
 @pytest.mark.parametrize("name", ["list", "info"])
 def test_no_line_is_one_sentence(name, tmp_path):
     assert "expected the index of a line" in sentence(name, tmp_path / "none")
@@ -664,6 +682,13 @@ def test_evaluate_counts_foreign_products_and_untested_ones_apart(saved, data):
     assert result.eval_size == (32, 32)
     only_wood = evaluate(Detector.load(saved), read_dataset(data / "wood"))
     assert only_wood.untested == ("gear",)
+
+
+def test_evaluate_goes_on_where_masks_vanish_at_its_size(saved, data):
+    result = evaluate(Detector.load(saved), read_dataset(data), eval_size=1)
+    gear = result.routed.products["gear"]
+    assert gear.pixel_ap is None
+    assert gear.image_auroc is not None
 
 
 def test_evaluate_lists_what_it_could_not_read(saved, data, tmp_path):

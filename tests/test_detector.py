@@ -16,6 +16,8 @@ from PIL import Image
 
 import moleflow
 from moleflow import Detector, LineConfig, Mixer, TaskInfo
+from moleflow.bench import plan
+from moleflow.cli import adding
 from moleflow.errors import (
     BackboneError,
     CalibrationError,
@@ -30,6 +32,7 @@ from moleflow.store import LineStore
 from moleflow.verdict.maps import image_scores
 
 THREE = ("gear", "wood", "bottle_cap")
+TWINS = ("\u0390", "\u03aa\u0301")  # iota with two marks, small and capital, which has no letter of its own
 
 
 def said(predictions):
@@ -1011,13 +1014,27 @@ def test_a_prediction_says_what_it_took(line, probe):
             assert "seconds" not in found.to_dict()
 
 
+# Names
+
+
+def test_a_name_that_is_another_but_for_case_is_refused_before_learning(saved, probe):
+    LineStore(saved).adopt(saved / "tasks" / "wood" / "0001", TWINS[0])
+    with pytest.raises(TaskError, match="already a product"):
+        Detector.load(saved, device="cpu").add_task(TWINS[1], probe)
+    with pytest.raises(TaskError, match="on this line already"):
+        adding._refuse_taken(LineStore(saved), TWINS[1])
+    with pytest.raises(ConfigError, match="different names"):
+        plan._check_folders("stream", TWINS)
+
+
 # A damaged product
 
 
-def test_a_damaged_product_is_left_out_and_named(saved, line, probe):
-    expert = saved / "tasks" / "wood" / "0001" / "expert.safetensors"
-    whole = expert.read_bytes()
-    expert.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+@pytest.mark.parametrize("file", ["expert.safetensors", "task.json"])
+def test_a_damaged_product_is_left_out_and_named(saved, line, probe, file):
+    path = saved / "tasks" / "wood" / "0001" / file
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(LineError, match=r"wood.*damaged"):
         Detector.load(saved, device="cpu")
     left = Detector.load(saved, device="cpu", damaged="quarantine")
@@ -1027,9 +1044,11 @@ def test_a_damaged_product_is_left_out_and_named(saved, line, probe):
     for name in left.tasks:
         said, before = left.predict(probe, task=name), line.predict(probe, task=name)
         assert [one.pred_score for one in said] == [one.pred_score for one in before]
+    with pytest.raises(TaskError, match="damaged"):
+        left.add_task("Wood", probe)
     left.set_threshold("gear", threshold=5.0)
     left.save()
-    expert.write_bytes(whole)  # what was left out is on disk as it was
+    path.write_bytes(whole)  # what was left out is on disk as it was
     again = Detector.load(saved, device="cpu", damaged="quarantine")
     assert again.tasks == ("gear", "wood", "bottle_cap")
     assert again.damaged == {}

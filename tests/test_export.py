@@ -1,12 +1,14 @@
 """An exported line says what the line says, without torch, or it is not written."""
 
 import errno
+import importlib
 import json
 import os
 import shutil
 import subprocess
 import sys
 import textwrap
+import types
 import venv
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from typer.testing import CliRunner
 from moleflow import Cells, Detector, FlowConfig, RouterConfig
 from moleflow.cli import app
 from moleflow.data.factory import make_sample
-from moleflow.data.layouts import read_dataset
+from moleflow.data.layouts import Item, read_dataset
 from moleflow.errors import ConfigError, ExportError, ImageError, LineError, TaskError
 from moleflow.export import TOLERANCE, compare, export_line
 from moleflow.runtime import Inspector, engines, is_exported
@@ -302,10 +304,27 @@ def test_a_full_disk_is_named_and_leaves_the_earlier_export(saved, out, tmp_path
 def test_what_cannot_be_exported_is_named(saved, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="expected a format among onnx, openvino, got 'tensorrt'"):
         export_line(saved, tmp_path / "out", format="tensorrt")
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(ExportError, match="file: expected a folder, found a file"):
+        export_line(saved, tmp_path / "file")
+    with pytest.raises(ExportError, match="out: cannot be written"):
+        export_line(saved, tmp_path / "file" / "out")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    with pytest.raises(ExportError, match="got the one this runs in"):
+        export_line(saved, ".")
     monkeypatch.setattr("moleflow.export.installed", lambda engine: False)
     with pytest.raises(ConfigError, match="format 'openvino' needs openvino: pip install openvino"):
         export_line(saved, tmp_path / "out", format="openvino")
     assert not (tmp_path / "out").exists()
+
+
+def test_eight_bits_are_judged_without_masks_too(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    judged = importlib.import_module("quantised").judged
+    items = [Item(Path(f"{kind}.png"), "gear", "test", kind) for kind in ("good", "bent")]
+    said = [types.SimpleNamespace(pred_score=score) for score in (0.1, 0.9)]
+    assert judged([("gear", item) for item in items], said) == (1.0, None)
 
 
 # Without torch

@@ -134,7 +134,6 @@ def test_rows_agree_with_timm(row: BackboneSpec) -> None:
     assert config is not None
     assert (row.mean, row.std, row.licence) == (config.mean, config.std, config.license)
     assert config.hf_hub_id == f"timm/{row.tag}"
-    assert row.needs_download != row.embedded
 
 
 def test_timm_models_take_their_own_normalisation() -> None:
@@ -486,7 +485,7 @@ def test_embedded_weights_need_no_network(name: str, offline: None) -> None:
     assert Extractor(f"{name}@3", image_size=64).grid == (4, 4)
 
 
-@pytest.mark.parametrize("name", [name for name, row in BACKBONES.items() if row.needs_download])
+@pytest.mark.parametrize("name", [name for name, row in BACKBONES.items() if not row.embedded])
 def test_without_network_the_error_names_file_and_option(name: str, offline: None) -> None:
     start = time.perf_counter()
     with pytest.raises(BackboneError) as caught:

@@ -10,11 +10,12 @@ from PIL import Image
 
 from moleflow import Detector, Failure
 from moleflow.data.groups import group_labels, parse_rule
-from moleflow.data.images import find_entries, find_images
+from moleflow.data.images import find_entries
 from moleflow.data.layouts import read_dataset
 from moleflow.data.sources import list_sources
 from moleflow.errors import ConfigError, ImageError, OnlyFoldersError
 from moleflow.evaluation import evaluate
+from trees import find_images
 
 BAD = b"no picture"
 

@@ -21,12 +21,12 @@ from moleflow.data.images import (
     MAX_PIXELS,
     as_image,
     as_raw,
-    find_images,
     read_image,
     resize,
     size_of,
 )
 from moleflow.errors import ImageError
+from trees import find_images
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from moleflow.data import images
 from moleflow.data.layouts import (
     LAYOUTS,
     Item,
@@ -172,6 +173,15 @@ def test_mask_errors_name_the_file(tmp_path: Path) -> None:
     (tmp_path / "text.png").write_text("no image")
     with pytest.raises(DatasetError, match=r"text\.png.*cannot be read"):
         load_mask(item(tmp_path / "text.png"))
+
+
+def test_masks_keep_to_the_limits_of_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    item = Item(tmp_path / "i.png", "p", "test", "dent", (mask(tmp_path / "m.png"),))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)  # of the process, which is others' to set
+    assert load_mask(item).any()
+    monkeypatch.setattr(images, "MAX_PIXELS", 1)
+    with pytest.raises(DatasetError, match=r"m\.png: cannot be read as a mask: .* more than the limit of 1$"):
+        load_mask(item)
 
 
 # What the readers refuse.

@@ -266,7 +266,6 @@ def test_summary_equals_the_single_metrics() -> None:
         assert all_at_once.f1_max == pixels.f1_max()
         assert all_at_once.aupro == {0.2: pixels.aupro(0.2), 0.05: pixels.aupro(0.05)}
         assert all_at_once.aupimo == pixels.aupimo((1e-3, 0.1))
-        assert all_at_once.aupimo_bounds == (1e-3, 0.1)
 
 
 def test_maps_of_32_bits_are_neither_rounded_nor_mixed_up(tmp_path: Path) -> None:

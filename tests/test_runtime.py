@@ -1,5 +1,6 @@
 """What runs the backbone: compiled copies say what eager torch says, or are not used."""
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 
@@ -103,11 +104,33 @@ def test_a_damaged_copy_is_made_anew(monkeypatch, cache, suffix):
     assert kept.read_bytes() == whole
 
 
-def test_a_folder_that_cannot_be_written_costs_time_alone(monkeypatch, cache):
-    cache.parent.parent.mkdir(exist_ok=True)
-    cache.parent.write_text("a file where the folder would be")
+def test_a_kept_copy_that_the_engine_refuses_is_made_anew(monkeypatch, cache):
+    first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
+    monkeypatch.setattr(runtime, "_open", type(runtime._open)())
+    (network,), (known,) = cache.glob("*.onnx"), cache.glob("*.json")
+    whole = network.read_bytes()
+    network.write_bytes(b"no network")
+    told = json.loads(known.read_text()) | {"sha256": hashlib.sha256(b"no network").hexdigest()}
+    known.write_text(json.dumps(told))
+    assert torch.equal(Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1)), first)
+    assert network.read_bytes() == whole
+
+
+@pytest.mark.parametrize("cannot", ["make the folder", "keep the copy"])
+def test_a_folder_that_cannot_be_written_costs_time_alone(monkeypatch, cache, cannot):
+    def full(*args):
+        raise OSError("no space left")
+
+    made, export = [], runtime._exported
+    monkeypatch.setattr(runtime, "_exported", lambda *args: made.append(args) or export(*args))
+    if cannot == "keep the copy":
+        monkeypatch.setattr(runtime, "_keep", full)
+    else:
+        cache.parent.parent.mkdir(exist_ok=True)
+        cache.parent.write_text("a file where the folder would be")
     extractor = Extractor(image_size=SIZE, runtime="onnxruntime")
     assert apart(extractor.see(images(1)), Extractor(image_size=SIZE).see(images(1))) < 1e-4
+    assert len(made) == 1
 
 
 def test_a_copy_that_says_something_else_is_refused(monkeypatch, cache):

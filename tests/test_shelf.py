@@ -35,14 +35,14 @@ def images(pictures):
 
 def test_an_expert_is_made_ready_when_an_image_needs_it(saved, images):
     line = Detector.load(saved, device="cpu")
-    assert held(line).filled == 0
+    assert held(line)._filled == 0
     line.predict(images[0], task="gear")
-    one = held(line).filled
+    one = held(line)._filled
     assert one == line._line.products["gear"].memory()
     line.predict(images, task="gear")
-    assert held(line).filled == one
+    assert held(line)._filled == one
     line.predict(images[0], task="wood")
-    assert held(line).filled > one
+    assert held(line)._filled > one
 
 
 def test_what_is_held_fits_and_what_is_said_does_not_depend_on_it(saved, images):
@@ -54,7 +54,7 @@ def test_what_is_held_fits_and_what_is_said_does_not_depend_on_it(saved, images)
     assert len(held(roomy)._held) == len(roomy.tasks)
     with ThreadPoolExecutor(4) as threads:
         assert all(found == expected for found in threads.map(lambda _: by_product(narrow, images), range(8)))
-    assert held(narrow).filled == sum(size for _, size in held(narrow)._held.values())
+    assert held(narrow)._filled == sum(size for _, size in held(narrow)._held.values())
 
 
 def test_the_memory_of_a_product_covers_its_numbers(loaded, images):

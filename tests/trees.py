@@ -1,4 +1,4 @@
-"""A small generated tree in each data set's layout."""
+"""A small generated tree in each data set's layout, and what a folder holds."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+
+from moleflow.data.images import find_entries
 
 SHAPE = (8, 6)
 _count = iter(range(10**9))
@@ -27,6 +29,11 @@ def mask(path: Path, *, value: int = 255, rows: slice = slice(2, 4), shape: tupl
     values[rows, 1:3] = value
     Image.fromarray(values).save(path)
     return path
+
+
+def find_images(source, **options) -> list[Path]:
+    """The paths of what `find_entries` lists."""
+    return [entry.path for entry in find_entries(source, **options)]
 
 
 def mvtec_tree(root: Path, product: str = "bottle") -> Path:

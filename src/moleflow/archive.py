@@ -73,11 +73,11 @@ class Archive:
         if line.base is None:
             raise LineError(f"{store.path}: nothing to save, the line has learned no product yet")
         if self.path is not None and store.exists() and store.path.resolve() == self.path:
-            versions = self._write_changes(line, store)
+            versions: Mapping[str, str | None] = self._write_changes(line, store)
         else:
             records = tuple(_record(line, name) for name in line.products)
             store.create(settings(), line.base.state_dict(), fingerprint=line.base_hash, tasks=records)
-            versions = {task.name: task.version for task in store.read(tensors=False).tasks}
+            versions = store.in_use()
         _keep_router(store, line, versions, config)
         saved = {
             name: Saved(versions[name], line.products.place(name), dict(line.overrides.get(name, {})))
@@ -87,19 +87,19 @@ class Archive:
 
     def _write_changes(self, line: Line, store: LineStore) -> dict[str, str | None]:
         with store.transaction() as transaction:
-            current = store.read(tensors=False)
+            current = store.read(tensors=False, damaged="quarantine")
             if current.fingerprint != line.base_hash:
                 raise LineError(
                     f"{store.path}: expected the line this one came from, found one with another base"
                 )
-            on_disk = {task.name: task.version for task in current.tasks}
+            on_disk = store.in_use()  # of damaged products as well: they stay as they are
             for name in sorted(self.removed):
                 if name in on_disk:
                     transaction.remove(name)
             return {name: self._write_product(line, transaction, name, on_disk) for name in line.products}
 
     def _write_product(
-        self, line: Line, transaction: Transaction, name: str, on_disk: dict[str, str | None]
+        self, line: Line, transaction: Transaction, name: str, on_disk: dict[str, str]
     ) -> str | None:
         """Writes a product if it changed; its version, None once another process has removed it."""
         saved = self.saved.get(name)
@@ -181,7 +181,7 @@ def _keep_router(
     store: LineStore, line: Line, versions: Mapping[str, str | None], config: LineConfig
 ) -> None:
     """Keeps the router beside the line, where the products on disk are the line's own."""
-    record = store.read(tensors=False)
+    record = store.read(tensors=False, damaged="quarantine")
     if line.router is not None and {task.name: task.version for task in record.tasks} == versions:
         store.write_derived(_key(record, config), line.router.tensors())
 

@@ -35,6 +35,7 @@ from .results import Failure, Prediction, TaskInfo
 from .shelf import MEMORY
 from .storage import total
 from .store import Damaged, LineStore, check_task_name
+from .store.names import folded_name
 from .verdict.promise import promise
 from .verdict.watch import Report, judge
 
@@ -231,8 +232,10 @@ class Detector:
         name = check_task_name(name)
         _check_pose(pose)
         with self._learning:
-            if name.casefold() in {known.casefold() for known in self.tasks}:
+            if folded_name(name) in map(folded_name, self.tasks):
                 raise TaskError(f"{name!r} is already a product of this line; update_task teaches it more")
+            if folded_name(name) in map(folded_name, self._damaged):
+                raise TaskError(f"{name!r} is on this line, damaged: roll it back or remove it")
             options = LessonOptions(groups, strict, drop_suspicious, pose)
             return self._learn(name, sources_of(images, options), options, progress)
 
@@ -281,6 +284,7 @@ class Detector:
                 line,
                 sources,
                 wanted,
+                taken=(*self.tasks, *self._damaged),
                 extractor=extractor,
                 config=self.config,
                 seed=self.seed,

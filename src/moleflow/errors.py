@@ -74,3 +74,9 @@ LEARNING = ("torch", "timm")  # what the extra `learn` brings
 def without_learning(missing: str) -> str:
     """What to say where a library for learning is not installed."""
     return f"this needs {missing}, which is not installed: pip install 'moleflow[learn]'"
+
+
+def reason_of(error: BaseException) -> str:
+    """Why, in the system's words."""
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return text.strip().rstrip(".") or type(error).__name__

@@ -186,15 +186,16 @@ class _Run:
     def figures(self, product: LabelledProduct, task: str | None) -> Figures:
         """Figures of one product; without `task` the line finds the product itself."""
         seen: list[_Seen] = []
+        marked = False
         with PixelScores() as pixels:
             for item, prediction in self.inspect(product.test, task):
                 answer = answer_of(prediction.task, prediction.known)
                 seen.append(_Seen(item.label, prediction.pred_score, prediction.pred_label, answer))
                 if product.has_masks:
                     mask = load_mask(item, shape=self.size or prediction.image_size)
+                    marked |= bool(mask.any())  # a small one may vanish at another size
                     pixels.add(map_at(prediction, self.size), mask, defective=bool(item.label))
-            comparable = product.has_masks and any(one.label for one in seen)
-            pixel = _pixel_figures(pixels) if comparable else (None, None, None)
+            pixel = _pixel_figures(pixels) if marked else (None, None, None)
         return _figures(_name(product), seen, pixel, routed=task is None)
 
     def unknown_share(self, product: LabelledProduct) -> float | None:

@@ -30,7 +30,7 @@ from .data.factory import PRODUCTS, make_sample
 from .data.images import resize
 from .data.sources import list_sources
 from .detector import Detector
-from .errors import ConfigError, ExportError
+from .errors import ConfigError, ExportError, reason_of
 from .features.runtime import exported, probe
 from .flow.expert import Base
 from .flow.start import CellWhitening
@@ -42,7 +42,6 @@ from .runtime import Inspector
 from .runtime.arrays import network_inputs
 from .runtime.engines import installed
 from .runtime.line import FORMAT, INDEX, NETWORKS
-from .store.files import reason_of
 from .store.tensors import dump_tensors, sha256_of
 from .verdict.maps import PositionCalibration, smooth
 
@@ -99,21 +98,22 @@ def export_line(
         progress: told stage and share.
 
     Raises:
-        ExportError: a network that cannot be written, or both do not say the same: then nothing was written.
+        ExportError: a network that cannot be written, `out` is or holds something else, or both do not say
+            the same: then nothing was written.
         ConfigError: another format, or one whose engine is not installed.
-        LineError: there is no line, or `out` holds something else.
+        LineError: there is no line.
     """
     if format not in get_args(Format):
         raise ConfigError(f"expected a format among {', '.join(get_args(Format))}, got {format!r}")
     if not installed(ENGINE[format]):
         raise ConfigError(f"format {format!r} needs {ENGINE[format]}: pip install {ENGINE[format]}")
     out = Path(out)
-    if out.exists() and not (out / INDEX).is_file() and any(out.iterdir()):
-        raise ExportError(f"{out}: expected an empty folder or an earlier export, found something else")
+    if out.exists():
+        _refuse_other(out)
     detector = Detector.load(line, weights=weights, device="cpu", runtime="torch")
-    out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         _write(detector, beside, format, progress)
         progress("comparing", 0.0)
         agreement = compare(detector, Inspector(beside), _pictures(detector, images), progress)
@@ -130,6 +130,16 @@ def export_line(
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return agreement
+
+
+def _refuse_other(out: Path) -> None:
+    """Refuses to put an export in the place of what is none."""
+    if not out.is_dir():
+        raise ExportError(f"{out}: expected a folder, found a file")
+    if out.samefile("."):
+        raise ExportError(f"{out}: expected a folder to replace as a whole, got the one this runs in")
+    if not (out / INDEX).is_file() and any(out.iterdir()):
+        raise ExportError(f"{out}: expected an empty folder or an earlier export, found something else")
 
 
 def compare(

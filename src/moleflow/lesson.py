@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from .copies import find_copies
+from .data.sources import text_of
 from .errors import ImageError
 from .suspects import Photo, Suspect, find_suspects
 
@@ -47,11 +48,11 @@ class Lesson:
         """Plain JSON, of at most `KEPT` suspects and dropped sources, and how many there were."""
         return asdict(self) | {
             "suspects": [
-                asdict(s) | {"source": _text(s.source), "reason": _text(s.reason)}
+                asdict(s) | {"source": text_of(s.source), "reason": text_of(s.reason)}
                 for s in self.suspects[:KEPT]
             ],
             "suspects_found": len(self.suspects),
-            "dropped": [_text(source) for source in self.dropped[:KEPT]],
+            "dropped": [text_of(source) for source in self.dropped[:KEPT]],
             "dropped_found": len(self.dropped),
         }
 
@@ -121,11 +122,6 @@ def review(
         sharpness=_spread_of([photos[i].sharpness for i in kept]),
     )
     return Review(lesson, kept, groups)
-
-
-def _text(name: str) -> str:
-    """A file's name may hold bytes that are no text in any encoding, which JSON cannot hold."""
-    return name.encode("utf-8", "replace").decode()
 
 
 def _spread_of(values: list[float]) -> Spread:

@@ -50,6 +50,7 @@ def learn_mixed(
     sources: Sources,
     names: Sequence[str] | None,
     *,
+    taken: Collection[str],
     extractor: Extractor,
     config: LineConfig,
     seed: int,
@@ -62,15 +63,16 @@ def learn_mixed(
     Args:
         line, sources, extractor, config, seed, options: as for `learn`.
         names: of the products, ordered by their first images, as `check_names` returns them; None: numbered.
+        taken: names that none of them may have: the line's products, and those that it left out as damaged.
         found: told which images become which product; what it raises is raised.
         progress: told "finding", then the stages of `learn` with the product's name before them.
 
     Raises:
-        TaskError: there are not as many products as names, or one of them is known to the line.
+        TaskError: there are not as many products as names, or one of them is taken.
         ImageError, TrainingError: from `learn`, the product's name before the reason.
     """
     told = _find(line, sources, extractor, options=options, tell=partial(progress, "finding"))
-    chosen = _named(told.parts, sources, names, taken=line.products)
+    chosen = _named(told.parts, sources, names, taken=taken)
     if found is not None:
         found({name: [sources[i][0] for i in part] for name, part in chosen.items()})
     for name, part in chosen.items():

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from .data.sources import text_of
 from .errors import LineError
 from .results import Prediction
 from .store import LineStore
@@ -35,7 +36,7 @@ def observe(store: LineStore, versions: dict[str, str], predictions: Iterable[Pr
         verdict, name = prediction.status, prediction.task
         seen.setdefault(name, []).append(Seen(now, verdict, prediction.pred_score, prediction.facts))
         if isinstance(prediction.source, Path):
-            path = _as_text(prediction.source.absolute())
+            path = text_of(prediction.source.absolute())
             paths.setdefault(name, []).append((path, verdict))
     for name, images in seen.items():
         version = versions[name]
@@ -68,8 +69,3 @@ def _monitor(store: LineStore, name: str, version: str, document: dict[str, Any]
             f"{watch_file(store.path, name)}: expected what was seen of {name!r}, but {error!r} is amiss; "
             f"moleflow drift LINE --reset {name} begins a new watch"
         ) from error
-
-
-def _as_text(path: Path) -> str:
-    """A name that is no text in any encoding is kept as far as it is."""
-    return str(path).encode("utf-8", "replace").decode()

@@ -42,11 +42,6 @@ class Memory:
         self._held: OrderedDict[Stored, tuple[Product, int]] = OrderedDict()
         self._lock = threading.Lock()
 
-    @property
-    def filled(self) -> int:
-        """Bytes of the products held."""
-        return self._filled
-
     def of(self, stored: Stored) -> Product:
         """The product, made ready if it is not held."""
         with self._lock:

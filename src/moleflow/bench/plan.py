@@ -14,6 +14,7 @@ from ..data.layouts import Product
 from ..errors import ConfigError
 from ..features.backbones import channels_of
 from ..presets import DEFAULT, LAYERED, get_preset
+from ..store.names import folded_name
 from .methods import METHODS, options_of
 from .streams import Stream
 
@@ -161,9 +162,9 @@ def _check_folders(what: str, names: Iterable[str]) -> None:
     for name in names:
         if name != Path(name).name or "\\" in name or ":" in name or name.startswith("."):
             raise ConfigError(f"{what} {name!r}: cannot be the name of a folder")
-        if name.casefold() in seen:
+        if folded_name(name) in seen:
             raise ConfigError(f"{what} {name!r}: expected different names")
-        seen.add(name.casefold())
+        seen.add(folded_name(name))
 
 
 def _owner(option: str) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -201,7 +202,10 @@ def _examined(
     """Figures of these products together; the same maps are measured once in a run."""
 
     def find() -> Examined:
-        return examine(products, results, work.plan.eval_size, spill=_spill(work))
+        # Where pixels that memory does not hold are sorted: beside the results, for a system's own folder of
+        # temporary files may lie in memory. Drafts by name, so that those of a killed run are cleared away.
+        with TemporaryDirectory(prefix=f"{DRAFT}pixels-", dir=work.out) as spill:
+            return examine(products, results, work.plan.eval_size, spill=Path(spill))
 
     return memory.examined([product.name for product in products], [digest(r) for r in results], find)
 
@@ -231,15 +235,6 @@ def _pooled_figures(
     if any(results is None for results in given.values()):
         return figures | {"oracle": Figures().to_dict()}
     return figures | {"oracle": _examined(work, memory, products, oracle).figures.to_dict()}
-
-
-def _spill(work: Work) -> Path:
-    """Where pixels that memory does not hold are sorted: beside the results, for a system's own folder of
-    temporary files may lie in memory. Drafts by name, so that those of a killed run are cleared away.
-    """
-    folder = work.out / f"{DRAFT}pixels"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 def _with_product_given(

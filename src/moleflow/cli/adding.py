@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
@@ -386,9 +385,9 @@ def _first_to_create(line: Path) -> Iterator[None]:
 
 def _taken_as(store: LineStore, product: str) -> str | None:
     """The product's name as the line has it; None where it has none such."""
-    folded = unicodedata.normalize("NFC", product).casefold()
-    names = (known.name for known in store.read(tensors=False).tasks)
-    return next((name for name in names if name.casefold() == folded), None)
+    from ..store.names import folded_name
+
+    return next((name for name in store.names() if folded_name(name) == folded_name(product)), None)
 
 
 def _refuse_taken(store: LineStore, product: str) -> None:

@@ -12,7 +12,7 @@ from ..errors import LineError
 from .app import app, example
 from .inspection import _json_lines
 from .options import JsonFile, Line
-from .products import read_line, record_of
+from .products import name_damaged, read_line, record_of
 from .screen import new_screen, new_table, say
 
 if TYPE_CHECKING:
@@ -62,6 +62,8 @@ def drift(
             write({"product": name, "version": monitor.version, "total": monitor.total, **report.to_dict()})
             if json_file != "-":
                 _print(name, monitor, report)
+    if product is None:
+        name_damaged(read)
 
 
 def _watch(line: Path, record: TaskRecord) -> tuple[Monitor, Report]:

@@ -16,6 +16,7 @@ from .screen import (
     NOTHING_CHANGED,
     amount,
     as_text,
+    complain,
     failed,
     interruptible,
     new_screen,
@@ -39,7 +40,7 @@ def remove(
     """Take PRODUCT and all its versions off LINE, for good."""
     with interruptible(NOTHING_CHANGED):
         store = _store(line)
-        product = record_of(read_line(line), product).name
+        product = _listed(read_line(line), product)
         versions = store.versions(product)
         question = f"Remove {product} ({len(versions)} version(s)) from {line} for good?"
         if not yes and not typer.confirm(question, err=True):
@@ -59,14 +60,11 @@ def rollback(
     """Use another version of PRODUCT; no version is deleted."""
     store = _store(line)
     with store.transaction() as change:  # so that no other process comes between looking and changing
-        record = record_of(read_line(line), product)
-        available, current = store.versions(record.name), str(record.version)
-        chosen = _before(available, current, record.name) if version is None else version.zfill(len(current))
-        change.point(record.name, chosen)
-    say(
-        f"{record.name}: version {chosen} is in use"
-        + (f", before it was {current}." if chosen != current else ".")
-    )
+        name = _listed(read_line(line), product)
+        available, current = store.versions(name), store.in_use()[name]
+        chosen = _before(available, current, name) if version is None else version.zfill(len(current))
+        change.point(name, chosen)
+    say(f"{name}: version {chosen} is in use" + (f", before it was {current}." if chosen != current else "."))
 
 
 @app.command(
@@ -110,6 +108,7 @@ def list_products(line: Line) -> None:
         )
     new_screen().print(table)
     say(light_in_words(intake_of(read).intensity))
+    name_damaged(read)
 
 
 @app.command(epilog=example("moleflow info line-3", "moleflow info line-3 bottle"))
@@ -151,6 +150,8 @@ def info(
             say(f"{record.name}: left out when it was learned, it could not be read: {unreadable}")
         score, rate = _verdict(read, record)
         _say_promise(record, rate, score)
+    if product is None:
+        name_damaged(read)
 
 
 def _pose_in_words(record: TaskRecord) -> str:
@@ -174,18 +175,37 @@ def _store(line: Path) -> LineStore:
 
 
 def read_line(line: Path) -> LineRecord:
-    """The line as it stands on disk, without its tensors."""
-    return _store(line).read(tensors=False)
+    """The line as it stands on disk, without its tensors; damaged products are left out and named."""
+    return _store(line).read(tensors=False, damaged="quarantine")
+
+
+def name_damaged(read: LineRecord) -> None:
+    """Says which products were left out, and why."""
+    for name, reason in read.damaged.items():
+        complain(f"note: {name} is damaged and left out: {reason}; roll it back or remove it")
+
+
+def _listed(read: LineRecord, product: str) -> str:
+    """The name of a product that the line lists, also of a damaged one."""
+    from ..store import check_task_name
+
+    name = check_task_name(product)
+    return name if name in read.damaged else record_of(read, name).name
 
 
 def record_of(read: LineRecord, product: str) -> TaskRecord:
-    """A product of a line; TaskError, with those there are, where there is none of this name."""
+    """A product of a line; TaskError, with those there are, where there is none of this name.
+
+    LineError where it is damaged.
+    """
     from ..store import check_task_name
 
     name = check_task_name(product)
     for record in read.tasks:
         if record.name == name:
             return record
+    if name in read.damaged:
+        raise LineError(f"{name} is damaged: {read.damaged[name]}; roll it back or remove it")
     known = ", ".join(record.name for record in read.tasks) or "none"
     raise TaskError(f"{name!r} is no product of this line; known: {known}")
 

@@ -32,7 +32,7 @@ from PIL import (
 
 from moleflow.data import deep
 from moleflow.data.lists import Entry, Missing, is_list, read_list
-from moleflow.errors import ImageError, OnlyFoldersError
+from moleflow.errors import ImageError, OnlyFoldersError, reason_of
 
 MAX_PIXELS = 178_000_000
 """Largest width times height that is decoded; a little below the size at which Pillow's decoders give up."""
@@ -63,8 +63,10 @@ _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
 # Finding files
 
 
-def find_images(source: str | Path | Sequence[str | Path], *, recursive: bool = False) -> list[Path]:
-    """List the image files that `source` names.
+def find_entries(
+    source: str | Path | Sequence[str | Path], *, recursive: bool = False, missing: Missing = "raise"
+) -> list[Entry]:
+    """List the image files that `source` names, with the columns of CSV lists.
 
     `source` is a folder (its direct children with a known extension, in any case), a glob pattern (`**`
     descends), a list of images in a `.txt` or `.csv` file, any other single file (taken whatever its
@@ -72,17 +74,11 @@ def find_images(source: str | Path | Sequence[str | Path], *, recursive: bool = 
     `img10`) and hidden files are left out; a sequence or a list keeps its own order and its repetitions.
 
     `recursive` searches the subfolders of folders too, except hidden ones; links to folders are followed, but
-    every folder is searched once, so that a link to a folder above it does no harm.
+    every folder is searched once, so that a link to a folder above it does no harm. `missing` images of lists
+    as for `read_list`.
 
     Raises `ImageError` if anything named holds no image.
     """
-    return [entry.path for entry in find_entries(source, recursive=recursive)]
-
-
-def find_entries(
-    source: str | Path | Sequence[str | Path], *, recursive: bool = False, missing: Missing = "raise"
-) -> list[Entry]:
-    """As `find_images`, with the columns of CSV lists; `missing` images of lists as for `read_list`."""
     if isinstance(source, (str, os.PathLike)):
         return _expand(source, recursive, missing)
     if not isinstance(source, Iterable):
@@ -104,7 +100,7 @@ def _expand(item: Any, recursive: bool, missing: Missing) -> list[Entry]:
     except (FileNotFoundError, NotADirectoryError):
         return [Entry(found) for found in _glob(str(item))]
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be looked at: {_reason(error)}") from error
+        raise ImageError(f"{path}: cannot be looked at: {reason_of(error)}") from error
     if stat.S_ISDIR(mode):
         return [Entry(found) for found in (_descendants(path) if recursive else _children(path))]
     return read_list(path, missing=missing) if is_list(path) and stat.S_ISREG(mode) else [Entry(path)]
@@ -117,7 +113,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
             # A broken link stays in the list, so that reading it fails by name instead of going unnoticed.
             named = [(Path(entry.path), entry.is_dir()) for entry in entries]
     except OSError as error:
-        raise ImageError(f"{folder}: cannot be listed: {_reason(error)}") from error
+        raise ImageError(f"{folder}: cannot be listed: {reason_of(error)}") from error
     return [path for path, is_folder in named if not is_folder], [path for path, is_it in named if is_it]
 
 
@@ -238,6 +234,17 @@ def read_raw(path: str | Path | bytes, *, where: str = "image") -> np.ndarray:
     return deep.joined(higher, lower, layout=layout, key=key)
 
 
+def read_values(path: str | Path) -> np.ndarray:
+    """Decode one file to numbers that mean something but light, as those of a mask do.
+
+    (H, W) as the file has them where they are bits or grey, else (H, W, 3) uint8: colours and palettes count
+    by what they look like, transparency not at all. Orientation, limits and errors are those of `read_image`.
+    """
+    held = Path(path)
+    with _opened(held) as (image, _):
+        return _decode(image, held, _to_values)
+
+
 def has_8_bits(path: str | Path | bytes, *, where: str = "image") -> bool:
     """Whether `read_raw` gives uint8, judged by the header alone; its errors are those of `read_image`."""
     held = _held(path)
@@ -290,7 +297,7 @@ def _opened(held: Path | bytes, where: object = "image") -> Iterator[tuple[Image
             _check_size(image, name)
             yield image, file
     except OSError as error:
-        raise ImageError(f"{name}: cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{name}: cannot be read: {reason_of(error)}") from error
 
 
 def _require_file(path: Path) -> None:
@@ -300,7 +307,7 @@ def _require_file(path: Path) -> None:
     except FileNotFoundError as error:
         raise ImageError(f"{path}: no such file") from error
     except (OSError, ValueError) as error:
-        raise ImageError(f"{path}: cannot be read: {_reason(error)}") from error
+        raise ImageError(f"{path}: cannot be read: {reason_of(error)}") from error
     if stat.S_ISDIR(status.st_mode):
         raise ImageError(f"{path}: expected an image file, this is a folder")
     if not stat.S_ISREG(status.st_mode):
@@ -323,7 +330,7 @@ def _identify(file: IO[bytes], path: object) -> Image.Image:
             try:
                 return factory(file, str(path))
             except Exception as error:  # hostile bytes make decoders raise nearly anything
-                raise ImageError(f"{path}: damaged {name} header: {_reason(error)}") from error
+                raise ImageError(f"{path}: damaged {name} header: {reason_of(error)}") from error
     kinds = ", ".join(_FORMATS)
     raise ImageError(
         f"{path}: not an image of a known kind (expected {kinds}; it begins with {prefix[:8]!r})"
@@ -348,7 +355,7 @@ def _decode(
         width, height = image.size
         raise ImageError(f"{where}: not enough memory for {width} x {height} pixels") from error
     except Exception as error:  # hostile bytes make decoders raise nearly anything
-        raise ImageError(f"{where}: damaged, truncated or of an unknown kind: {_reason(error)}") from error
+        raise ImageError(f"{where}: damaged, truncated or of an unknown kind: {reason_of(error)}") from error
     turn = _UPRIGHT.get(_orientation(image))
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))
 
@@ -373,6 +380,10 @@ def _is_deep_grey(image: Image.Image) -> bool:
 
 def _bytes_of(image: Image.Image, where: object) -> np.ndarray:
     return np.asarray(image)
+
+
+def _to_values(image: Image.Image, where: object) -> np.ndarray:
+    return np.array(image if image.mode in ("1", "L") or _is_deep_grey(image) else image.convert("RGB"))
 
 
 def _to_raw(image: Image.Image, where: object) -> np.ndarray:
@@ -562,8 +573,3 @@ def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         return image
     scaled = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR, reducing_gap=3.0)
     return np.array(scaled)
-
-
-def _reason(error: BaseException) -> str:
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.strip().rstrip(".") or type(error).__name__

@@ -70,6 +70,11 @@ def name_of(source: Source) -> str:
     return f"image {source}" if isinstance(source, int) else str(source)
 
 
+def text_of(name: str | Path) -> str:
+    """A file's name may hold bytes that are no text in any encoding, which JSON cannot hold."""
+    return str(name).encode("utf-8", "replace").decode()
+
+
 def _is_tensor(value: Any) -> bool:
     torch = sys.modules.get("torch")  # a tensor can only have come if torch is imported
     return torch is not None and isinstance(value, torch.Tensor)

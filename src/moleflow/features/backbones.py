@@ -101,11 +101,6 @@ class BackboneSpec:
         """Whether its layers are blocks of patch tokens rather than stages of a convolutional network."""
         return is_model_in_modules(self.tag.partition(".")[0], _TOKEN_MODULES)
 
-    @property
-    def needs_download(self) -> bool:
-        """Whether the weights come from a hub or a local file rather than from an installed package."""
-        return not self.embedded
-
 
 def _dinov2(size: str, letter: str, layers: tuple[int, ...]) -> BackboneSpec:
     return BackboneSpec(

@@ -17,6 +17,7 @@ import uuid
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -145,13 +146,7 @@ def _agreeing(name: str, module: nn.Module, size: tuple[int, int], identity: dic
     key, threads = hashlib.sha256(told.encode()).hexdigest()[:32], torch.get_num_threads()
     with _opening:
         if (key, threads) not in _open:
-            copy = _kept(key) or _made(key, name, module, size, identity)
-            if not copy.difference <= TOLERANCE:
-                raise BackboneError(
-                    f"its copy of {identity['name']} differs by {copy.difference:.2g} spreads of the "
-                    f"features, expected at most {TOLERANCE:g}"
-                )
-            _open[key, threads] = Compiled(named, _open_copy(name, copy.data, threads))
+            _open[key, threads] = Compiled(named, _opened(key, name, module, size, identity))
         _open.move_to_end((key, threads))
         while len(_open) > OPEN_AT_ONCE:
             _open.popitem(last=False)
@@ -162,16 +157,37 @@ _opening = threading.RLock()  # of several threads the first makes a copy, the o
 _open: OrderedDict[tuple[str, int], Compiled] = OrderedDict()  # by key and number of threads, the latest last
 
 
+def _opened(key: str, name: str, module: nn.Module, size: tuple[int, int], identity: dict[str, Any]) -> Run:
+    """The copy that is kept or made, ready to run; one that the engine refuses is made anew."""
+    threads = torch.get_num_threads()
+    copy = _agreed(_kept(key) or _made(key, name, module, size, identity), identity)
+    try:
+        return _open_copy(name, copy.data, threads)
+    except BackboneError:
+        _forget(key)
+    copy = _agreed(_made(key, name, module, size, identity), identity)
+    return _open_copy(name, copy.data, threads)
+
+
+def _agreed(copy: _Copy, identity: dict[str, Any]) -> _Copy:
+    if not copy.difference <= TOLERANCE:
+        raise BackboneError(
+            f"its copy of {identity['name']} differs by {copy.difference:.2g} spreads of the "
+            f"features, expected at most {TOLERANCE:g}"
+        )
+    return copy
+
+
 def _made(key: str, name: str, module: nn.Module, size: tuple[int, int], identity: dict[str, Any]) -> _Copy:
     """A copy, compared and kept. Where the folder cannot be written it serves this process alone."""
-    folder = cache_folder()
+    folder, copy = cache_folder(), None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / f"{key}.lock"):
             copy = _kept(key) or _compared(key, name, module, size)
             _keep(folder, copy, {"backbone": identity["name"], "size": size, "runtime": name})
     except OSError:
-        copy = _compared(key, name, module, size)
+        copy = copy or _compared(key, name, module, size)
     return copy
 
 
@@ -182,14 +198,20 @@ def _compared(key: str, name: str, module: nn.Module, size: tuple[int, int]) -> 
         run = _open_copy(name, data, torch.get_num_threads())
         difference = max(_differences(module, run, pictures), _differences(module, run, pictures[:1]))
     except Exception as error:  # of any library: none of them says what its converter may raise
-        reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
-        raise BackboneError(f"no copy for it could be made: {reason}") from error
+        raise BackboneError(f"no copy for it could be made: {_first_line(error)}") from error
     return _Copy(key, data, difference)
 
 
 def _open_copy(name: str, data: bytes, threads: int) -> Run:
-    run = open_network(name, data, threads)
+    try:
+        run = open_network(name, data, threads)
+    except Exception as error:  # of any engine, as above
+        raise BackboneError(f"its copy cannot be opened: {_first_line(error)}") from error
     return lambda images: run({"images": images})
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0] or type(error).__name__
 
 
 @torch.no_grad()
@@ -264,6 +286,11 @@ def _keep(folder: Path, copy: _Copy, told: dict[str, Any]) -> None:
     known = {"sha256": hashlib.sha256(copy.data).hexdigest(), "difference": copy.difference, **told}
     _replace(folder / f"{copy.key}.onnx", copy.data)
     _replace(folder / f"{copy.key}.json", json.dumps(known, indent=1).encode())
+
+
+def _forget(key: str) -> None:
+    with suppress(OSError):
+        (cache_folder() / f"{key}.json").unlink()
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -35,16 +35,6 @@ def sphere_chart(features: Tensor) -> Tensor:
     return turned[..., :-1] / (1 + turned[..., -1:] / radius).clamp_min(LEAST)
 
 
-def sphere_points(y: Tensor) -> Tensor:
-    """The inverse: points (…, D) of the sphere for coordinates y (…, D - 2)."""
-    channels = y.shape[-1] + 2
-    radius = math.sqrt(channels)
-    square = y.square().sum(-1, keepdim=True) / channels
-    turned = torch.cat([2 * y, radius * (1 - square)], dim=-1) / (1 + square)
-    total = turned.sum(-1, keepdim=True)
-    return torch.cat([turned - total / (channels - radius), total / radius], dim=-1)
-
-
 def sphere_log_det(y: Tensor) -> Tensor:
     """log of the volume in coordinates (…, D - 2) that a unit of the sphere's surface takes, (…,).
 

@@ -166,10 +166,6 @@ class Base(nn.Module):
         x, step = expert.start_cells.inverse(z)
         return x, log_det + step
 
-    def place_of(self, patches: Tensor) -> Place:
-        """Of patches (B, h, w) by their numbers on the grid, row by row."""
-        return Place(self.position.flatten(0, 1)[patches], patches)
-
     def _shown(self, place: Place) -> Place | None:
         """What maps are told of the place: nothing where it was added to the features."""
         return place if self.config.cells is not None else None

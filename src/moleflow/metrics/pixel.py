@@ -64,7 +64,6 @@ class PixelMetrics:
     f1_max: F1Max
     aupro: dict[float, float]
     aupimo: Aupimo | None
-    aupimo_bounds: tuple[float, float]
 
 
 class PixelScores:
@@ -225,7 +224,6 @@ class PixelScores:
             f1_max=curve.best,
             aupro={limit: overlap.result() for limit, overlap in overlaps.items()},
             aupimo=self._aupimo(bounds) if good else None,
-            aupimo_bounds=bounds,
         )
 
     def _codes(self, regions: Codes, count: int) -> Codes:

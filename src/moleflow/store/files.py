@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from moleflow.errors import LineError
+from moleflow.errors import LineError, reason_of
 
 INDEX, BASE, TASKS, LOCK = "line.json", "base.safetensors", "tasks", ".lock"
 WATCH = "watch"
@@ -127,9 +127,3 @@ def discard_empty(folders: Iterable[Path]) -> None:
     for folder in folders:
         with suppress(OSError):
             os.rmdir(folder)
-
-
-def reason_of(error: BaseException) -> str:
-    """Why, in the system's words."""
-    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return text.strip().rstrip(".") or type(error).__name__

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import filelock
 
-from moleflow.errors import ConfigError, LineBusyError, LineError
+from moleflow.errors import ConfigError, LineBusyError, LineError, reason_of
 
 from .debris import sweep
 from .derived import read_derived, write_derived
@@ -29,7 +29,6 @@ from .files import (
     discard_unfinished,
     make_folder,
     read_bytes,
-    reason_of,
     replace_file,
     sync_folder,
     translated,
@@ -76,7 +75,13 @@ class LineStore:
 
     def names(self) -> tuple[str, ...]:
         """Products the folder lists; none where it holds no line."""
-        return tuple(self._read_index().entries) if self.exists() else ()
+        return tuple(self.in_use())
+
+    def in_use(self) -> dict[str, str]:
+        """The version in use of each product the folder lists, also of a damaged one."""
+        if not self.exists():
+            return {}
+        return {name: entry.version for name, entry in self._read_index().entries.items()}
 
     @contextmanager
     def lock(self, timeout: float | None = 600) -> Iterator[None]:

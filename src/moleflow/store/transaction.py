@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moleflow.errors import LineError, TaskError
+from moleflow.errors import LineError, TaskError, reason_of
 
 from .debris import mark_listed
 from .files import (
@@ -25,7 +25,6 @@ from .files import (
     discard,
     make_folder,
     read_bytes,
-    reason_of,
     require_inside,
     sync_folder,
     translated,

@@ -65,7 +65,7 @@ def build(results: Mapping[str, Any], times: Mapping[str, Any], galleries: Seque
         pooled(bench),
         beside_published(bench),
         _galleries(galleries),
-        _formulas(bench),
+        _formulas(),
         _made(bench),
     )
 
@@ -80,7 +80,7 @@ def _galleries(galleries: Sequence[Gallery]) -> Html:
     )
 
 
-def _formulas(bench: Findings) -> Html:
+def _formulas() -> Html:
     low, high = (f"{bound:g}" for bound in AUPIMO_BOUNDS)
     return html.section(
         "Formulas",

@@ -12,15 +12,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from scipy import stats
-
 from ...data.layouts import Product
 from ...errors import BenchError, ConfigError
 from ...presets import DEFAULT
 from ..files import write_json
 from ..methods import METHODS
 from ..pictures import Told, has_masks
+from ..ranking import spearman
 from ..synthetic import validation_of
 from .search import grid, tpe
 from .space import Options, Points, Space
@@ -238,7 +236,7 @@ def _short(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Spearman's, equal values sharing their mean rank; None for under three pairs or a constant side."""
+    """Spearman's; None for under three pairs or a constant side."""
     if len(a) < 3 or len(set(a)) < 2 or len(set(b)) < 2:
         return None
-    return float(np.corrcoef(stats.rankdata(a), stats.rankdata(b))[0, 1])
+    return spearman(a, b)

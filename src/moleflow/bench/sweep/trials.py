@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -22,6 +23,7 @@ from ..methods.base import PerProduct
 from ..pictures import Shelf, Told, mark
 from ..plan import Plan, Variant, Work
 from ..results import mean, read_chains
+from ..reuse import FOLDER
 from ..runner import MOST_JOBS, end_with_parent, ended_processes_named, run
 from ..streams import Stream, Task, at_once
 from .space import Options
@@ -159,6 +161,7 @@ def _run(work: Work, device: str) -> str | None:
     if not failed:  # what was learned is of no further use, and there may be hundreds of trials
         for state in work.out.rglob("state-*.safetensors"):
             state.unlink()
+        shutil.rmtree(work.out / FOLDER, ignore_errors=True)
     return next((f"seed {unit.seed}, step {unit.step}: {error}" for unit, error in failed.items()), None)
 
 
