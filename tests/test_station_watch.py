@@ -155,6 +155,18 @@ def test_a_name_that_is_no_text_is_inspected_once(line, belt, tmp_path):
     box.close()
 
 
+def test_what_cannot_be_noted_is_inspected_again(line, belt, outbox, pictures, monkeypatch, caplog):
+    """A full disk, say: watching goes on, and says so once."""
+    said, add = [sqlite3.OperationalError("database or disk is full")] * 2, outbox.add
+    monkeypatch.setattr(outbox, "add", lambda *result: add(*result) if not said else refuse(said.pop()))
+    (belt / "a.png").write_bytes(png(pictures("gear", 1, first=300)[0]))
+    watched = watching(line, belt, outbox)
+    assert settle(watched, 5) == 1
+    assert not said
+    assert [one["source"] for one in waiting(outbox)] == [str(belt / "a.png")]
+    assert caplog.text.count("results cannot be kept") == 1
+
+
 def test_what_is_there_at_the_beginning_may_be_left_alone(line, belt, outbox):
     (belt / "a.png").write_bytes(PICTURE)
     watched = watching(line, belt, outbox, old=False)
@@ -345,7 +357,7 @@ def test_a_refusing_broker_is_told(broker):
     [
         *("ftp://x/y", "file:///etc/passwd", "http://", "mqtt://host", "mqtt:///topic"),
         *("http://x:99999/", "http://x:plc/", "http://x:0/", "http://[::1/", "http://a:b@x/", "http://x/ü"),
-        *("mqtt://x:99999/t", "mqtt://x:plc/t", "mqtt://[::1/t"),
+        *("mqtt://x:99999/t", "mqtt://x:plc/t", "mqtt://[::1/t", "mqtt://x/line/+", "mqtt://x/%23"),
     ],
 )
 def test_another_address_is_refused(url):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import TaskError
 from ..store import check_task_name
+from ..store.names import folded_name
 from .history.audit import Person
 from .history.jobs import LIVE, REVIEW, Jobs
 from .history.models import Job
@@ -146,7 +147,7 @@ class Lessons:
             name = check_task_name(name)
         except TaskError as error:
             raise Unusable(str(error), "unusable_name") from error
-        if name.casefold() in {known.casefold() for known in (*now.tasks, *now.damaged)}:
+        if folded_name(name) in {folded_name(known) for known in now.names}:
             raise Conflict(f"{name!r} is a product of this line already: update it", "taken")
         return name, None
 

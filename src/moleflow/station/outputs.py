@@ -247,6 +247,8 @@ class Broker:
         topic = unquote(parts.path.lstrip("/"))
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic:
             raise ConfigError("expected a broker such as mqtt://localhost:1883/line/results")
+        if set(topic) & set("+#\0"):
+            raise ConfigError(f"expected a topic to publish to, without + and #, got {topic!r}")
         try:
             from paho.mqtt import client as mqtt
         except ModuleNotFoundError as error:

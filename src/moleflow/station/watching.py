@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -64,7 +65,7 @@ class Watching:
         self._predict, self._folder, self._outbox = predict, folder, outbox
         self._recursive, self._still, self._given_up = recursive, still, given_up
         self._growing: dict[Path, _Growing] = {}
-        self._away = False
+        self._away = self._unwritten = False
         self._seen = outbox.seen()
         self._passed: set[tuple[str, str]] = set()
         if not old:
@@ -86,6 +87,18 @@ class Watching:
             self._away = True
             return 0
         self._away = False
+        try:
+            done = self._take(listed, now)
+        except sqlite3.Error as error:  # a full disk: what could not be noted is inspected again
+            if not self._unwritten:
+                log.warning("results cannot be kept, tried again until they can: %s", error)
+            self._unwritten = True
+            return 0
+        if done:
+            self._unwritten = False
+        return done
+
+    def _take(self, listed: dict[Path, str], now: float) -> int:
         self._forget(listed)
         ready = []
         for path, state in listed.items():
