@@ -219,7 +219,8 @@ def test_a_lesson_outlives_the_station(saved, pictures, pretended):
     with served(saved) as client:
         job = teach(client, "teach", "board", pictures("circuit_board", 2))
         assert eventually(lambda: pretended.begun)
-        client.station.lessons.jobs.change(job, created=0.0)  # it waited for long
+        waited = {"created": 0.0}  # for long
+        client.station.lessons.jobs.move(job, "learning", among=("learning",), **waited)
     with served(saved) as client:
         told = client.get(f"/api/v1/jobs/{job}").json()
         assert (told["state"], bool(told["finished"])) == ("interrupted", True)
