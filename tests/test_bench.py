@@ -448,6 +448,7 @@ def test_the_flow_alone_has_nothing_beside_it():
     assert len({str(config) for config in alone}) == 1
 
 
+@pytest.mark.slow
 def test_a_variant_named_after_its_method_is_told_with_its_title():
     entries = {**ENTRIES, "no DIA": ABLATIONS["no DIA"]}
     told = {name: results.title_of(Plan(entries, (Stream("s", (Task(("a",)),)),)), name) for name in entries}
@@ -465,6 +466,7 @@ def cli(*arguments):
 
 
 @pytest.mark.parametrize("layout", TREES)
+@pytest.mark.slow
 def test_every_layout_runs_end_to_end(layout, tmp_path):
     root = TREES[layout][0](tmp_path / "data")
     quick = [word for key, value in QUICK.items() for word in ("--set", f"{key}={json.dumps(value)}")]
@@ -508,7 +510,7 @@ def save(path, pixels):
     ("scenario", "streams", "tasks"),
     [
         ("A", 1, 5),
-        ("B", 1, 15),
+        pytest.param("B", 1, 15, marks=pytest.mark.slow),
         pytest.param("C", 5, 15, marks=pytest.mark.slow),
         pytest.param("D", 3, None, marks=pytest.mark.slow),
     ],
@@ -565,6 +567,7 @@ def test_wrong_wishes_are_refused_in_a_sentence(tree, tmp_path, arguments, said)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_ablate_and_sweep_from_the_command(tree, tmp_path):
     quick = [word for key, value in QUICK.items() for word in ("--set", f"{key}={json.dumps(value)}")]
     common = (

@@ -165,6 +165,7 @@ def test_a_method_without_chance_inspects_once_for_all_seeds(data, tmp_path, mon
     assert len(asked) == sum(len(product.test) for product in work.products.values())
 
 
+@pytest.mark.slow
 def test_a_row_with_something_beside_it_takes_what_it_shares(data, tmp_path, monkeypatch):
     fitted, learned = [], []
     fit, learn = SingleFlow._fitted, PaDiM.learn_part

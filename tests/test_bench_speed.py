@@ -73,6 +73,7 @@ def test_a_single_value_stands_for_a_list():
     assert speed_options({"tables": "many", "products": 3}).products == (3,)
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_was_asked_for(tmp_path):
     settings = [part for setting in (*SMALL, "tables=[images]") for part in ("--set", setting)]
     result = run("--speed", "--out", tmp_path / "out", *settings)

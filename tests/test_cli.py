@@ -439,6 +439,7 @@ def test_add_leaves_out_what_cannot_be_read_and_says_so(quick, data, tmp_path):
     assert re.search(r"left out .*0/000\.png: not an image", run("info", tmp_path / "line").stdout)
 
 
+@pytest.mark.slow
 def test_a_cameras_range_is_chosen_shown_kept_and_drawn_by(quick, data, tmp_path):
     photos, folder = tmp_path / "thermal", tmp_path / "line"
     photos.mkdir()

@@ -267,7 +267,12 @@ def test_what_cannot_be_is_refused_and_changes_nothing(loaded, pictures, faulty)
 def test_a_product_without_cells_cannot_be_corrected(new_line, pictures, faulty):
     line = new_line(config=None, preset="deck")
     line.config = get_preset("deck").at(line.extractor.dim)
-    line.config = replace(line.config, training=replace(line.config.training, steps=1, base_steps=1))
+    flow, training = line.config.flow, line.config.training
+    line.config = replace(
+        line.config,
+        flow=replace(flow, couplings=1, lora=None, dia=None),
+        training=replace(training, steps=1, base_steps=1),
+    )
     line.add_task("gear", pictures("gear", 4))
     with pytest.raises(ConfigError, match="by its cells"):
         line.correct_task("gear", pictures("gear", 4), missed=faulty)

@@ -369,6 +369,7 @@ def test_the_hosts_limits_and_warning_filters_play_no_part(tmp_path, monkeypatch
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
+@pytest.mark.slow
 def test_108_megapixels(tmp_path):
     path = save(tmp_path, "a.png", Image.new("1", (12_000, 9_000), 1))
     with warnings.catch_warnings():

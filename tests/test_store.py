@@ -797,6 +797,7 @@ def churn(path, started):
 
 
 @posix
+@pytest.mark.slow
 def test_killed_writers_leave_a_whole_line(line, processes):
     for attempt in range(4):
         started = processes.Event()

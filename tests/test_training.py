@@ -579,7 +579,11 @@ OPTIONS = {
     "sphere": ({"normalisation": "sphere"}, {}),
 }
 PUBLISHED = {f"layer-{name}": (LAYERED, *row) for name, row in OPTIONS.items()}
-PUBLISHED |= {f"cells-{name}": (FLOW, *row) for name, row in OPTIONS.items() if name != "sphere"}
+PUBLISHED |= {
+    f"cells-{name}": pytest.param(FLOW, *row, marks=pytest.mark.slow)
+    for name, row in OPTIONS.items()
+    if name != "sphere"
+}
 
 
 @pytest.mark.parametrize(("whole", "flow", "how"), PUBLISHED.values(), ids=PUBLISHED.keys())
