@@ -357,7 +357,14 @@ def test_a_refusing_broker_is_told(broker):
     [
         *("ftp://x/y", "file:///etc/passwd", "http://", "mqtt://host", "mqtt:///topic"),
         *("http://x:99999/", "http://x:plc/", "http://x:0/", "http://[::1/", "http://a:b@x/", "http://x/ü"),
-        *("mqtt://x:99999/t", "mqtt://x:plc/t", "mqtt://[::1/t", "mqtt://x/line/+", "mqtt://x/%23"),
+        *(
+            "mqtt://x:99999/t",
+            "mqtt://x:plc/t",
+            "mqtt://[::1/t",
+            "mqtt://x/line/+",
+            "mqtt://x/%23",
+            "mqtt://x/a/#",
+        ),
     ],
 )
 def test_another_address_is_refused(url):

@@ -247,8 +247,8 @@ class Broker:
         topic = unquote(parts.path.lstrip("/"))
         if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname or not topic:
             raise ConfigError("expected a broker such as mqtt://localhost:1883/line/results")
-        if set(topic) & set("+#\0"):
-            raise ConfigError(f"expected a topic to publish to, without + and #, got {topic!r}")
+        if set(topic) & set("+#\0") or set(url) & set("?#"):
+            raise ConfigError("expected a topic to publish to, without + and #, and ? as %3F")
         try:
             from paho.mqtt import client as mqtt
         except ModuleNotFoundError as error:
