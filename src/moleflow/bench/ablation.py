@@ -90,12 +90,15 @@ LIKE_FOR_LIKE: Mapping[str, Variant] = {
 """What rivals with a single flow compare with: like theirs a flow over normalised features, with neither
 cells nor coreset nor whole pictures nor calibration by position."""
 
-ENTRIES: Mapping[str, Variant] = {name: Variant(name) for name in METHODS} | dict(LIKE_FOR_LIKE)
+CLOSED_FORM: Mapping[str, Variant] = {"moleflow-lean": Variant("moleflow", NO_FLOW)}
+"""The line without anything that learns by steps: its strongest rival."""
+
+ENTRIES: Mapping[str, Variant] = {name: Variant(name) for name in METHODS} | {**LIKE_FOR_LIKE, **CLOSED_FORM}
 """Everything that `--methods` can name."""
 
 TABLES: Mapping[str, tuple[str, ...]] = {
     **METHOD_TABLES,
-    "all": (*METHOD_TABLES["all"], *LIKE_FOR_LIKE),
+    "all": (*METHOD_TABLES["all"], *LIKE_FOR_LIKE, *CLOSED_FORM),
 }
 """And the names that stand for several of them."""
 
