@@ -473,7 +473,7 @@ def test_an_intensity_that_is_none_is_wrong_usage(data, tmp_path, asked):
 
 @pytest.mark.parametrize(
     ("error", "code", "said"),
-    [(KeyboardInterrupt(), 130, "nothing on disk was changed"), (MoleFlowError("no"), 1, "no")],
+    [(KeyboardInterrupt(), 130, "the line is as before"), (MoleFlowError("no"), 1, "no")],
 )
 def test_what_stops_learning_leaves_nothing_behind(quick, data, tmp_path, monkeypatch, error, code, said):
     def stop(*args, **more):

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from PIL import Image
 
 import moleflow
-from moleflow import Detector, LineConfig, Mixer, TaskInfo
+from moleflow import Detector, LineConfig, Mixer, TaskInfo, sight
 from moleflow.bench import plan
 from moleflow.cli import adding
 from moleflow.errors import (
@@ -27,11 +28,13 @@ from moleflow.errors import (
     MoleFlowError,
     TaskError,
 )
+from moleflow.features.extractor import Extractor
 from moleflow.results import STAGES
 from moleflow.store import LineStore
 from moleflow.verdict.maps import image_scores
 
 THREE = ("gear", "wood", "bottle_cap")
+ALTERED = (6, 6)  # in so many ways are two images of a lesson taken again
 TWINS = ("\u0390", "\u03aa\u0301")  # iota with two marks, small and capital, which has no letter of its own
 
 
@@ -669,6 +672,87 @@ def test_an_interrupted_product_leaves_the_line_as_it_was(loaded, probe, picture
         k: v for k, v in unwritten.items() if k != "line.json"
     }
     learn(name, pictures("wood", 2, first=30))  # the interrupted call holds nothing back
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """The folder in which a lesson keeps what the backbone saw."""
+    monkeypatch.setenv("MOLEFLOW_CACHE", str(tmp_path / "caches"))
+    monkeypatch.setattr(sight, "LEAST_FREE", 0)
+    return tmp_path / "caches" / "lessons"
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """How many images the backbone was shown, call by call."""
+    seen, see = [], Extractor.see
+    monkeypatch.setattr(Extractor, "see", lambda self, images: seen.append(len(images)) or see(self, images))
+    return seen
+
+
+def taught(new_line, images, **options):
+    detector = new_line()
+    detector.add_task("gear", images, **options)
+    return detector
+
+
+@pytest.mark.parametrize(("stage", "again"), [("backbone", [2, *ALTERED]), ("learning", [])])
+def test_an_interrupted_lesson_shows_the_backbone_no_image_twice(
+    new_line, pictures, kept, passes, stage, again
+):
+    images = pictures("gear", 10)
+    whole = taught(new_line, images, pose="off")
+    assert not list(kept.iterdir()), "a lesson that came to its end leaves nothing"
+    with pytest.raises(KeyboardInterrupt):
+        taught(new_line, images, pose="off", progress=raising(stage, KeyboardInterrupt))
+    assert list(kept.iterdir())
+    passes.clear()
+    resumed = taught(new_line, images, pose="off")
+    assert passes == again
+    assert same(tensors(resumed, "gear"), tensors(whole, "gear"))
+    assert not list(kept.iterdir())
+
+
+def test_mixed_products_that_were_interrupted_are_seen_once(new_line, pictures, kept, passes):
+    images = [*pictures("gear", 6), *pictures("wood", 6)]
+    with pytest.raises(KeyboardInterrupt):
+        new_line().add_tasks(images, progress=raising("product-2: learning", KeyboardInterrupt))
+    passes.clear()
+    assert len(new_line().add_tasks(images)) == 2
+    assert passes == []
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
+def test_what_a_lesson_kept_and_was_damaged_is_seen_again(new_line, pictures, kept, damage):
+    images = pictures("gear", 4)
+    whole = taught(new_line, images)
+    with pytest.raises(KeyboardInterrupt):
+        taught(new_line, images, progress=raising("learning", KeyboardInterrupt))
+    for path in kept.iterdir():
+        data = path.read_bytes()
+        path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage is None else damage)
+    assert same(tensors(taught(new_line, images), "gear"), tensors(whole, "gear"))
+
+
+def test_a_lesson_needs_no_place_to_keep_anything(new_line, pictures, kept, monkeypatch):
+    images = pictures("gear", 4)
+    monkeypatch.setattr(sight, "LEAST_FREE", 2**63)
+    with pytest.raises(KeyboardInterrupt):
+        taught(new_line, images, progress=raising("learning", KeyboardInterrupt))
+    assert not list(kept.iterdir()), "what stays free on the disk is the line's"
+    kept.rmdir()
+    kept.write_bytes(b"a file in its place")
+    assert taught(new_line, images).tasks == ("gear",)
+
+
+def test_what_nobody_took_up_again_goes_with_the_next_lesson(new_line, pictures, kept):
+    kept.mkdir(parents=True)
+    old, recent = kept / "old.features", kept / "recent.features"
+    for path, days in ((old, sight.KEPT_DAYS + 1), (recent, sight.KEPT_DAYS - 1)):
+        path.write_bytes(b"of another lesson")
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    taught(new_line, pictures("gear", 2))
+    assert list(kept.iterdir()) == [recent]
 
 
 def raising(where, error):

@@ -33,6 +33,7 @@ from .pose_learning import WISHES, Wish
 from .presets import DEFAULT, get_preset
 from .results import Failure, Prediction, TaskInfo
 from .shelf import MEMORY
+from .sight import Sight
 from .storage import total
 from .store import Damaged, LineStore, check_task_name
 from .store.names import folded_name
@@ -280,18 +281,20 @@ class Detector:
         with self._learning:
             sources = sources_of(images, options)
             extractor, line = self._begun(sources)
+            sight = Sight(extractor)
             line, added = learn_mixed(
                 line,
                 sources,
                 wanted,
                 taken=(*self.tasks, *self._damaged),
-                extractor=extractor,
+                sight=sight,
                 config=self.config,
                 seed=self.seed,
                 options=options,
                 found=found,
                 progress=progress or _silent,
             )
+            sight.forget()
             self.extractor, self._line = extractor, line
             return [self.info(name) for name in added]
 
@@ -607,18 +610,20 @@ class Detector:
         known_defects: KnownDefects | None = None,
     ) -> TaskInfo:
         extractor, line = self._begun(sources)
+        sight = Sight(extractor)
         line = learn(
             line,
             name,
             sources,
             remembered=self._remembered(name),
-            extractor=extractor,
+            sight=sight,
             config=self.config,
             seed=self.seed,
             options=options,
             progress=progress or _silent,
             known_defects=known_defects,
         )
+        sight.forget()
         self.extractor, self._line = extractor, line
         return self.info(name)
 

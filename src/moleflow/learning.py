@@ -37,6 +37,7 @@ from .results import Failure
 from .routing.gaussian import describe
 from .sensor import sensor_floor
 from .shipped import shipped_base
+from .sight import Sight, in_32_bits
 from .suspects import Photo, facts_of
 from .verdict.calibration import TwoVoices
 
@@ -120,7 +121,7 @@ def learn(
     name: str,
     sources: Sources,
     *,
-    extractor: Extractor,
+    sight: Sight,
     config: LineConfig,
     seed: int,
     options: LessonOptions,
@@ -137,7 +138,7 @@ def learn(
         line: what is known so far; its intake is settled.
         name: of the product, as `check_task_name` returns it.
         sources: the images, as `sources_of` lists them.
-        extractor: the line's backbone.
+        sight: the line's backbone, which remembers what it was shown until the caller has it forget.
         config: the line's options.
         seed: fixes everything random.
         options: which of the images teach.
@@ -153,7 +154,7 @@ def learn(
         TrainingError: learning did not stay finite.
     """
     started = time.perf_counter()
-    before = line
+    before, extractor = line, sight.extractor
     known = line.products.get(name)
     if known is not None and known_defects is not None and 2 * len(sources) < known.images:
         raise ConfigError(
@@ -163,11 +164,11 @@ def learn(
     defects = None  # seen before all else: a mask that is missing shows at once
     if known is not None and known_defects is not None:
         defects = known_defects.seen(known.pose, line.intake, extractor)
-    material = _gather(line, name, sources, extractor, options=options, tell=progress)
+    material = _gather(line, name, sources, sight, options=options, tell=progress)
     seconds = {"backbone": time.perf_counter() - started}
     started = time.perf_counter()
-    pose = known.pose if known else _settled_pose(material, line.intake, extractor, config, wish=options.pose)
-    material = _aligned(material, pose, line.intake, extractor, tell=progress)
+    pose = known.pose if known else _settled_pose(material, line.intake, sight, config, wish=options.pose)
+    material = _aligned(material, pose, line.intake, sight, tell=progress)
     if pose is not None and pose.report.degrees is not None:
         seconds["pose"] = time.perf_counter() - started
     started = time.perf_counter()
@@ -183,7 +184,7 @@ def learn(
         line.base,
         line,
         None if known_defects is not None else known,
-        extractor=extractor,
+        sight=sight,
         config=config,
         seed=seed,
         tell=progress,
@@ -262,7 +263,7 @@ def _product_of(
     previous: Product | None,
     material: Material,
     *,
-    extractor: Extractor,
+    sight: Sight,
     config: LineConfig,
     seed: int,
     tell: Progress,
@@ -278,7 +279,7 @@ def _product_of(
         previous=previous,
         groups=material.groups,
         copies=material.copies,
-        altered=_altered(material, line.intake, extractor),
+        altered=_altered(material, line.intake, sight),
         routed=material.routed,
         without=without,
         defects=defects,
@@ -286,7 +287,7 @@ def _product_of(
 
 
 def _settled_pose(
-    material: Material, intake: Intake, extractor: Extractor, config: LineConfig, *, wish: Wish
+    material: Material, intake: Intake, sight: Sight, config: LineConfig, *, wish: Wish
 ) -> Pose:
     """Whether the product is aligned, and to what, by its good images."""
 
@@ -298,7 +299,7 @@ def _settled_pose(
         chosen = [material.sources[number] for number in numbers]
         given = iter(placements)
         return _features_of(
-            chosen, intake, extractor, change=lambda picture: picture.aligned(next(given), window)
+            chosen, intake, sight, change=lambda picture: picture.aligned(next(given), window)
         ).patches
 
     cells = config.flow.cells or config.scoring.cells or Cells()
@@ -306,12 +307,12 @@ def _settled_pose(
 
 
 def _aligned(
-    material: Material, pose: Pose | None, intake: Intake, extractor: Extractor, *, tell: Progress
+    material: Material, pose: Pose | None, intake: Intake, sight: Sight, *, tell: Progress
 ) -> Material:
     """The material with features of the aligned images, where the product is aligned."""
     if pose is None or pose.template is None:
         return replace(material, pose=pose)
-    features = _features_of(material.sources, intake, extractor, change=partial(_laid_as, pose), tell=tell)
+    features = _features_of(material.sources, intake, sight, change=partial(_laid_as, pose), tell=tell)
     routed = describe(material.features.patches)[:, None, None]  # the router meets images as they come
     return replace(material, features=features, pose=pose, routed=routed)
 
@@ -319,7 +320,7 @@ def _aligned(
 def _features_of(
     sources: Sources,
     intake: Intake,
-    extractor: Extractor,
+    sight: Sight,
     *,
     change: Callable[[Picture], Picture],
     tell: Progress = lambda stage, share: None,
@@ -329,7 +330,7 @@ def _features_of(
     for start in range(0, len(sources), EXTRACT_BATCH):
         chunk = sources[start : start + EXTRACT_BATCH]
         pictures = [change(intake.read(source, value)) for source, value in chunk]
-        parts.append(_in_16_bits(see(extractor, pictures)))
+        parts.append(sight.see(pictures))
         tell("pose", min(1.0, (start + len(chunk)) / len(sources)))
     return Features.of(parts)
 
@@ -375,13 +376,13 @@ def _still_there(
             yield picture, see(extractor, [picture])
 
 
-def _altered(material: Material, intake: Intake, extractor: Extractor) -> Altered:
+def _altered(material: Material, intake: Intake, sight: Sight) -> Altered:
     """A few of the images, aligned, as decoding and the sensor alone might have made them."""
     chosen = evenly(list(range(len(material.sources))), ALTERED_IMAGES)
     taken = [_taken_again(_laid_as(material.pose, intake.read(*material.sources[i]))) for i in chosen]
-    seen = [see(extractor, pictures) for pictures in taken]
+    seen = [sight.see(pictures) for pictures in taken]
     originals = [i for i, pictures in zip(chosen, taken, strict=True) for _ in pictures]
-    return Altered(tuple(originals), _in_16_bits(Features.of(seen)))
+    return Altered(tuple(originals), Features.of(seen))
 
 
 def _taken_again(picture: Picture) -> list[Picture]:
@@ -404,15 +405,11 @@ def _accused_by_scores(material: Material, product: Product, *, drop_suspicious:
     return material.take(reviewed.kept, lesson, reviewed.groups)
 
 
-def _in_16_bits(seen: Features) -> Features:
-    return replace(seen, patches=seen.patches.half())
-
-
 def _gather(
-    before: Line, name: str, sources: Sources, extractor: Extractor, *, options: LessonOptions, tell: Progress
+    before: Line, name: str, sources: Sources, sight: Sight, *, options: LessonOptions, tell: Progress
 ) -> Material:
     """Looks at all images, and leaves out what cannot be read and, on demand, what is suspicious."""
-    found = _extract(before, name, sources, extractor, errors=options.errors, tell=tell)
+    found = _extract(before, name, sources, sight, errors=options.errors, tell=tell)
     reviewed = review(found.photos, drop_suspicious=options.drop_suspicious)
     failures, groups = found.failures, options.groups
     if groups is not None:
@@ -440,7 +437,7 @@ class _Extracted:
 
 
 def _extract(
-    before: Line, name: str, sources: Sources, extractor: Extractor, *, errors: Errors, tell: Progress
+    before: Line, name: str, sources: Sources, sight: Sight, *, errors: Errors, tell: Progress
 ) -> _Extracted:
     parts, photos, notes = [], [], []
     failures: dict[int, Failure] = {}
@@ -449,13 +446,13 @@ def _extract(
         failures |= {done + i: one for i, one in enumerate(batch) if isinstance(one, Failure)}
         pictures = pictures_in(batch)
         if pictures and readable(len(failures), len(sources)):
-            seen = see(extractor, pictures)
+            seen = sight.see(pictures)
             photos += [_facts(picture) for picture in pictures]
             notes += [
-                note_of(before, name, picture, own, see=partial(see_each, extractor))
-                for picture, own in zip(pictures, seen.split(), strict=True)
+                note_of(before, name, picture, own, see=sight.see_each)
+                for picture, own in zip(pictures, in_32_bits(seen).split(), strict=True)
             ]
-            parts.append(_in_16_bits(seen))
+            parts.append(seen)
         done += len(batch)
         tell("backbone", done / len(sources))
     check_readable(list(failures.values()), len(sources))

@@ -12,17 +12,16 @@ from functools import partial
 
 import torch
 
-from .beginning import see
 from .config import LineConfig
 from .data.sources import Source, name_of
 from .errors import MoleFlowError, TaskError
-from .features.extractor import Extractor
 from .intake import check_readable, pictures_in
 from .learning import EXTRACT_BATCH, LessonOptions, Progress, Sources, learn
 from .line import Line
 from .results import Failure
 from .routing.clusters import find_products
 from .routing.gaussian import describe
+from .sight import Sight, in_32_bits
 from .store import check_task_name
 from .store.names import folded_name
 
@@ -51,7 +50,7 @@ def learn_mixed(
     names: Sequence[str] | None,
     *,
     taken: Collection[str],
-    extractor: Extractor,
+    sight: Sight,
     config: LineConfig,
     seed: int,
     options: LessonOptions,
@@ -61,7 +60,7 @@ def learn_mixed(
     """The line with every product that the images show, and their names; `line` itself does not change.
 
     Args:
-        line, sources, extractor, config, seed, options: as for `learn`.
+        line, sources, sight, config, seed, options: as for `learn`.
         names: of the products, ordered by their first images, as `check_names` returns them; None: numbered.
         taken: names that none of them may have: the line's products, and those that it left out as damaged.
         found: told which images become which product; what it raises is raised.
@@ -71,7 +70,7 @@ def learn_mixed(
         TaskError: there are not as many products as names, or one of them is taken.
         ImageError, TrainingError: from `learn`, the product's name before the reason.
     """
-    told = _find(line, sources, extractor, options=options, tell=partial(progress, "finding"))
+    told = _find(line, sources, sight, options=options, tell=partial(progress, "finding"))
     chosen = _named(told.parts, sources, names, taken=taken)
     if found is not None:
         found({name: [sources[i][0] for i in part] for name, part in chosen.items()})
@@ -82,7 +81,7 @@ def learn_mixed(
                 line,
                 name,
                 [sources[i] for i in part],
-                extractor=extractor,
+                sight=sight,
                 config=config,
                 seed=seed,
                 options=replace(options, groups=groups),
@@ -116,7 +115,7 @@ def _of_product(progress: Progress, name: str, stage: str, share: float) -> None
 def _find(
     line: Line,
     sources: Sources,
-    extractor: Extractor,
+    sight: Sight,
     *,
     options: LessonOptions,
     tell: Callable[[float], None],
@@ -129,7 +128,7 @@ def _find(
     descriptors, positions, failures, done = [], [], [], 0
     for batch in line.intake.batches(sources, EXTRACT_BATCH, errors=options.errors):
         if pictures := pictures_in(batch):
-            descriptors.append(describe(see(extractor, pictures).patches))
+            descriptors.append(describe(in_32_bits(sight.see(pictures)).patches))
         positions += [done + i for i, one in enumerate(batch) if not isinstance(one, Failure)]
         failures += [one for one in batch if isinstance(one, Failure)]
         done += len(batch)

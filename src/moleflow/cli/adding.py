@@ -42,7 +42,7 @@ from .options import (
     as_tiles,
 )
 from .products import intake_of, setting_of, tiles_of
-from .screen import NOTHING_CHANGED, SOME_FAILED, as_text, complain, interruptible, say, stages, use_threads
+from .screen import LESSON_ENDED, SOME_FAILED, as_text, complain, interruptible, say, stages, use_threads
 from .shapes import settled_in_words
 
 if TYPE_CHECKING:
@@ -217,9 +217,7 @@ def add(
         _add(asked, product, images)
 
 
-def _add(
-    asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, said: str = NOTHING_CHANGED
-) -> None:
+def _add(asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, said: str = LESSON_ENDED) -> None:
     """Learn one product and save it; `said` is true where it is interrupted before that."""
     with interruptible(said):
         from ..store import LineStore, check_task_name
@@ -278,7 +276,7 @@ def _add_one_of(asked: _AskedOfAdd, place: Path) -> str:
 
 def _add_mixed(asked: _AskedOfAdd, images: str, names: Sequence[str] | None) -> None:
     """Learn every product that unsorted images show, and save all of them at once."""
-    with interruptible(NOTHING_CHANGED):
+    with interruptible(LESSON_ENDED):
         from ..mixed import check_names
         from ..store import LineStore
 
@@ -286,7 +284,7 @@ def _add_mixed(asked: _AskedOfAdd, images: str, names: Sequence[str] | None) -> 
         photographs = good_images([images], asked)
     of_each: dict[str, list[Path]] = {}
     with nullcontext() if store.exists() else _first_to_create(asked.line):
-        with interruptible(NOTHING_CHANGED):
+        with interruptible(LESSON_ENDED):
             exists = store.exists()
             if exists:
                 _refuse_other_settings(store, asked.wishes)

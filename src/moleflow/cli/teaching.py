@@ -27,7 +27,7 @@ from .options import (
     Weights,
 )
 from .products import read_line, record_of
-from .screen import NOTHING_CHANGED, interruptible, say, use_threads
+from .screen import LESSON_ENDED, interruptible, say, use_threads
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -71,7 +71,7 @@ def update(
         runtime=runtime.value,
         threads=threads,
     )
-    with interruptible(NOTHING_CHANGED):
+    with interruptible(LESSON_ENDED):
         photographs = good_images(images, asked)
         product = record_of(read_line(line), product).name
         use_threads(threads)
@@ -139,7 +139,7 @@ def correct(
         runtime=runtime.value,
         threads=threads,
     )
-    with interruptible(NOTHING_CHANGED):
+    with interruptible(LESSON_ENDED):
         photographs = good_images([*images, *(false_alarms or [])], asked)
         product = record_of(read_line(line), product).name
         use_threads(threads)

@@ -130,10 +130,10 @@ def probe(size: tuple[int, int], count: int = 3) -> Tensor:
     return torch.from_numpy(pictures.astype(np.uint8))
 
 
-def cache_folder() -> Path:
-    """Where copies are kept: `MOLEFLOW_CACHE`, or the user's folder for caches."""
+def cache_folder(of: str = "backbones") -> Path:
+    """Where copies, or what else is named, are kept: `MOLEFLOW_CACHE`, or the user's folder for caches."""
     told = os.environ.get(CACHE_VARIABLE)
-    return (Path(told) if told else user_cache_path("moleflow")) / "backbones"
+    return (Path(told) if told else user_cache_path("moleflow")) / of
 
 
 def _agreeing(name: str, module: nn.Module, size: tuple[int, int], identity: dict[str, Any]) -> Compiled:
