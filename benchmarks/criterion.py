@@ -6,8 +6,8 @@ Every configuration in `CONFIGURATIONS` learns each product from some of its goo
 Candidates for a criterion look at other good training images, held out, and at what can be made of them
 without a label:
 
-- `likelihood`: of held-out patches under noise, per channel, of the cells and of the flow as the map
-  weighs them;
+- `likelihood`: of held-out patches under noise, per channel, by the flow, or by the cells that it begins
+  with where nothing is learned;
 - `other products`: a held-out patch against one that is 30 % another product's at the same place;
 - `shuffled`: held-out patches against the same patches at other places of their picture;
 - `re-lit`, `blurred`, `moved`: held-out images against themselves in another light, softer, turned and
@@ -35,8 +35,8 @@ import platform
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,8 @@ from moleflow.bench.pictures import Alteration, AlteredItem, Shelf, has_masks, i
 from moleflow.bench.ranking import Agreement, agreement, areas, drawn_again, ranks
 from moleflow.bench.synthetic import KINDS, SyntheticDefect
 from moleflow.cells import CellGaussians
-from moleflow.config import Cells, LineConfig, ScoringConfig, TrainingConfig, Whole
+from moleflow.config import Cells, Coreset, LineConfig, ScoringConfig, Whole
+from moleflow.coreset import coresets_without_each
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import Item, Product, read_dataset
 from moleflow.data.sources import evenly
@@ -58,9 +59,9 @@ from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor, Features
 from moleflow.flow.expert import Base, Expert
 from moleflow.metrics import pixel_ap
-from moleflow.presets import layered
 from moleflow.product import combine
-from moleflow.training import learn_base, learn_expert
+from moleflow.shipped import shipped_base
+from moleflow.training import learn_expert
 from moleflow.verdict.calibration import TwoVoices, Voice
 from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
 from moleflow.whole import WholeGaussian
@@ -86,44 +87,44 @@ FIGURES = ("image AUROC", "pixel AP")
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is varied. `noise` is None where the flow is left out of the map."""
+    """What is varied. `noise` is None where the flow learns nothing, `coreset` 0 where there is none."""
 
     ridge: float
     rank: int
     noise: float | None
-    flow_weight: float
+    coreset: int
     whole: bool
     top_share: float
 
     def __str__(self) -> str:
-        flow = "no flow" if self.noise is None else f"noise {self.noise:g} weight {self.flow_weight:g}"
+        flow = "no flow" if self.noise is None else f"noise {self.noise:g}"
         whole = "whole" if self.whole else "no whole"
-        return f"ridge {self.ridge:g} rank {self.rank} {flow} {whole} top {self.top_share:g}"
+        return (
+            f"ridge {self.ridge:g} rank {self.rank} {flow} coreset {self.coreset} {whole} "
+            f"top {self.top_share:g}"
+        )
 
 
-FLOW = layered(LineConfig())  # over normalised features, with cells beside it
+LINE = LineConfig()
 DEFAULT = Configuration(
     Cells().ridge,
     Cells().rank,
-    FLOW.training.noise,
-    ScoringConfig().flow_weight,
+    LINE.training.noise,
+    Coreset().patches,
     True,
     ScoringConfig().top_share,
 )
-FLOWS = (
-    (None, 0.0),
-    (DEFAULT.noise, DEFAULT.flow_weight),
-    (DEFAULT.noise, 1.5),
-    (0.6, DEFAULT.flow_weight),
-)
 CONFIGURATIONS = tuple(
-    Configuration(ridge, rank, *flow, whole, top)
-    for ridge, rank, flow, whole, top in itertools.product(
-        (0.1, DEFAULT.ridge, 1.0),
-        (8, DEFAULT.rank, 64),
-        FLOWS,
-        (True, False),
-        (0.003, DEFAULT.top_share, 0.05),
+    itertools.starmap(
+        Configuration,
+        itertools.product(
+            (0.1, DEFAULT.ridge, 1.0),
+            (8, DEFAULT.rank, 64),
+            (None, 0.5, DEFAULT.noise),
+            (0, DEFAULT.coreset),
+            (True, False),
+            (0.003, DEFAULT.top_share, 0.05),
+        ),
     )
 )
 
@@ -168,7 +169,7 @@ def arguments(told: str | None, **more: Any) -> argparse.Namespace:
     parser.add_argument("--held", type=int, default=20, help="more of them, for the criteria")
     parser.add_argument("--tested", type=int, default=60, help="good and defective test images, each at most")
     parser.add_argument("--image-size", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=FLOW.training.steps, help="of base and expert")
+    parser.add_argument("--steps", type=int, default=LINE.training.steps, help="of every flow")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--draws", type=int, default=500, help="of the bootstrap")
     for name, given in more.items():
@@ -199,23 +200,18 @@ def measured(options: argparse.Namespace) -> list[Found]:
 def measure(options: argparse.Namespace, cache: Path) -> Iterator[Found]:
     torch.manual_seed(options.seed)
     size = (options.image_size, options.image_size)
-    shelf = Shelf(FeatureCache(cache, Extractor(image_size=size)))
+    extractor = Extractor(image_size=size)
+    shelf = Shelf(FeatureCache(cache, extractor))
     looks = [look(shelf, product, options) for product in products(options, cache)]
     if len(looks) < 2:
         raise SystemExit("expected at least two products: one criterion compares them with each other")
-    training = TrainingConfig(steps=options.steps, base_steps=options.steps)
-    noises = sorted({one.noise for one in CONFIGURATIONS if one.noise is not None})
-    bases: dict[float, Base] = {}
+    base = shipped_base(extractor.weights_hash, extractor.grid, extractor.dim, LINE.flow)
+    if base is None:
+        raise SystemExit(f"expected a base for {extractor.name} to come with the library, found none")
     for number, own in enumerate(looks):
         started = time.perf_counter()
-        flows = {}
-        for noise in noises:
-            config = TrainingConfig(steps=training.steps, base_steps=training.base_steps, noise=noise)
-            if noise not in bases:
-                bases[noise] = learn_base(own.learned.patches, FLOW.flow, config, seed=options.seed)
-            flows[noise] = learn_expert(bases[noise], own.learned.patches, config, seed=options.seed)
         others = looks[(number + 1) % len(looks)].stacks["held"].patches
-        yield Judge(own, bases, flows, others, options.seed).found()
+        yield Judge(own, base, others, options).found()
         print(f"{own.product}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
@@ -295,12 +291,10 @@ def seen(shelf: Shelf, name: str, items: Sequence[Item]) -> Features:
 class Judge:
     """All configurations of one product; densities are learned once for all that share them."""
 
-    def __init__(
-        self, look: Look, bases: dict[float, Base], flows: dict[float, Expert], others: Tensor, seed: int
-    ) -> None:
-        self.look, self.bases, self.flows = look, bases, flows
+    def __init__(self, look: Look, base: Base, others: Tensor, options: argparse.Namespace) -> None:
+        self.look, self.base, self.steps, self.seed = look, base, options.steps, options.seed
         held = look.stacks["held"].patches
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.seed)
         places = torch.randperm(held.shape[1] * held.shape[2], generator=generator)
         foreign = others[torch.arange(len(held)) % len(others)]
         noise = torch.randn(held.shape, generator=generator) * look.learned.patches.flatten(0, 2).std(0)
@@ -311,32 +305,26 @@ class Judge:
         }
         whole = WholeGaussian.fit(look.learned.pooled, Whole())
         self.whole = {name: whole(stack.pooled).numpy() for name, stack in look.stacks.items()}
-        self.flow_scores = {noise: self._all(partial(self._flow, noise)) for noise in flows}
 
-    @torch.no_grad()
     def found(self) -> Found:
         scores: list[np.ndarray] = []
         aps: list[float] = []
         criteria: dict[str, list[float]] = {name: [] for name in CRITERIA}
         for (ridge, rank), same in grouped(CONFIGURATIONS, "ridge", "rank"):
-            cells = CellGaussians(
-                tuple(self.look.learned.patches.shape[1:3]),
-                self.look.learned.patches.shape[3],
-                Cells(ridge=ridge, rank=rank),
-            )
-            cells.fit(self.look.learned.patches)
-            of_cells = self._all(cells)
-            for (noise, weight), alike in grouped(same, "noise", "flow_weight"):
-                maps = self._maps(of_cells, noise, weight)
-                about = self._of_maps(maps, cells, of_cells, noise, weight)
-                ap = self._pixel_ap(maps["tested"], self.look.masks) if self.look.masks else None
-                for one in alike:
-                    said = {name: self._scores(maps, name, one) for name in self.look.stacks}
-                    scores.append(said["tested"])
-                    aps += [] if ap is None else [ap]
-                    told = about | {name: apart(said["held"], said[name]) for name in (*COPIES, "defects")}
-                    for name in CRITERIA:
-                        criteria[name].append(float(told[name]))
+            cells = self._cells(ridge, rank)
+            for (noise,), alike in grouped(same, "noise"):
+                density, likelihood = self._density(cells, noise)
+                for (patches,), last in grouped(alike, "coreset"):
+                    maps = self._maps(density, patches)
+                    about = {"likelihood": likelihood, **self._of_maps(maps)}
+                    ap = self._pixel_ap(maps["tested"], self.look.masks) if self.look.masks else None
+                    for one in last:
+                        said = {name: self._scores(maps, name, one) for name in self.look.stacks}
+                        scores.append(said["tested"])
+                        aps += [] if ap is None else [ap]
+                        told = about | {n: apart(said["held"], said[n]) for n in (*COPIES, "defects")}
+                        for name in CRITERIA:
+                            criteria[name].append(float(told[name]))
         return Found(
             self.look.product,
             self.look.labels.tolist(),
@@ -345,32 +333,58 @@ class Judge:
             criteria,
         )
 
-    def _maps(self, of_cells: dict[str, Tensor], noise: float | None, weight: float) -> dict[str, Tensor]:
-        """Calibrated and smoothed maps of every stack; without the flow the cells stand in, at weight 0."""
-        flow = of_cells if noise is None else self.flow_scores[noise]
-        scoring = ScoringConfig(cells=Cells(), coreset=None, flow_weight=weight)
-        positions = [PositionCalibration.fit(part["calibration"], scoring) for part in (flow, of_cells)]
+    def _cells(self, ridge: float, rank: int) -> CellGaussians:
+        learned = self.look.learned.patches
+        cells = CellGaussians(
+            (learned.shape[1], learned.shape[2]), learned.shape[3], Cells(ridge=ridge, rank=rank)
+        )
+        cells.fit(learned)
+        return cells
+
+    def _density(self, cells: CellGaussians, noise: float | None) -> tuple[dict[str, Tensor], float]:
+        """Scores of every stack by the flow behind these cells, and how likely the noisy one is."""
+        if noise is None:
+            scores = self._all(cells)
+            return scores, cells_likelihood(cells, scores["noisy"])
+        training = replace(LINE.training, noise=noise, steps=self.steps)
+        flow = learn_expert(self.base, self.look.learned.patches, training, seed=self.seed, cells=cells)
+        return self._all(partial(self._strangeness, flow)), self._likelihood(flow)
+
+    def _strangeness(self, flow: Expert, patches: Tensor) -> Tensor:
+        return self.base.score(flow, self.base.prepare(patches))
+
+    @torch.no_grad()
+    def _likelihood(self, flow: Expert) -> float:
+        """Mean log-density per patch and channel of the noisy patches."""
+        base = self.base
+        found = [base.log_prob(flow, base.prepare(part)) for part in self.patches["noisy"].split(4)]
+        return float(torch.cat(found).mean()) / base.dim
+
+    @cached_property
+    def _remembered(self) -> dict[int, dict[str, Tensor]]:
+        """By the coreset's size, distances of every stack from it."""
+        learned, found = self.look.learned.patches, {}
+        for patches in sorted({one.coreset for one in CONFIGURATIONS} - {0}):
+            options = Coreset(patches=patches)
+            coreset, _ = coresets_without_each(learned, [None] * len(learned), options, seed=self.seed)
+            found[patches] = self._all(coreset)
+        return found
+
+    def _maps(self, density: dict[str, Tensor], patches: int) -> dict[str, Tensor]:
+        """Calibrated and smoothed maps of every stack, of the density and perhaps a coreset."""
+        scoring = ScoringConfig(coreset=Coreset(patches=patches) if patches else None)
+        parts = [density, self._remembered[patches]] if patches else [density]
+        positions = [PositionCalibration.fit(part["calibration"], scoring) for part in parts]
         return {
-            name: smooth(combine([flow[name], of_cells[name]], positions, scoring), scoring.smoothing)
-            for name in of_cells
+            name: smooth(combine([part[name] for part in parts], positions, scoring), scoring.smoothing)
+            for name in density
         }
 
-    def _of_maps(
-        self,
-        maps: dict[str, Tensor],
-        cells: CellGaussians,
-        of_cells: dict[str, Tensor],
-        noise: float | None,
-        weight: float,
-    ) -> dict[str, float]:
-        likelihood = cells_likelihood(cells, of_cells["noisy"])
-        if noise is not None:
-            of_flow = -float(self.flow_scores[noise]["noisy"].mean()) / cells.mean.shape[-1]
-            likelihood = (weight * of_flow + likelihood) / (weight + 1)
+    def _of_maps(self, maps: dict[str, Tensor]) -> dict[str, float]:
+        held = maps["held"].flatten().numpy()
         return {
-            "likelihood": likelihood,
-            "other products": apart(maps["held"].flatten().numpy(), maps["others"].flatten().numpy()),
-            "shuffled": apart(maps["held"].flatten().numpy(), maps["shuffled"].flatten().numpy()),
+            "other products": apart(held, maps["others"].flatten().numpy()),
+            "shuffled": apart(held, maps["shuffled"].flatten().numpy()),
             "defects, pixels": self._pixel_ap(maps["defects"], self.look.defect_masks),
         }
 
@@ -392,10 +406,6 @@ class Judge:
                 name: torch.cat([density(part) for part in stack.split(4)])
                 for name, stack in self.patches.items()
             }
-
-    def _flow(self, noise: float, patches: Tensor) -> Tensor:
-        base = self.bases[noise]
-        return -base.log_prob(self.flows[noise], base.prepare(patches))
 
     def _pixel_ap(self, maps: Tensor, masks: list[np.ndarray]) -> float:
         large = F.interpolate(maps[:, None], size=EVAL_SIZE, mode="bilinear", align_corners=False)[:, 0]
