@@ -2,6 +2,8 @@
 
     python benchmarks/devices.py /path/to/products --device cuda
 
+Every one of `bench.methods.METHODS`; without the weights of a ViT name them with --methods, but for ucad.
+
 Prints a table, and ends with an error where a product's image AUROC or pixel AP differ by more than
 `TOLERANCE`. Features are computed once, on the processor, so that only learning and scoring are compared.
 """

@@ -1,6 +1,6 @@
 """Image AUROC of procedural products that lie anywhere, or much the same, with pose off, on and auto.
 
-    python benchmarks/pose.py [--size 192] [--train 40] [--test 30] [--steps 500]
+    python benchmarks/pose.py [--size 192] [--train 40] [--test 30] [--steps 200]
 
 Drawn pictures are turned by any angle and moved by up to a tenth of the picture; what comes in from outside
 has the colour of most of the border. All are products of one line, so that they share a base, and the

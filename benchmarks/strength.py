@@ -4,9 +4,9 @@
 
 A sequence of products is learned from good images, with every value of the method's main option (EWC's
 strength, LwF's weight, replay's share of kept images) in turn. What counts at the end is the mean negative
-log-likelihood of a patch on held-out good images of all products, in nats: the value with the lowest is the
-default. Defects play no part, so the choice cannot flatter a rival or wrong it. Steps and patches are the
-bench's own unless said otherwise.
+log-likelihood of a patch on held-out good images of all products, in nats: the value with the lowest is
+EWC's default; LwF keeps its paper's. Defects play no part, so the choice cannot flatter a rival or wrong it.
+Steps and patches are the bench's own unless said otherwise.
 
 Products are drawn ones; where MOLEFLOW_REALDATA is set to a folder of products in MVTec AD's layout, those.
 """
