@@ -29,7 +29,7 @@ from moleflow.errors import (
     TaskError,
 )
 from moleflow.features.extractor import Extractor
-from moleflow.results import STAGES
+from moleflow.results import STAGES, Failure
 from moleflow.store import LineStore
 from moleflow.verdict.maps import image_scores
 
@@ -352,6 +352,14 @@ def test_a_single_image_need_not_be_in_a_list(line, pictures, kind):
 def test_a_single_file_need_not_be_in_a_list(line, folder):
     (prediction,) = line.predict(folder / "g1.png")
     assert prediction.source == folder / "g1.png"
+
+
+def test_a_link_that_leads_nowhere_stops_no_others(line, folder):
+    (folder / "broken.png").symlink_to(folder / "nothing.png")
+    for images in (folder, sorted(folder.iterdir())):
+        found = line.predict(images, errors="yield")
+        assert [one.source.name for one in found if isinstance(one, Failure)] == ["broken.png"]
+        assert len(found) == 4
 
 
 def test_grey_images_are_learned_and_inspected(new_line, pictures):
@@ -905,6 +913,34 @@ def test_a_version_written_by_another_process_is_not_claimed(saved, pictures):
     one.save()
     two.save()
     assert two.info("wood").version != one.info("wood").version
+
+
+def test_what_another_process_changed_meanwhile_is_not_replaced(saved, pictures):
+    one, two, three = (Detector.load(saved, device="cpu") for _ in range(3))
+    for line, first in ((one, 0), (two, 20), (three, 40)):
+        line.update_task("wood", pictures("wood", 2, first=first))
+    one.save()
+    before = files(saved)
+    with pytest.raises(TaskError, match="from version 0001 and has version 0002 by now, by another process"):
+        two.save()
+    assert files(saved) == before
+    one.remove_task("wood")
+    one.save()
+    with pytest.raises(TaskError, match="from version 0001 and was removed meanwhile"):
+        three.save()
+
+
+def test_what_is_set_for_a_product_that_another_process_removed_keeps_nothing_from_being_saved(
+    saved, pictures
+):
+    one, two = (Detector.load(saved, device="cpu") for _ in range(2))
+    one.remove_task("wood")
+    one.save()
+    two.save()
+    two.set_threshold("wood", threshold=3.0)
+    two.add_task("cloth", pictures("woven_cloth", 2))
+    two.save()
+    assert Detector.load(saved, device="cpu").tasks == ("gear", "bottle_cap", "cloth")
 
 
 def test_a_removed_product_stays_removed(loaded, probe):

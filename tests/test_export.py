@@ -25,6 +25,7 @@ from moleflow.data.layouts import Item, read_dataset
 from moleflow.errors import ConfigError, ExportError, ImageError, LineError, TaskError
 from moleflow.export import TOLERANCE, compare, export_line
 from moleflow.runtime import Inspector, engines, is_exported
+from moleflow.store import LineStore
 
 ROOT = Path(__file__).parents[1]
 FORMATS = ("onnx", "openvino")
@@ -253,6 +254,23 @@ def test_an_export_that_says_something_else_is_not_written(saved, out, tmp_path,
             export_line(saved, place)
     assert tree(folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "out"]  # nothing beside it
+
+
+def test_a_line_without_products_is_not_exported(saved, tmp_path):
+    for name in LineStore(saved).names():
+        LineStore(saved).remove(name)
+    with pytest.raises(ExportError, match="the line knows none"):
+        export_line(saved, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_what_was_opened_outlasts_an_export_that_takes_its_place(out, line, probe, tmp_path):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    inspector = Inspector(folder)
+    inspector.predict(probe[:1])
+    inspector.hold()
+    shutil.rmtree(folder)
+    assert_same(inspector.predict(probe), line.predict(probe))
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(saved, out, tmp_path, pictures):

@@ -82,6 +82,12 @@ def test_a_known_product_is_not_learned_again(new_line, pictures, heap):
     assert said(line, heap[0][:2]) == before
 
 
+def test_a_product_taught_from_next_to_nothing_is_in_nobodys_way(new_line, pictures, heap):
+    line = new_line()
+    line.add_task("cap", pictures("bottle_cap", 2))
+    assert len(line.add_tasks(heap[0])) == 2
+
+
 def test_all_or_none(new_line, heap, monkeypatch):
     """Where the second product cannot be learned, the first is not on the line either."""
     line, genuine = new_line(), mixed.learn

@@ -4,8 +4,10 @@ import hashlib
 import os
 import re
 import shutil
+import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -388,6 +390,66 @@ def test_a_backup_says_that_another_database_is_not_in_it(saved, tmp_path):
     told = run("backup", saved, tmp_path / "monday", "--database", "postgresql+psycopg://station@db/station")
     assert "the database is not in it" in told.stderr
     assert not (tmp_path / "monday" / "station.db").exists()
+
+
+def test_a_version_that_cannot_be_read_is_never_missing_from_a_backup(saved, tmp_path, monkeypatch):
+    shutil.copytree(saved / "tasks" / "gear" / "0001", saved / "tasks" / "gear" / "0002")
+    copyfile = shutil.copyfile
+
+    def refuse(source, target, **options):
+        if Path(source).parent.name == "0002":
+            raise PermissionError(13, "Permission denied", source)
+        return copyfile(source, target, **options)
+
+    monkeypatch.setattr(shutil, "copyfile", refuse)
+    told = run("backup", saved, tmp_path / "monday", code=1).stderr
+    assert "0002" in told
+    assert "Permission denied" in told
+    assert not (tmp_path / "monday").exists()
+
+
+def test_a_version_that_never_was_does_not_become_one_in_a_backup(saved, tmp_path):
+    shutil.copytree(saved / "tasks" / "gear" / "0001", saved / "tasks" / "gear" / "0002")
+    (saved / "tasks" / "gear" / "0002" / ".tmp-unlisted").write_bytes(b"")
+    run("backup", saved, tmp_path / "monday")
+    assert LineStore(tmp_path / "monday" / "line").versions("gear") == ["0001"]
+
+
+@of_sqlite
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda path: path.write_bytes(b"not a database at all" * 999), "cannot be copied: file is not a"),
+        (lambda path: path.write_bytes(path.read_bytes()[:9000]), "database"),
+        (lambda path: change(path, "update alembic_version set version_num = 'next'"), "later moleflow"),
+    ],
+)
+def test_a_backup_with_a_database_that_cannot_be_used_changes_nothing(saved, tmp_path, probe, harm, message):
+    with served(saved) as client:
+        inspect(client, probe[:1])
+    run("backup", saved, tmp_path / "monday")
+    LineStore(saved).remove("wood")
+    before = (saved / "line.json").read_bytes()
+    harm(tmp_path / "monday" / "station.db")
+    told = run("restore", tmp_path / "monday", saved, code=1).stderr
+    assert message in told
+    assert "Traceback" not in told
+    assert (saved / "line.json").read_bytes() == before
+
+
+def change(database, statement):
+    with closing(sqlite3.connect(database)) as connection, connection:
+        connection.execute(statement)
+
+
+@of_sqlite
+def test_numbers_given_away_since_a_backup_are_not_given_to_others(saved, tmp_path, probe):
+    with served(saved) as client:
+        inspect(client, probe[:1])
+        run("backup", saved, tmp_path / "monday")
+        last = inspect(client, probe[:2])[-1]["id"]
+        run("restore", tmp_path / "monday", saved)
+        assert inspect(client, probe[:1])[0]["id"] == last + 1
 
 
 def test_what_is_no_backup_is_refused_and_changes_nothing(saved, tmp_path, new_line, pictures):

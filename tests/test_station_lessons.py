@@ -376,6 +376,30 @@ def test_nothing_is_accepted_while_the_lines_folder_is_away(saved, tmp_path):
         assert client.station.changing.adopt(Person("teach"), "update", "gear", draft, "0001", 1) == "0002"
 
 
+def test_what_was_accepted_and_not_written_down_is_accepted_again(saved, pictures, monkeypatch):
+    monkeypatch.setattr(teaching, "_start", Here)
+    with served(saved) as client:
+        job, lessons = teach(client, "teach", "board", pictures("circuit_board", 4)), client.station.lessons
+        assert waits_for(client, job, "review")
+        with monkeypatch.context() as full:
+            full.setattr(type(lessons.jobs), "move", refuse)
+            assert code_of(client.post(f"/api/v1/jobs/{job}/accept"), 503) == "disk_full"
+        assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
+        assert LineStore(saved).versions("board") == ["0001"]
+
+
+def refuse(*arguments, **options):
+    raise Unready("the disk is full: nothing more can be recorded", "disk_full")
+
+
+def test_a_line_that_cannot_be_loaded_at_once_is_changed_all_the_same(saved, monkeypatch):
+    with served(saved) as client:
+        with monkeypatch.context() as away:
+            away.setattr(client.station.line, "reload", refuse)
+            assert client.delete("/api/v1/products/wood").status_code < 300
+        assert "wood" not in LineStore(saved).names()
+
+
 def test_an_update_keeps_the_rate_of_false_alarms_that_was_set(saved, tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(teaching, "_start", Here)
     with served(saved) as client:

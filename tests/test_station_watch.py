@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,25 @@ def test_no_file_is_inspected_twice_also_after_a_restart(line, belt, tmp_path):
     watched.look()
     assert list(box.seen()) == [str(belt / "b.png")]
     box.close()
+
+
+def test_a_folder_that_is_away_for_a_moment_is_not_gone(line, belt, outbox, monkeypatch):
+    (belt / "below").mkdir()
+    (belt / "below" / "a.png").write_bytes(PICTURE)
+    (belt / "b.png").write_bytes(PICTURE)
+    watched, scandir = watching(line, belt, outbox, recursive=True), os.scandir
+    assert settle(watched, 5) == 2
+
+    def refuse(folder):
+        if Path(folder).name == "below":
+            raise OSError(5, "Input/output error")
+        return scandir(folder)
+
+    with monkeypatch.context() as away:
+        away.setattr(os, "scandir", refuse)
+        watched.look()
+    assert settle(watched) == 0
+    assert len(outbox.seen()) == 2
 
 
 def test_a_name_that_is_no_text_is_inspected_once(line, belt, tmp_path):

@@ -253,8 +253,28 @@ def test_remove(line):
     assert names(line) == ["cable"]
     assert not (line.path / "tasks/bottle").exists()
     assert not debris(line)
-    assert line.put(record("bottle", 4.0)) == "0001"
-    assert names(line) == ["cable", "bottle"]
+    assert names(line) == ["cable"]
+
+
+def test_a_number_of_a_version_that_went_is_not_given_again(line):
+    assert [line.put(record("bottle", 2.0)), line.put(record("bottle", 3.0))] == ["0002", "0003"]
+    line.point("bottle", "0001")
+    line.remove("bottle")
+    assert line.put(record("bottle", 4.0)) == "0004"
+    with line.transaction() as change:
+        change.remove("bottle")
+        assert change.put(record("bottle", 5.0)) == "0005"
+    line.remove("bottle")
+    assert line.put(record("bottle", 6.0)) == "0006"
+    assert line.put(record("new")) == "0001"
+
+
+def test_a_damaged_list_of_what_went_is_named(line):
+    line.remove("bottle")
+    index = line.path / "line.json"
+    index.write_text(index.read_text().replace('"bottle": "0001"', '"bottle": "../1"'))
+    with pytest.raises(LineError, match=r"line.json: expected a version like '0001' for 'bottle'"):
+        line.read()
 
 
 def test_unknown_products_are_named(line):

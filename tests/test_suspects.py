@@ -10,8 +10,9 @@ import pytest
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
-from moleflow import Detector
+from moleflow import Detector, learning
 from moleflow.cli import app
+from moleflow.config import override
 from moleflow.copies import find_copies
 from moleflow.data.factory import make_sample
 from moleflow.data.images import camera_of, resize
@@ -161,6 +162,43 @@ def test_a_lesson_is_bounded_json_whatever_the_names():
 
 
 # On a line
+
+
+def test_what_is_dropped_by_its_score_has_taught_no_base_either(new_line, quick, pictures, monkeypatch):
+    """A base that has seen an image says too little against it: who is left out is left out of both."""
+    learned, genuine = [], learning.learn_first_base
+
+    def counted(patches, *arguments, **options):
+        learned.append(len(patches))
+        return genuine(patches, *arguments, **options)
+
+    def accused(material, product, *, drop_suspicious):
+        kept = range(1, len(material.sources))
+        return material.take(list(kept), material.lesson, [material.copies[i] for i in kept])
+
+    monkeypatch.setattr(learning, "learn_first_base", counted)
+    own = {"config": override(quick, {"training.base": "learn"})}
+    clean = new_line(**own)
+    clean.add_task("gear", pictures("gear", 9)[1:])
+    monkeypatch.setattr(learning, "_accused_by_scores", accused)
+    line = new_line(**own)
+    line.add_task("gear", pictures("gear", 9), drop_suspicious=True)
+    assert learned == [8, 9, 8]
+    image = pictures("gear", 1, first=300)[0]
+    assert line.predict(image)[0].pred_score == clean.predict(image)[0].pred_score
+
+
+def test_an_update_remembers_who_taught_the_base(new_line, quick, pictures, tmp_path):
+    line = new_line(config=override(quick, {"training.base": "learn"}))
+    line.add_task("gear", pictures("gear", 4))
+    line.add_task("wood", pictures("wood", 4))
+    line.update_task("gear", pictures("gear", 4, first=40))
+    line.save(tmp_path / "line")
+    again = Detector.load(tmp_path / "line", device="cpu")
+    assert [again._line.products[name].taught_base for name in ("gear", "wood")] == [True, False]
+    missed = pictures("gear", 2, first=600, kind="missing_tooth")
+    again.correct_task("gear", pictures("gear", 8), missed=missed)
+    assert "base" in again.info("gear").seconds  # those that have not seen half of the images
 
 
 def test_a_line_says_and_keeps_what_was_suspicious(new_line, pictures, tmp_path):

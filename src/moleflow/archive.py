@@ -68,7 +68,8 @@ class Archive:
 
         Raises:
             LineError: the folder holds another line, cannot be written, or nothing was learned yet.
-            TaskError: another process added a product of the same name meanwhile.
+            TaskError: another process meanwhile added a product of the same name, or changed or removed one
+                that was learned on here.
         """
         if line.base is None:
             raise LineError(f"{store.path}: nothing to save, the line has learned no product yet")
@@ -105,11 +106,18 @@ class Archive:
         saved = self.saved.get(name)
         if saved is not None and saved.place is line.products.place(name):
             overrides = line.overrides.get(name, {})
-            if on_disk.get(name) == saved.version and saved.overrides != overrides:
+            there = saved.version is not None and on_disk.get(name) == saved.version
+            if there and saved.overrides != overrides:
                 transaction.override(name, dict.fromkeys(saved.overrides, None) | overrides)
             return saved.version if name in on_disk else None
         if saved is None and name in on_disk and name not in self.removed:
             raise TaskError(f"{name!r} was added to the line by another process meanwhile")
+        if saved is not None and on_disk.get(name) != saved.version:
+            found = f"has version {on_disk[name]} by now" if name in on_disk else "was removed meanwhile"
+            raise TaskError(
+                f"{name!r} was learned on from version {saved.version} and {found}, by another process: load "
+                "the line again"
+            )
         return transaction.put(_record(line, name), fingerprint=line.base_hash)
 
 

@@ -98,8 +98,8 @@ def export_line(
         progress: told stage and share.
 
     Raises:
-        ExportError: a network that cannot be written, `out` is or holds something else, or both do not say
-            the same: then nothing was written.
+        ExportError: the line knows no product, a network cannot be written, `out` is or holds something else,
+            or both do not say the same: then nothing was written.
         ConfigError: another format, or one whose engine is not installed.
         LineError: there is no line.
     """
@@ -111,6 +111,8 @@ def export_line(
     if out.exists():
         _refuse_other(out)
     detector = Detector.load(line, weights=weights, device="cpu", runtime="torch")
+    if not detector.tasks:
+        raise ExportError(f"{line}: expected a product to export, the line knows none")
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

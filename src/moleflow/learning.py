@@ -171,58 +171,81 @@ def learn(
     material = _aligned(material, pose, line.intake, sight, tell=progress)
     if pose is not None and pose.report.degrees is not None:
         seconds["pose"] = time.perf_counter() - started
-    started = time.perf_counter()
-    taught_it = known is not None and known_defects is not None and "base" in known.seconds
-    first = _first_base(line, material, extractor, config, seed=seed, tell=progress, again=taught_it)
-    if first is not None:
-        line = line if line.base is not None else _with_base(line, first.final, extractor, config)
-        if first.without is not None:
-            seconds["base"] = time.perf_counter() - started
-    assert line.base is not None
-    learned = partial(
-        _product_of,
-        line.base,
+    earlier = None if known_defects is not None else known
+    taught = partial(
+        _taught,
         line,
-        None if known_defects is not None else known,
+        earlier,
         sight=sight,
         config=config,
         seed=seed,
         tell=progress,
         defects=defects,
+        taught_base=known is not None and known.taught_base,
     )
-    without = None if first is None else first.without
-    product = learned(material, without=without)
+    line, product = taught(material)
     judged = _accused_by_scores(material, product, drop_suspicious=options.drop_suspicious)
-    product = learned(judged) if len(judged.sources) < len(material.sources) else product
+    if len(judged.sources) < len(material.sources):
+        line, product = taught(judged)
     material = judged
-    earlier = None if known_defects is not None else known
     product = _with_reference(product, material, config, known=earlier)
     product = replace(product, pose=pose, seconds=seconds | product.seconds)
     after = _with_product(line, name, product, material=material, config=config)
     return after if known is None else _with_changes(before, after, name, material, remembered, extractor)
 
 
-def _first_base(
+def _taught(
     line: Line,
+    previous: Product | None,
     material: Material,
-    extractor: Extractor,
-    config: LineConfig,
     *,
+    sight: Sight,
+    config: LineConfig,
     seed: int,
     tell: Progress,
-    again: bool,
-) -> FirstBase | None:
-    """A base for a line that has none: the library's own, or learned from this material.
+    defects: Defects | None,
+    taught_base: bool,
+) -> tuple[Line, Product]:
+    """The product of this material, and the line with a base for it; its first product may teach that.
 
-    `again` where the product that taught the line's base is learned anew: it is calibrated with bases that
-    have not seen half of its images, as it was the first time. Otherwise None where the line has a base.
+    One that taught the base and is learned anew (`previous` is None) is calibrated with bases that
+    have not seen half of its images, as it was the first time.
     """
-    if line.base is not None and not again:
-        return None
+    started, seconds = time.perf_counter(), {}
+    first = None
+    if line.base is None or (taught_base and previous is None):
+        first = _first_base(line, material, sight.extractor, config, seed=seed, tell=tell)
+        taught_base = first.learned
+    if first is not None and line.base is None:
+        line = _with_base(line, first.final, sight.extractor, config)
+    if first is not None and first.learned:
+        seconds["base"] = time.perf_counter() - started
+    assert line.base is not None
+    product = learn_product(
+        line.base,
+        material.features,
+        config,
+        seed=seed,
+        progress=tell,
+        previous=previous,
+        groups=material.groups,
+        copies=material.copies,
+        altered=_altered(material, line.intake, sight),
+        routed=material.routed,
+        without=None if first is None else first.without,
+        defects=defects,
+    )
+    return line, replace(product, seconds=seconds | product.seconds, taught_base=taught_base)
+
+
+def _first_base(
+    line: Line, material: Material, extractor: Extractor, config: LineConfig, *, seed: int, tell: Progress
+) -> FirstBase:
+    """The library's own base where the line may have it, or one that is learned from this material."""
     if line.base is None and config.training.base == "auto":
         shipped = shipped_base(extractor.weights_hash, extractor.grid, extractor.dim, config.flow)
         if shipped is not None:
-            return FirstBase(shipped, None)
+            return FirstBase(shipped, None, learned=False)
     return learn_first_base(
         material.features.patches,
         config,
@@ -255,35 +278,6 @@ def sources_of(images: Any, options: LessonOptions, *more: Any) -> Sources:
     if groups is not None and len(groups) != len(sources):
         raise ConfigError(f"expected a group label for each of {len(sources)} images, got {len(groups)}")
     return sources
-
-
-def _product_of(
-    base: Base,
-    line: Line,
-    previous: Product | None,
-    material: Material,
-    *,
-    sight: Sight,
-    config: LineConfig,
-    seed: int,
-    tell: Progress,
-    defects: Defects | None,
-    without: tuple[Base, Base] | None = None,
-) -> Product:
-    return learn_product(
-        base,
-        material.features,
-        config,
-        seed=seed,
-        progress=tell,
-        previous=previous,
-        groups=material.groups,
-        copies=material.copies,
-        altered=_altered(material, line.intake, sight),
-        routed=material.routed,
-        without=without,
-        defects=defects,
-    )
 
 
 def _settled_pose(

@@ -40,10 +40,12 @@ class FirstBase:
         final: what all products share, learned from all images of the first.
         without: learned without the first half of its blocks, and without the second; None where there are
             no two halves. A base that knows an image says too little against it.
+        learned: from that product; False for one that came from elsewhere.
     """
 
     final: Base
     without: tuple[Base, Base] | None
+    learned: bool = True
 
 
 def learn_first_base(

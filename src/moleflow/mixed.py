@@ -19,7 +19,7 @@ from .intake import check_readable, pictures_in
 from .learning import EXTRACT_BATCH, LessonOptions, Progress, Sources, learn
 from .line import Line
 from .results import Failure
-from .routing.clusters import find_products
+from .routing.clusters import LEAST_IMAGES, find_products
 from .routing.gaussian import describe
 from .sight import Sight, in_32_bits
 from .store import check_task_name
@@ -135,7 +135,12 @@ def _find(
         tell(done / len(sources))
     check_readable(failures, len(sources))
     count = len(positions)
-    known = {name: statistics.witnesses for name, statistics in line.products.statistics().items()}
+    # One that was taught from next to nothing would itself be a stray, and go to whatever is nearest.
+    known = {
+        name: statistics.witnesses
+        for name, statistics in line.products.statistics().items()
+        if len(statistics.witnesses) >= LEAST_IMAGES
+    }
     owners = [name for name, witnesses in known.items() for _ in witnesses]
     parts = []
     for rows in find_products(torch.cat([*descriptors, *known.values()])):

@@ -75,6 +75,7 @@ class Product:
         seconds: by stage.
         reference: conditions the good images were taken under; None for products of earlier libraries.
         pose: whether and how its images are aligned; None where nobody asked.
+        taught_base: whether the line's base was learned from its images.
     """
 
     config: LineConfig
@@ -88,6 +89,7 @@ class Product:
     seconds: dict[str, float] = field(default_factory=dict)
     reference: Reference | None = None
     pose: Pose | None = None
+    taught_base: bool = False
 
     @property
     def known_defects(self) -> int:
@@ -158,6 +160,7 @@ class Product:
             "parameters": total(self.parts()).numbers,
             "reference": None if self.reference is None else self.reference.to_dict(),
             "pose": None if self.pose is None else self.pose.info(),
+            "taught_base": self.taught_base,
         }
 
     def _verdicts(self) -> dict[str, Any]:
@@ -210,6 +213,7 @@ class Product:
             seconds=info["seconds"],
             reference=Reference.from_dict(info["reference"]) if info.get("reference") else None,
             pose=Pose.from_saved(pose, info["pose"]) if info.get("pose") else None,
+            taught_base=info.get("taught_base", "base" in info["seconds"]),  # older lines say it by its time
         )
 
 

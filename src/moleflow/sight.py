@@ -36,7 +36,7 @@ class Sight:
 
     Files lie in the user's folder for caches, each named by a hash of all that its features depend on: the
     pixels, the backbone, and what runs it. Where they cannot be written nothing is kept, and nothing is
-    missing.
+    missing. What earlier lessons left behind, and nobody took up again, goes when the next one begins.
 
     Attributes:
         extractor: the backbone.
@@ -46,6 +46,7 @@ class Sight:
         self.extractor = extractor
         self._folder = cache_folder("lessons")
         self._kept: set[Path] = set()
+        _clear(self._folder)
 
     def see(self, pictures: Sequence[Picture]) -> Features:
         """Features of a batch as every step of a line takes them, patches in 16 bits."""
@@ -64,12 +65,11 @@ class Sight:
         return in_32_bits(self.see(pictures)).split()
 
     def forget(self) -> None:
-        """The lesson is over: deletes what is kept of it, and of others that nobody took up again."""
+        """The lesson is over: deletes what is kept of it."""
         for path in self._kept:
             with suppress(OSError):
                 path.unlink()
         self._kept.clear()
-        _clear(self._folder)
 
     def _key(self, pictures: Sequence[Picture]) -> str:
         extractor = self.extractor

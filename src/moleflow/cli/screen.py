@@ -15,7 +15,7 @@ from rich.table import Table
 SOME_FAILED = 3  # exit code: the work was done, but not on everything that was named
 INTERRUPTED = 130
 NOTHING_CHANGED = "nothing on disk was changed"
-LESSON_ENDED = "the line is as before; the same command goes on with what the backbone has seen"
+LESSON_ENDED = "the line is as before; what the backbone saw is kept, and the same command goes on with it"
 PIPED_WIDTH = 240  # columns for tables that go to a file or another program
 
 

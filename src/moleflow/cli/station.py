@@ -126,7 +126,12 @@ def serve(
         device=device,
         runtime=runtime.value,
         weights=weights,
-        limits=Limits(images=max_images, bytes=max_mb * MB, pixels=max_megapixels * 1_000_000),
+        limits=Limits(
+            waiting=max(Limits.waiting, max_images),
+            images=max_images,
+            bytes=max_mb * MB,
+            pixels=max_megapixels * 1_000_000,
+        ),
     )
     _log_to_stderr()
     sockets = claimed(host, port)
@@ -185,6 +190,7 @@ def watch(
     restarts; no file is inspected twice. With --once the exit code is 3 where some were not
     taken.
     """
+    from ..runtime import Inspector
     from ..station.outputs import Courier, Outbox
     from ..station.settings import data_folder
     from ..station.watching import Watching
@@ -197,6 +203,8 @@ def watch(
     with ExitStack() as stack:
         output = _output(json_file, webhook, mqtt, stack)
         detector = _line_or_export(line, weights, device, runtime, threads, monitor=False)
+        if isinstance(detector, Inspector):
+            detector.hold()  # an export that takes its place does not reach what was opened
         place = outbox or _made(data_folder(line)) / _outbox_name(folder, json_file, webhook, mqtt)
         box = Outbox(place)
         stack.callback(box.close)
@@ -213,6 +221,8 @@ def watch(
             while True:
                 if watching.look():
                     courier.wake()
+                if once and watching.away:
+                    raise MoleFlowError(f"{folder}: cannot be listed")
                 if (once and not watching.waiting) or ending.wait(interval):
                     break
         rest = box.count()

@@ -49,6 +49,10 @@ class Inspector:
         """From an image to what the backbone sees."""
         return self._line.intake
 
+    def hold(self) -> None:
+        """Reads as many products as stay in memory: what becomes of their files later does not reach them."""
+        self._line.hold()
+
     @overload
     def predict(
         self, images: Any, *, task: str | None = ..., batch_size: int = ..., errors: Literal["raise"] = ...

@@ -20,7 +20,9 @@ from typing import Any
 
 from ..errors import LineError, MoleFlowError
 from ..store import LineStore, TaskRecord
+from ..store.files import UNLISTED
 from .history import Database
+from .history.database import require_restorable
 from .history.jobs import Jobs
 from .settings import DATABASE, Settings
 from .teaching import PAST
@@ -56,17 +58,20 @@ def restore(backup: Path, settings: Settings) -> None:
     """Makes line and database what they were; products that came since are taken off the line.
 
     Raises:
-        MoleFlowError: there is no backup.
+        MoleFlowError: there is no backup, or its database is damaged or of a later library.
         LineError: the backup is damaged, the line there is another one, with another base, or its index is
             damaged.
     """
     _check(backup)
+    kept = settings.database is None and (backup / DATABASE).is_file()
+    if kept:  # before anything is changed
+        require_restorable(backup / DATABASE)
     with _said(settings.line):
         _restore_line(LineStore(backup / LINE), settings.line)
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (backup / JOBS).is_dir():
             shutil.copytree(backup / JOBS, settings.data / JOBS, dirs_exist_ok=True)
-        if settings.database is None and (backup / DATABASE).is_file():
+        if kept:
             with _opened(settings) as database:
                 database.copy_from(backup / DATABASE)
                 Jobs(database).interrupted()
@@ -101,15 +106,23 @@ def _said_of(task: TaskRecord) -> tuple[Any, ...]:
 
 def _copy_line(line: Path, out: Path) -> None:
     """A copy that is one state of the line: what others change meanwhile is begun again."""
+    refused: OSError | None = None
     for _ in range(ATTEMPTS):
-        before = LineStore(line).state()
+        before, refused = LineStore(line).state(), None
         shutil.rmtree(out, ignore_errors=True)
-        with suppress(shutil.Error, FileNotFoundError):  # a version went while it was copied
-            shutil.copytree(line, out, ignore=shutil.ignore_patterns(".*"))
-        if before == LineStore(line).state():
+        try:
+            shutil.copytree(line, out, ignore=_left_out)
+        except (shutil.Error, FileNotFoundError) as error:  # perhaps a version went while it was copied
+            refused = error
+        if refused is None and before == LineStore(line).state():
             LineStore(out).read()
             return
-    raise LineError(f"{line}: it changes all the time; try again")
+    raise refused or LineError(f"{line}: it changes all the time; try again")
+
+
+def _left_out(folder: str, names: list[str]) -> list[str]:
+    """Locks and debris; what says that a version was never listed goes along."""
+    return [name for name in names if name.startswith(".") and name != UNLISTED]
 
 
 def _copy_jobs(jobs: Path, out: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,8 @@ from ..store.names import folded_name
 from .current import CurrentLine
 from .history.audit import Audit, Person
 from .problems import Conflict, Missing, Problem, Unready, Unusable
+
+log = logging.getLogger("moleflow.station")
 
 LOCK_SECONDS = 30.0
 
@@ -82,6 +85,9 @@ class Changing:
             return self._begin(draft, name)  # a line that is only away is never begun anew
         record = draft.read_task(name)
         with self._store.transaction(LOCK_SECONDS) as change:
+            now = self._store.read_task(name) if name in self._store.names() else None
+            if now is not None and now.sha256 == record.sha256 and now.version != base_version:
+                return str(now.version)  # accepted before, which could not be written down then
             overrides = dict(record.overrides)
             if kind == "teach":
                 self._check_new(name)
@@ -135,8 +141,11 @@ class Changing:
             raise Conflict("an exported line cannot be changed: change the line it came from", "exported")
         with self._audit.change(who, action, name, **detail) as more, translated():
             yield more
-        with translated():
-            self._line.reload()
+        try:
+            with translated():
+                self._line.reload()
+        except Problem as problem:  # the change is made; the station looks at the folder again and again
+            log.warning("%s of %r is made, but the line cannot be loaded yet: %s", action, name, problem)
 
 
 @contextmanager

@@ -152,7 +152,7 @@ def _warm(inspector: Detector | Inspector) -> None:
         for kind in (np.uint8, np.uint16):  # one of them is of the line's kind
             inspector.predict([blank.astype(kind)], errors="yield")
     if isinstance(inspector, Inspector):
-        inspector._line.hold()  # as a detector does: its folder may be away later
+        inspector.hold()  # as a detector does: its folder may be away later
 
 
 def refuse_other(line: Path) -> None:

@@ -12,7 +12,6 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -66,6 +65,7 @@ class Watching:
         self._recursive, self._still, self._given_up = recursive, still, given_up
         self._growing: dict[Path, _Growing] = {}
         self._away = self._unwritten = False
+        self._hidden: list[Path] = []  # folders and files that the last look could not see into
         self._seen = outbox.seen()
         self._passed: set[tuple[str, str]] = set()
         if not old:
@@ -75,6 +75,11 @@ class Watching:
     def waiting(self) -> int:
         """Files that are there and not inspected yet."""
         return len(self._growing)
+
+    @property
+    def away(self) -> bool:
+        """Whether the folder could not be listed when it was last looked at."""
+        return self._away
 
     def look(self) -> int:
         """One look: inspects what has become whole; how many files that were."""
@@ -119,7 +124,7 @@ class Watching:
         done = 0
         for path, result in zip(paths, self._predict(paths), strict=True):
             growing = self._growing[path]
-            if _state(path) != growing.state:  # it grew while it was read: what was said is of half a file
+            if self._state(path) != growing.state:  # it grew while it was read: half a file was judged
                 continue
             if isinstance(result, Failure) and now - growing.since < self._given_up:
                 continue
@@ -132,13 +137,17 @@ class Watching:
     def _forget(self, listed: dict[Path, str]) -> None:
         """Of files that are gone nothing needs to be known: another one of that name is a new one."""
         self._growing = {path: one for path, one in self._growing.items() if path in listed}
-        gone = [name for name in self._seen if Path(name) not in listed]
+        gone = {name for name in self._seen if Path(name) not in listed and not self._is_hidden(Path(name))}
         if gone and listed:  # a network drive that is away for a moment looks empty
-            self._outbox.forget(gone)
-            self._seen = {name: state for name, state in self._seen.items() if Path(name) in listed}
+            self._outbox.forget(sorted(gone))
+            self._seen = {name: state for name, state in self._seen.items() if name not in gone}
+
+    def _is_hidden(self, path: Path) -> bool:
+        return any(path.is_relative_to(hidden) for hidden in self._hidden)
 
     def _listed(self) -> dict[Path, str]:
-        found = {path: _state(path) for path in self._files(self._folder)}
+        self._hidden = []
+        found = {path: self._state(path) for path in self._files(self._folder)}
         ordered = sorted(((state, path) for path, state in found.items() if state is not None))
         return {path: state for state, path in ordered}
 
@@ -150,10 +159,27 @@ class Watching:
                 continue
             if entry.is_dir(follow_symlinks=False):
                 if self._recursive:
-                    with suppress(OSError):  # it went meanwhile
-                        yield from self._files(Path(entry.path))
+                    yield from self._below(Path(entry.path))
             elif Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
                 yield Path(entry.path)
+
+    def _below(self, folder: Path) -> Iterator[Path]:
+        """What a folder below holds; nothing where it cannot be listed, and it is not said to be gone."""
+        try:
+            yield from self._files(folder)
+        except (FileNotFoundError, NotADirectoryError):  # it went meanwhile
+            return
+        except OSError:
+            self._hidden.append(folder)
+
+    def _state(self, path: Path) -> str | None:
+        try:
+            return _state(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError:
+            self._hidden.append(path)
+            return None
 
 
 def told(result: Prediction | Failure) -> dict[str, Any]:
@@ -170,10 +196,7 @@ def _as_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _state(path: Path) -> str | None:
+def _state(path: Path) -> str:
     """Another one whenever a file changes; older files come first in order."""
-    try:
-        status = path.stat()
-    except OSError:
-        return None
+    status = path.stat()
     return f"{status.st_mtime_ns:020d}-{status.st_size}-{status.st_ino}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -31,13 +31,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Index:
-    """The content of line.json."""
+    """The content of line.json.
+
+    `removed` has the last version of every product that was taken off the line: a later one of that name is
+    numbered on, so that a version never means two things.
+    """
 
     settings: dict[str, Any]
     base_sha256: str
     fingerprint: str
     base_info: dict[str, Any]
     entries: dict[str, Entry]
+    removed: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """As it stands in line.json."""
@@ -48,6 +53,7 @@ class Index:
             "settings": self.settings,
             "base": {**base, "info": self.base_info},
             "tasks": [asdict(entry) for entry in self.entries.values()],
+            **({"removed": self.removed} if self.removed else {}),
         }
 
 
@@ -133,7 +139,16 @@ def parse_index(document: dict[str, Any], path: Path) -> Index:
         fingerprint=_get(base, "fingerprint", str, path),
         base_info=_get(base, "info", dict, path),
         entries=entries,
+        removed=_parse_removed(document, path),
     )
+
+
+def _parse_removed(document: dict[str, Any], path: Path) -> dict[str, str]:
+    removed: dict[str, str] = _get({"removed": {}, **document}, "removed", dict, path)
+    for name, version in removed.items():
+        if not isinstance(version, str) or not VERSION.fullmatch(version):
+            raise LineError(f"{path}: expected a version like '0001' for {name!r}, found {version!r}")
+    return removed
 
 
 def _parse_entry(item: Any, path: Path) -> Entry:

@@ -165,13 +165,24 @@ class Transaction:
         if name in self._entries:
             taken.append(self._entries[name].version)
         taken += versions_in(self._path / TASKS / name)
+        taken += [version for gone, version in self._index.removed.items() if gone == name]
         return f"{max(map(int, taken), default=0) + 1:04d}"
+
+    def _last_versions(self, names: Iterable[str]) -> dict[str, str]:
+        """Of products that go, the highest number on disk, or of the version in use where nothing is."""
+        found = {name: versions_in(self._path / TASKS / name) for name in names}
+        return {
+            name: max([*versions, self._index.entries[name].version], key=int)
+            for name, versions in found.items()
+        }
 
     def _commit(self) -> None:
         if not self._changed:
             return
         removed = [name for name in self._index.entries if name not in self._entries]
-        text = dump_json(replace(self._index, entries=self._entries).to_json(), f"{self._path / INDEX}")
+        gone = {name: last for name, last in self._index.removed.items() if name not in self._entries}
+        index = replace(self._index, entries=self._entries, removed=gone | self._last_versions(removed))
+        text = dump_json(index.to_json(), f"{self._path / INDEX}")
         with translated(self._path, "write to"):
             self._mark_removed(removed)
             self._move_staged()

@@ -16,6 +16,8 @@ from typing import Any
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
@@ -79,15 +81,27 @@ class Database:
         """A whole and consistent copy while others write; SQLite only."""
         if self.engine.dialect.name != "sqlite":
             raise ConfigError("expected a SQLite database; another one is backed up with its own tools")
-        with self.engine.connect() as connection, _sqlite(target) as copy:
+        with _said(target), self.engine.connect() as connection, _sqlite(target) as copy:
             held: Any = connection.connection.driver_connection
             held.backup(copy)
 
     def copy_from(self, source: Path) -> None:
-        """Takes the content of a copy, in one step for all who use the database; SQLite only."""
-        with self.engine.connect() as connection, _sqlite(source) as copy:
+        """Takes the content of a copy, in one step for all who use the database; SQLite only.
+
+        Numbers that were given away since the copy was made are not given to others.
+        """
+        with _said(source), self.engine.connect() as connection, _sqlite(source) as copy:
             held: Any = connection.connection.driver_connection
+            given = held.execute("select name, seq from sqlite_sequence").fetchall()
             copy.backup(held)
+            for name, last in given:
+                held.execute("update sqlite_sequence set seq = max(seq, ?) where name = ?", (last, name))
+                held.execute(
+                    "insert into sqlite_sequence (name, seq) select ?, ? "
+                    "where not exists (select 1 from sqlite_sequence where name = ?)",
+                    (name, last, name),
+                )
+            held.commit()
         self._migrate()
 
     def close(self) -> None:
@@ -95,11 +109,25 @@ class Database:
         self.engine.dispose()
 
     def _migrate(self) -> None:
-        config = Config()
-        config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+        config = _alembic()
         with self.engine.begin() as connection:
             config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+            try:
+                command.upgrade(config, "head")
+            except CommandError as error:
+                raise Unready(f"the database is of a later moleflow: {error}", "database") from error
+
+
+def require_restorable(source: Path) -> None:
+    """Unready where a copy that `Database.copy_to` made is damaged by now, or of a later library."""
+    with _said(source), _sqlite(source) as copy:
+        found = copy.execute("PRAGMA integrity_check(1)").fetchone()[0]
+        if found != "ok":
+            raise Unready(f"{source}: expected a whole database, found: {found}", "database")
+        versions = {version for (version,) in copy.execute("select version_num from alembic_version")}
+    known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
+    if versions - known:
+        raise Unready(f"{source}: the database is of a later moleflow", "database")
 
 
 def is_full(error: BaseException) -> bool:
@@ -109,6 +137,22 @@ def is_full(error: BaseException) -> bool:
         return cause.errno in (errno.ENOSPC, errno.EDQUOT)
     code = getattr(cause, "sqlite_errorcode", None)
     return code == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == "53100"
+
+
+def _alembic() -> Config:
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
+    return config
+
+
+@contextmanager
+def _said(path: Path) -> Iterator[None]:
+    """What SQLite says of a copy at this path, as the station says it."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        code = "disk_full" if is_full(error) else "database"
+        raise Unready(f"{path}: the database cannot be copied: {_short(error)}", code) from error
 
 
 def _open(url: str) -> Engine:
