@@ -27,7 +27,7 @@ from .options import (
     Weights,
 )
 from .products import read_line, record_of
-from .screen import LESSON_ENDED, interruptible, say, use_threads
+from .screen import LESSON_ENDED, NOTHING_CHANGED, interruptible, say, use_threads
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -151,6 +151,7 @@ def correct(
         before = detector.info(product).version
         found = [_found(detector, product, shown)]
         teach(partial(detector.correct_task, missed=shown, masks=masks), product, photographs, asked)
+    with interruptible(NOTHING_CHANGED):
         found.append(_found(detector, product, shown))
     save(detector, line)
     tell(detector, product, photographs, asked)
