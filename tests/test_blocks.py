@@ -69,6 +69,17 @@ def test_many_groups_become_blocks_of_whole_groups():
         assert len({blocks.left_out[i] for i in range(100) if groups[i] == lot}) == 1
 
 
+@pytest.mark.parametrize("sizes", [[1] * 9 + [80], [80] + [1] * 9, [1, 40] * 6, [5] * 16])
+def test_groups_of_any_size_become_as_many_blocks_as_there_may_be(sizes):
+    labels = [group for group, size in enumerate(sizes) for _ in range(size)]
+    blocks = make_blocks(len(labels), ScoringConfig(), groups=labels)
+    assert blocks.count == ScoringConfig().blocks
+    assert list(blocks.left_out) == sorted(blocks.left_out), "neighbours go together"
+    assert all(
+        len({blocks.left_out[i] for i, own in enumerate(labels) if own == g}) == 1 for g in set(labels)
+    )
+
+
 def test_two_groups_do_not_show_how_groups_differ():
     assert make_blocks(60, CONFIG, groups=[0] * 30 + [1] * 30) == make_blocks(60, CONFIG)
 

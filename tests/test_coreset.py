@@ -258,6 +258,12 @@ def test_leaving_a_block_out_is_a_coreset_of_the_others(options):
         assert far.min() > step
 
 
+def test_a_block_of_which_no_patch_was_drawn_is_left_out_all_the_same():
+    every, without = coresets_without_each(raw(6), [0, 0, 1, 1, 2, 3], replace(ALL, candidates=3), seed=3)
+    assert len(without) == 4
+    assert any(same(coreset, every) for coreset in without), "three patches are not of four blocks"
+
+
 def test_a_left_out_image_is_farther_than_one_that_is_remembered():
     features = raw(6)
     every, without = coresets_without_each(features, BLOCKS, ALL, seed=3)

@@ -495,6 +495,17 @@ def test_few_images_suffice(new_line, pictures, count):
         assert math.isfinite(prediction.routing.distance)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_a_whole_picture_speaks_once_there_is_something_to_compare_it_with(new_line, pictures, count):
+    line = new_line()
+    line.add_task("gear", pictures("gear", count))
+    good, other = (
+        line.predict(p, task="gear")[0] for p in (*pictures("gear", 1, first=500), *pictures("wood", 1))
+    )
+    assert (good.whole_score is None) == (count < 4)
+    assert other.pred_score > good.pred_score + 1
+
+
 def test_images_that_are_all_the_same_are_learned(new_line, pictures):
     detector = new_line()
     detector.add_task("gear", pictures("gear", 1) * 4)

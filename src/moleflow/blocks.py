@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -96,10 +97,30 @@ def _runs(count: int, parts: int) -> list[int]:
 
 
 def _merged(labels: list[int], most: int) -> list[int]:
-    """Groups numbered in order, neighbours made one where there are too many, about equally many in each."""
-    present = max(labels) + 1
-    if present <= most:
+    """Groups numbered in order, neighbours made one where there are too many, the largest kept small."""
+    sizes = [labels.count(group) for group in range(max(labels) + 1)]
+    if len(sizes) <= most:
         return labels
-    before = [sum(other < group for other in labels) for group in range(present)]
-    merged = _numbered([before[group] * most // len(labels) for group in range(present)])
+    largest = bisect_left(
+        range(len(labels) + 1), True, lo=max(sizes), key=lambda size: len(_packed(sizes, size)) <= most
+    )
+    parts = _packed(sizes, largest)
+    while len(parts) < most:
+        widest = max((part for part in parts if len(part) > 1), key=lambda part: sum(sizes[g] for g in part))
+        at, middle = parts.index(widest), len(widest) // 2
+        parts[at : at + 1] = [widest[:middle], widest[middle:]]
+    merged = {group: number for number, part in enumerate(parts) for group in part}
     return [merged[group] for group in labels]
+
+
+def _packed(sizes: Sequence[int], largest: int) -> list[list[int]]:
+    """Neighbours put together as long as they hold no more than `largest`."""
+    parts: list[list[int]] = []
+    held = largest
+    for group, size in enumerate(sizes):
+        if held + size > largest:
+            parts.append([])
+            held = 0
+        parts[-1].append(group)
+        held += size
+    return parts

@@ -127,7 +127,7 @@ def coresets_without_each(
     if known is not None and len(known):
         points = torch.cat([points, known.to(points)])
         owner = torch.cat([owner, torch.full((len(known),), -1)])
-    names = [*range(int(owner.max()) + 1 if len(owner) else 0), NOBODY]
+    names = [*range(1 + max((block for block in blocks if block is not None), default=-1)), NOBODY]
     kept = torch.stack([owner != name for name in names]).to(points.device)
     chosen = _selections(points, kept, options.patches)
     *without, whole = (PatchCoreset.of(points[own], options.bits) for own in chosen)

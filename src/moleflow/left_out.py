@@ -29,6 +29,7 @@ Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 
 HALF_SHARE = 0.25  # of the flow's steps for each of the two flows that calibrate; the final one has the rest
 FINAL_SHARE = 1 - 2 * HALF_SHARE
+LEAST_WHOLE = 3  # images without which a Gaussian of whole pictures has no spread to speak of
 GAP_IMAGES = 12  # of each half, by which a flow's optimism about what it learned from is measured
 
 
@@ -169,7 +170,8 @@ def flows_left_out(
         gaps.append((float(fresh.mean() - known.mean()), float(fresh.std() / known.std().clamp_min(1e-9))))
         left_out[out] -= float(left_out[out].mean())  # each short flow has a level of its own
         begun = begun or half
-    share = _share_left(judges)
+    # A base that went on from where the short flows met it asks for an expert that has met it.
+    share = _share_left(judges) if base is halves[0] else FINAL_SHARE
     final = learn_expert(
         base,
         _together(patches, memory),
@@ -179,7 +181,8 @@ def flows_left_out(
         begun=begun,
         progress=_part_of(progress, 2 * HALF_SHARE, FINAL_SHARE),
     )
-    known = _scores(base, final, patches[evenly(list(range(count)), 4 * GAP_IMAGES)])
+    met = list(range(count)) if share else blocks.half(1)  # the first short flow's
+    known = _scores(base, final, patches[evenly(met, 4 * GAP_IMAGES)])
     position = PositionCalibration.fit(known, scoring).moved(
         float(np.mean([gap for gap, _ in gaps])), max(1.0, float(np.mean([ratio for _, ratio in gaps])))
     )
@@ -286,8 +289,14 @@ def cells_left_out(
 def whole_left_out(
     pooled: Tensor, memory: Tensor, blocks: Blocks, scoring: ScoringConfig
 ) -> tuple[WholeGaussian | None, Tensor | None]:
-    """The density of whole pictures, and what one without an image's block says of it (n,)."""
+    """The density of whole pictures, and what one without an image's block says of it (n,).
+
+    None where one of those would be of fewer than `LEAST_WHOLE` pictures: what it says is beyond all measure.
+    """
     if scoring.whole is None or not pooled.shape[1]:
+        return None, None
+    largest = max(len(blocks.images_of(block)) for block in range(blocks.count))
+    if len(pooled) - largest + len(memory) < LEAST_WHOLE:
         return None, None
     whole = WholeGaussian.fit(torch.cat([pooled, memory]), scoring.whole)
     if blocks.count < 2:

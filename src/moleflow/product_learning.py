@@ -109,7 +109,7 @@ def learn_product(
     others = (left_out_cells, left_out_coreset)
     left_out = [flows.left_out, *(scores for scores in others if scores is not None)]
     positions = (flows.position, *(PositionCalibration.fit(s, config.scoring) for s in left_out[1:]))
-    calibrated, ordinary = _calibrated_without_own(left_out, blocks, config.scoring)
+    calibrated, ordinary = calibrated_without_own(left_out, blocks, config.scoring)
     correction = _correction(base, densities, positions, seen.patches, config, defects, previous)
     gaussians = densities.gaussians
     if correction is not None and gaussians is not None:
@@ -169,7 +169,7 @@ def _correction(
     return Correction.fit(gaussians, good, torch.cat(shown), images=len(defects.patches))
 
 
-def _calibrated_without_own(
+def calibrated_without_own(
     left_out: list[Tensor], blocks: Blocks, scoring: ScoringConfig
 ) -> tuple[Tensor, Tensor]:
     """Calibrated maps (n, h, w) and those of the densities alone, by positions their block had no part in.
@@ -245,13 +245,21 @@ def _remembered(previous: Product | None, seen: Features, seed: int) -> Features
 def _descriptors(patches: Tensor, *, config: LineConfig, previous: Product | None) -> DescriptorStatistics:
     """The router's statistics, of new images and of the earlier ones it remembers descriptors of."""
     learned = describe(patches)
-    held = learned[evenly(list(range(len(learned))), WITNESSES)]
+    held = _some(learned, WITNESSES)
     if len(learned) > 1:
         # Seen from a mean they helped to make they lie too near; a new image would lie this much farther.
         mean = learned.mean(0)
         held = mean + (held - mean) * math.sqrt((len(learned) + 1) / (len(learned) - 1))
     if previous is not None:
         old = previous.descriptors.witnesses
-        learned = torch.cat([learned, old])
-        held = torch.cat([held[: WITNESSES - len(old) // 2], old[: len(old) // 2 + len(old) % 2]])
+        share = previous.images / (previous.images + len(patches))
+        kept = round(WITNESSES * min(max(share, 0.25), 0.75))
+        # Each stands for as many of the earlier images as there were for one.
+        learned = torch.cat([learned, old.repeat(max(1, previous.images // len(old)), 1)])
+        held = torch.cat([_some(held, WITNESSES - kept), _some(old, kept)])
     return DescriptorStatistics.fit(learned, held, rank=config.router.rank)
+
+
+def _some(rows: Tensor, most: int) -> Tensor:
+    """At most so many rows, evenly spread over all of them."""
+    return rows[evenly(list(range(len(rows))), most)]

@@ -132,7 +132,7 @@ class Shelf:
 
 
 def mark(products: Mapping[str, Product]) -> str:
-    """A hash over the names and sizes of images and masks, and over which are changed how."""
+    """A hash over the names and sizes of images, the content of masks, and which are changed how."""
     told = hashlib.sha256()
     for name, product in products.items():
         told.update(f"{name}\n".encode())
@@ -140,6 +140,8 @@ def mark(products: Mapping[str, Product]) -> str:
             alteration = _alteration(item)
             change = "" if alteration is None else alteration.key
             files = [(path.name, path.stat().st_size) for path in (item.path, *item.masks)]
+            for mask in item.masks:  # one that is corrected may keep its size
+                told.update(hashlib.sha256(mask.read_bytes()).digest())
             told.update(f"{item.split} {files} {item.kind} {change}\n".encode())
     return told.hexdigest()[:12]
 

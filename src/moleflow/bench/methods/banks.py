@@ -220,8 +220,8 @@ class MemoryBank(_Coreset):
 class CalibratedMemoryBank(_Coreset):
     """The memory bank with distances made comparable over the image, and scored and judged as by the line.
 
-    The calibrations are fitted on the same held-out images as the line's: with few images every image is
-    held out in turn, against a bank of the others (`moleflow.product.split`).
+    The calibrations are fitted on held-out images, which the bank is not of; with few images every image is
+    held out in turn, against a bank of the others (`split`). The line learns from all images all the same.
     """
 
     name = "memory-bank-calibrated"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from torch import Tensor
 from ...config import LineConfig
 from ...features.extractor import Features
 from ...judgement import Decision
+from ...packing import numbers_in
 from ...product_learning import Altered
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Router
@@ -147,20 +149,25 @@ class State:
     notes: dict[str, Any] = field(default_factory=dict)  # plain JSON
 
     def bytes_of(self, owner: str | None = None) -> int:
-        """Bytes of all tensors, or of those of one owner ("shared" or a product)."""
-        return sum(t.numel() * t.element_size() for t in self._of(owner))
+        """Bytes of all tensors and of what products note of themselves, such as scores that calibrate.
+
+        Of one owner ("shared" or a product) those of the tensors alone.
+        """
+        products = self.notes.get("products")
+        notes = len(json.dumps(products)) if owner is None and isinstance(products, dict) else 0
+        return notes + sum(t.nbytes for t in self._of(owner).values())
 
     def numbers_of(self, owner: str | None = None) -> int:
-        """How many numbers that is."""
-        return sum(t.numel() for t in self._of(owner))
+        """How many numbers the tensors hold."""
+        return sum(numbers_in(name, t) for name, t in self._of(owner).items())
 
     def of(self, product: str) -> State:
         """What of a `PerProduct` method's state belongs to one product."""
         tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(f"{product}/")}
         return State(tensors, {"products": {product: self.notes["products"][product]}})
 
-    def _of(self, owner: str | None) -> list[Tensor]:
-        return [t for name, t in self.tensors.items() if owner is None or name.startswith(f"{owner}/")]
+    def _of(self, owner: str | None) -> dict[str, Tensor]:
+        return {n: t for n, t in self.tensors.items() if owner is None or n.startswith(f"{owner}/")}
 
 
 class Method(ABC):

@@ -94,7 +94,7 @@ class Cached(State):
     What does count is the images, whose price stands in the notes.
     """
 
-    def _of(self, owner: str | None) -> list[Tensor]:
+    def _of(self, owner: str | None) -> dict[str, Tensor]:
         bare = {k: v for k, v in self.tensors.items() if not k.startswith(f"shared/{MEMORY}.")}
         return State(bare)._of(owner)
 

@@ -15,6 +15,7 @@ from ...errors import ConfigError, TrainingError
 from ...features.extractor import Features
 from ...left_out import cells_left_out, whole_left_out
 from ...product import combine
+from ...product_learning import calibrated_without_own
 from ...verdict.calibration import TwoVoices, Voice
 from ...verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
 from ...whole import WholeGaussian
@@ -94,7 +95,7 @@ class WithCells(PerProduct):
         assert of_cells is not None
         of_flow = torch.cat([self._flow_scores(image) for image in seen.patches.split(1)])
         positions = PositionCalibration.fit(of_flow, scoring), PositionCalibration.fit(of_cells, scoring)
-        maps = smooth(combine([of_flow, of_cells], positions, scoring), scoring.smoothing)
+        maps = smooth(calibrated_without_own([of_flow, of_cells], blocks, scoring)[0], scoring.smoothing)
         whole, of_whole = whole_left_out(seen.pooled, seen.pooled[:0], blocks, scoring)
         places = Voice(_numbers(image_scores(maps, scoring)))
         wholes = None if of_whole is None else Voice(_numbers(of_whole))

@@ -48,8 +48,8 @@ def routing(bench: Findings) -> Html:
             bench,
             [*right, *unknown, "false alarms", "detected", "left out, rejected"],
             shares,
-            caption="Shares of test images, mean over products. Routed right: sent to their own product, "
-            "also where called unknown. Left out: every product in turn is taken out, and its images should "
+            caption="Shares of test images, mean over products. Routed right: sent to their own product "
+            "and not called unknown. Left out: every product in turn is taken out, and its images should "
             "all be rejected as unknown. False alarms and detected defects: at the method's own threshold.",
         ),
         *(

@@ -177,7 +177,7 @@ def _as_meant(bench: Findings) -> Html:
         return Html("")
     return html.paragraph(
         "Methods are compared as each is meant to be used. Those with a single flow for all products "
-        f"({', '.join(bench.title(e) for e in single)}) learn from all good images, where the line holds "
-        "some of them out to calibrate its scores; they have no cell Gaussians beside the flow and no "
-        "calibration by position. Flow against flow, like for like, stand the entries called flow-alone."
+        f"({', '.join(bench.title(e) for e in single)}) learn, as the line does, from all good images; "
+        "they have no cell Gaussians beside the flow and no calibration by position. Flow against flow, like "
+        "for like, stand the entries called flow-alone."
     )
