@@ -443,7 +443,8 @@ def test_what_sets_single_flows_apart_is_said_where_there_are_any():
     results, times = make_results()
     assert "single flow" not in build(results, times)
     results["plan"]["entries"]["finetune"]["method"] = "fine-tuning"
-    assert "single flow for all products (finetune title) learn from all good images" in build(results, times)
+    said = "single flow for all products (finetune title) learn, as the line does, from all good images"
+    assert said in build(results, times)
 
 
 # The page of a sweep

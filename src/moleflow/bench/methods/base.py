@@ -154,8 +154,10 @@ class State:
         Of one owner ("shared" or a product) those of the tensors alone.
         """
         products = self.notes.get("products")
-        notes = len(json.dumps(products)) if owner is None and isinstance(products, dict) else 0
-        return notes + sum(t.nbytes for t in self._of(owner).values())
+        noted = products.values() if owner is None and isinstance(products, dict) else ()
+        # Seconds are no two times the same, and say nothing of an image.
+        notes = [{key: value for key, value in own.items() if key != "seconds"} for own in noted]
+        return len(json.dumps(notes)) * bool(notes) + sum(t.nbytes for t in self._of(owner).values())
 
     def numbers_of(self, owner: str | None = None) -> int:
         """How many numbers the tensors hold."""
