@@ -23,6 +23,7 @@ from moleflow.errors import ConfigError
 from moleflow.flow.bijections import Affine, Bijection, Place, halves, interleave, joined, soft_clamp
 from moleflow.flow.coordinates import sphere_chart, sphere_log_det
 from moleflow.flow.coupling import AffineCoupling, CouplingAdapter, MoleCoupling
+from moleflow.flow.depthwise import depthwise
 from moleflow.flow.expert import Base, Expert
 from moleflow.flow.lora import LowRank, SharedLinear
 from moleflow.flow.mixer import ContextMixer, FullMixer
@@ -265,6 +266,22 @@ def test_translation_sees_the_patch_alone_and_scale_its_neighbours(parity):
     assert off_diagonal(jacobians[1], 6).abs().max() > 1e-2
     within = torch.stack([jacobians[0][6 * p : 6 * p + 6, 6 * p : 6 * p + 6] for p in range(12)])
     assert within[:, active][:, :, passive].abs().max() > 1e-2  # and t does see its own patch
+
+
+@pytest.mark.parametrize("grid", [(4, 4), (1, 3), (2, 8), (3, 4), (5, 5)])
+@pytest.mark.parametrize("side", [1, 3, 5])
+def test_a_window_that_is_learned_from_is_convolved_as_any_other_grid(grid, side):
+    x, kernel = grids(3, 6, grid=grid), torch.randn(6, 1, side, side, dtype=torch.float64)
+    weight = grids(3, 6, seed=2, grid=grid)
+
+    def plainly(x: Tensor, kernel: Tensor) -> Tensor:
+        convolved = F.conv2d(x.permute(0, 3, 1, 2), kernel, padding=side // 2, groups=6)
+        return convolved.permute(0, 2, 3, 1)
+
+    found = [torch.autograd.functional.vjp(f, (x, kernel), weight) for f in (depthwise, plainly)]
+    for ours, theirs in zip(*([value, *slopes] for value, slopes in found), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    assert torch.equal(depthwise(x, kernel), plainly(x, kernel))  # nothing is learned here
 
 
 def test_context_reaches_as_far_as_its_kernel():

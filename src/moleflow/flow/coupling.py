@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from ..config import Context, Lora
 from .bijections import Bijection, Place, halves, joined, soft_clamp
+from .depthwise import depthwise
 from .lora import LowRank, SharedLinear
 
 
@@ -54,7 +55,7 @@ class NeighbourContext(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Grid (B, h, w, C) to (B, h, w, C)."""
-        return (self.gate * self.conv(x.permute(0, 3, 1, 2))).permute(0, 2, 3, 1)
+        return self.gate * depthwise(x, self.conv.weight)
 
 
 def _placed(passive: Tensor, place: Place | None, parity: int) -> Tensor:
