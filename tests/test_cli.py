@@ -281,6 +281,13 @@ def test_predict_refuses_to_write_over_an_image(saved, tmp_path, data):
     assert "cannot be written" in sentence("predict", saved, photo, "--json", tmp_path / "no" / "r")
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a file that is always full")
+def test_predict_names_the_file_that_has_no_room_for_results(saved, data):
+    assert "/dev/full: cannot be written: No space" in sentence(
+        "predict", saved, good(data) / "000.png", "--json", "/dev/full"
+    )
+
+
 # add and update
 
 

@@ -10,7 +10,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.table import Table
 
-from ..errors import ImageError, MoleFlowError
+from ..errors import ImageError, MoleFlowError, reason_of
 from .app import app, example
 from .options import BatchSize, Device, JsonFile, Line, Recursive, Runtime, RuntimeChoice, Threads, Weights
 from .screen import (
@@ -244,8 +244,16 @@ def _json_lines(target: str | None) -> Iterator[Callable[[Any], None]]:
 
         def write(value: Any) -> None:
             # ASCII, because a file's name may hold bytes that are no text in any encoding.
-            file.write(json.dumps(_finite(value), ensure_ascii=True, allow_nan=False) + "\n")
-            file.flush()
+            line = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False) + "\n"
+            try:
+                file.write(line)
+                file.flush()
+            except OSError as error:
+                if target == "-":
+                    raise
+                with suppress(OSError):  # what could not be written would be tried again
+                    file.close()
+                raise MoleFlowError(f"{target}: cannot be written: {reason_of(error)}") from error
 
         yield write
 
