@@ -1,0 +1,149 @@
+"""What a lesson costs an inspection in another process, and another lesson; threads waiting awake or asleep.
+
+    python benchmarks/beside.py [--rounds 3] [--images 6] [--size 512] [--json beside.json]
+
+Photographs are drawn. A line of one product inspects one photograph after the other while another line is
+taught, each with as many threads as there are processors, which is what they take by themselves. The threads
+of the lesson wait for each other as GNU's OpenMP has them (300,000 turns, then asleep) or as `moleflow add`
+has them (`moleflow.sharing`); then two lessons at once. Medians over rounds; the machine should be quiet.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from PIL import Image
+
+from moleflow.data.factory import make_sample
+from moleflow.sharing import TURNS
+
+AWAKE = "300000"  # libgomp's own
+WAITING = {"awake": AWAKE, "asleep": TURNS}
+LIMIT = 600  # seconds after which a lesson is given up
+INSPECTING = """
+import json, sys, time
+from moleflow import Detector
+line, photograph, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+detector = Detector.load(line)
+detector.predict([photograph])
+print("ready", flush=True)
+took, ends = [], time.monotonic() + seconds
+sys.stdin.read(1)
+while not took or time.monotonic() < ends:
+    started = time.perf_counter()
+    detector.predict([photograph])
+    took.append(time.perf_counter() - started)
+print(json.dumps(took))
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=6, help="good ones of a lesson")
+    parser.add_argument("--size", type=int, default=512, help="of the line's images, in pixels")
+    parser.add_argument("--seconds", type=float, default=8, help="of inspection, within the lesson")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        found = measured(Path(folder), options)
+    print("| | waiting | inspection, ms an image | lesson, s | two lessons at once, s |")
+    print("|---|---|---:|---:|---:|")
+    print(f"| alone | | {found['inspection']:.0f} | {found['lesson']:.1f} | |")
+    for waiting in WAITING:
+        own = found[waiting]
+        print(
+            f"| beside each other | {waiting} | {own['inspection']:.0f} | {own['lesson']:.1f} | "
+            f"{own['lessons']:.1f} |"
+        )
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def measured(folder: Path, options: argparse.Namespace) -> dict:
+    photographs = [drawn(folder, "gear", i) for i in range(options.images)]
+    line = folder / "line"
+    ended(lesson(line, photographs, options, TURNS))
+    alone = {
+        "inspection": inspections(line, photographs[0], options.seconds)(),
+        "lesson": statistics.median(
+            taught(folder, photographs, options, TURNS, 1) for _ in range(options.rounds)
+        ),
+    }
+    rounds: dict[str, list[dict[str, float]]] = {waiting: [] for waiting in WAITING}
+    for _ in range(options.rounds):
+        for waiting, turns in WAITING.items():
+            end = inspections(line, photographs[0], options.seconds)
+            seconds = taught(folder, photographs, options, turns, 1)
+            beside = {"inspection": end(), "lesson": seconds}
+            rounds[waiting].append(beside | {"lessons": taught(folder, photographs, options, turns, 2)})
+    return alone | {
+        waiting: {key: statistics.median(one[key] for one in own) for key in own[0]}
+        for waiting, own in rounds.items()
+    }
+
+
+def drawn(folder: Path, product: str, number: int) -> Path:
+    path = folder / f"{product}-{number:03}.png"
+    Image.fromarray(make_sample(product, number, kind="good", size=512).image).save(path)
+    return path
+
+
+def inspections(line: Path, photograph: Path, seconds: float):
+    """Begins to inspect; what is returned waits for the end and says the median in milliseconds."""
+    command = [sys.executable, "-c", INSPECTING, str(line), str(photograph), str(seconds)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdout.readline()  # it has opened the line
+    process.stdin.write("\n")
+    process.stdin.flush()
+
+    def end() -> float:
+        told, _ = process.communicate(timeout=LIMIT)
+        return 1e3 * statistics.median(json.loads(told))
+
+    return end
+
+
+def taught(
+    folder: Path, photographs: list[Path], options: argparse.Namespace, turns: str, count: int
+) -> float:
+    """Seconds until so many lessons, begun together, are learned; the line of each is its own."""
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        lessons = [lesson(Path(place) / f"{i}", photographs, options, turns) for i in range(count)]
+        for one in lessons:
+            ended(one)
+    return time.perf_counter() - started
+
+
+def lesson(line: Path, photographs: list[Path], options: argparse.Namespace, turns: str) -> subprocess.Popen:
+    own = ["--image-size", str(options.size)]
+    command = [sys.executable, "-m", "moleflow", "add", str(line), "gear", *map(str, photographs), *own]
+    environment = os.environ | {"GOMP_SPINCOUNT": turns}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def ended(process: subprocess.Popen) -> None:
+    try:
+        code = process.wait(LIMIT)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        sys.exit(f"a lesson took more than {LIMIT} s")
+    if code:
+        sys.exit(f"a lesson ended with code {code}")
+
+
+if __name__ == "__main__":
+    main()
