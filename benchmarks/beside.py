@@ -5,7 +5,8 @@
 Photographs are drawn. A line of one product inspects one photograph after the other while another line is
 taught, each with as many threads as there are processors, which is what they take by themselves. The threads
 of the lesson wait for each other as GNU's OpenMP has them (300,000 turns, then asleep) or as `moleflow add`
-has them (`moleflow.sharing`); then two lessons at once. Medians over rounds; the machine should be quiet.
+has them (`moleflow.sharing`); then two lessons at once. Milliseconds are means over the whole lesson, all
+figures medians over rounds; the machine should be quiet.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
@@ -29,15 +31,16 @@ AWAKE = "300000"  # libgomp's own
 WAITING = {"awake": AWAKE, "asleep": TURNS}
 LIMIT = 600  # seconds after which a lesson is given up
 INSPECTING = """
-import json, sys, time
+import json, sys, threading, time
 from moleflow import Detector
-line, photograph, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
+line, photograph = sys.argv[1:]
 detector = Detector.load(line)
 detector.predict([photograph])
 print("ready", flush=True)
-took, ends = [], time.monotonic() + seconds
-sys.stdin.read(1)
-while not took or time.monotonic() < ends:
+took = []
+until = threading.Thread(target=sys.stdin.read)
+until.start()
+while until.is_alive():
     started = time.perf_counter()
     detector.predict([photograph])
     took.append(time.perf_counter() - started)
@@ -52,7 +55,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=6, help="good ones of a lesson")
     parser.add_argument("--size", type=int, default=512, help="of the line's images, in pixels")
-    parser.add_argument("--seconds", type=float, default=8, help="of inspection, within the lesson")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +77,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict:
     line = folder / "line"
     ended(lesson(line, photographs, options, TURNS))
     alone = {
-        "inspection": inspections(line, photographs[0], options.seconds)(),
+        "inspection": inspections(line, photographs[0])(after=10),
         "lesson": statistics.median(
             taught(folder, photographs, options, TURNS, 1) for _ in range(options.rounds)
         ),
@@ -83,7 +85,7 @@ def measured(folder: Path, options: argparse.Namespace) -> dict:
     rounds: dict[str, list[dict[str, float]]] = {waiting: [] for waiting in WAITING}
     for _ in range(options.rounds):
         for waiting, turns in WAITING.items():
-            end = inspections(line, photographs[0], options.seconds)
+            end = inspections(line, photographs[0])
             seconds = taught(folder, photographs, options, turns, 1)
             beside = {"inspection": end(), "lesson": seconds}
             rounds[waiting].append(beside | {"lessons": taught(folder, photographs, options, turns, 2)})
@@ -99,19 +101,18 @@ def drawn(folder: Path, product: str, number: int) -> Path:
     return path
 
 
-def inspections(line: Path, photograph: Path, seconds: float):
-    """Begins to inspect; what is returned waits for the end and says the median in milliseconds."""
-    command = [sys.executable, "-c", INSPECTING, str(line), str(photograph), str(seconds)]
+def inspections(line: Path, photograph: Path) -> Callable[..., float]:
+    """Begins to inspect; what is returned ends it and says the mean in milliseconds."""
+    command = [sys.executable, "-c", INSPECTING, str(line), str(photograph)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdout.readline()  # it has opened the line
-    process.stdin.write("\n")
-    process.stdin.flush()
 
-    def end() -> float:
+    def end(*, after: float = 0) -> float:
+        time.sleep(after)
         told, _ = process.communicate(timeout=LIMIT)
-        return 1e3 * statistics.median(json.loads(told))
+        return 1e3 * statistics.mean(json.loads(told))
 
     return end
 

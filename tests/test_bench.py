@@ -378,7 +378,7 @@ def test_the_product_given_corrects_what_the_router_sent_astray(work, monkeypatc
 
 
 FEW = QUICK | {"training.steps": 4, "training.base_steps": 4}  # of which a half can take two
-ROUTER_ALONE, FIRST_PRODUCT_ALIKE = "covariance per product", "whole flow, longer"
+ROUTER_ALONE, FIRST_PRODUCT_ALIKE = "covariance per product", "whole flow for longer"
 
 
 @pytest.mark.slow

@@ -441,7 +441,7 @@ def test_add_leaves_out_what_cannot_be_read_and_says_so(quick, data, tmp_path):
     assert "000.png" in sentence("add", *args, "--strict")
     result = run("add", *args)
     assert "grouped by folder: 3 groups of 8 to 8 images" in result.stderr
-    assert re.search(r"left out, .*0/000\.png: not an image", result.stderr)
+    assert re.search(r"left out: .*0/000\.png: not an image", result.stderr)
     assert "from 23 good images" in result.stdout
     assert re.search(r"left out .*0/000\.png: not an image", run("info", tmp_path / "line").stdout)
 
@@ -550,7 +550,7 @@ def test_impossible_shapes_are_wrong_usage(tmp_path, options, said):
 
 
 def test_update_then_rollback(line, data):
-    assert "version 0002" in run("update", line, "gear", good(data)).stdout
+    assert "version 0002" in run("update", line, "gear", data / "gear" / "test" / "good").stdout
     assert "before it was 0002" in run("rollback", line, "gear").stdout
     assert "no version before 0001" in sentence("rollback", line, "gear")
     run("rollback", line, "gear", 2)

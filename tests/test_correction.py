@@ -160,8 +160,20 @@ def test_masks_that_cannot_be_are_named(tmp_path, rows, size, said):
     picture = intake.read("a.png", np.zeros((64, 64, 3), np.uint8))
     with pytest.raises(ImageError, match=said):
         _mask_of("a.png", picture, tmp_path, intake)
-    with pytest.raises(ImageError, match=r"expected a mask b\.png or b_mask\.png for b\.png"):
+    with pytest.raises(ImageError, match=r"expected one mask b\.png or b_mask\.png for b\.png, found none"):
         _mask_of("b.png", picture, tmp_path, intake)
+
+
+def test_of_masks_beside_the_images_none_is_taken_for_another(tmp_path):
+    photo = tmp_path / "a.png"
+    Image.fromarray(np.full((64, 64, 3), 99, np.uint8)).save(photo)
+    (tmp_path / "a.json").write_text("{}")
+    mask_file(tmp_path, "a_mask", slice(0, 16), slice(32, 48))
+    intake = Intake((64, 64))
+    picture = intake.read(photo, photo)
+    assert _marked(_mask_of(photo, picture, tmp_path, intake), (4, 4)).sum() == 1
+    with pytest.raises(ImageError, match=r"expected one mask .*found a\.png, a_mask\.png"):
+        _mask_of("elsewhere/a.jpg", picture, tmp_path, intake)
 
 
 # -- a line ------------------------------------------------------------------------------------------

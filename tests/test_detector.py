@@ -188,8 +188,23 @@ def test_the_same_seed_learns_the_same_bytes(new_line, pictures):
 
 def test_learning_leaves_torchs_random_state_alone(loaded, pictures):
     state = torch.get_rng_state()
-    loaded.update_task("gear", pictures("gear", 2))
+    loaded.update_task("gear", pictures("gear", 2, first=70))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_an_update_is_calibrated_by_images_that_taught_nothing_before(saved, pictures):
+    """Also after the line was saved and loaded, and what is left is learned as if it came alone."""
+    mixed, alone = (Detector.load(saved, device="cpu") for _ in range(2))
+    info = mixed.update_task("gear", [*pictures("gear", 3), *pictures("gear", 4, first=50)])
+    assert info.unreadable == tuple(f"image {i}: it taught 'gear' before" for i in range(3))
+    assert info.images == 8 + 4
+    alone.update_task("gear", pictures("gear", 4, first=50))
+    assert same(tensors(mixed, "gear"), tensors(alone, "gear"))
+    mixed.save()
+    again = Detector.load(saved, device="cpu")
+    for taught in (pictures("gear", 3), pictures("gear", 2, first=52)):
+        with pytest.raises(ImageError, match=r"all \d images taught 'gear' before"):
+            again.update_task("gear", taught)
 
 
 def test_an_update_learns_something(loaded, probe, pictures):
@@ -732,6 +747,16 @@ def test_an_interrupted_lesson_shows_the_backbone_no_image_twice(
     assert not list(kept.iterdir())
 
 
+def test_of_old_files_beside_what_was_seen_only_its_own_are_deleted(new_line, pictures, kept):
+    kept.mkdir(parents=True, exist_ok=True)
+    old = [kept / name for name in ("photo.png", "a.features", "a.features.1f")]
+    for path in old:
+        path.touch()
+        os.utime(path, (0, 0))
+    taught(new_line, pictures("gear", 2))
+    assert [path.exists() for path in old] == [True, False, False]
+
+
 def test_mixed_products_that_were_interrupted_are_seen_once(new_line, pictures, kept, passes):
     images = [*pictures("gear", 6), *pictures("wood", 6)]
     with pytest.raises(KeyboardInterrupt):
@@ -826,8 +851,8 @@ def test_thresholds_survive_save_and_load_and_change_back(loaded):
 def test_an_update_drops_a_threshold_by_hand_and_keeps_a_rate(loaded, pictures):
     loaded.set_threshold("gear", threshold=1.25)
     loaded.set_threshold("wood", false_alarm_rate=0.2)
-    assert loaded.update_task("gear", pictures("gear", 2)).false_alarm_rate == 0.01
-    assert loaded.update_task("wood", pictures("wood", 2)).false_alarm_rate == 0.2
+    assert loaded.update_task("gear", pictures("gear", 2, first=70)).false_alarm_rate == 0.01
+    assert loaded.update_task("wood", pictures("wood", 2, first=70)).false_alarm_rate == 0.2
 
 
 def test_rolling_back_returns_to_the_version_with_its_threshold(loaded, probe, pictures):
@@ -920,7 +945,7 @@ def test_a_product_removed_by_another_process_has_no_version(saved):
 
 def test_a_version_written_by_another_process_is_not_claimed(saved, pictures):
     one, two = (Detector.load(saved, device="cpu") for _ in range(2))
-    one.update_task("wood", pictures("wood", 2))
+    one.update_task("wood", pictures("wood", 2, first=70))
     one.save()
     two.save()
     assert two.info("wood").version != one.info("wood").version
@@ -928,7 +953,7 @@ def test_a_version_written_by_another_process_is_not_claimed(saved, pictures):
 
 def test_what_another_process_changed_meanwhile_is_not_replaced(saved, pictures):
     one, two, three = (Detector.load(saved, device="cpu") for _ in range(3))
-    for line, first in ((one, 0), (two, 20), (three, 40)):
+    for line, first in ((one, 60), (two, 20), (three, 40)):
         line.update_task("wood", pictures("wood", 2, first=first))
     one.save()
     before = files(saved)
@@ -939,6 +964,17 @@ def test_what_another_process_changed_meanwhile_is_not_replaced(saved, pictures)
     one.save()
     with pytest.raises(TaskError, match="from version 0001 and was removed meanwhile"):
         three.save()
+
+
+def test_what_is_set_for_a_version_that_another_process_replaced_is_not_lost_in_silence(saved, pictures):
+    one, two = (Detector.load(saved, device="cpu") for _ in range(2))
+    one.update_task("wood", pictures("wood", 2, first=70))
+    one.save()
+    two.set_threshold("wood", threshold=9.0)
+    before = files(saved)
+    with pytest.raises(TaskError, match="set for version 0001, and it has version 0002 by now"):
+        two.save()
+    assert files(saved) == before
 
 
 def test_what_is_set_for_a_product_that_another_process_removed_keeps_nothing_from_being_saved(

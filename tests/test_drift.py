@@ -401,7 +401,7 @@ def test_a_damaged_watch_is_named_with_the_way_out(loaded, pictures, damage):
     for use in (
         lambda: loaded.drift("wood"),
         lambda: loaded.observe(loaded.predict(pictures("wood", 1), task="wood")),
-        lambda: loaded.update_task("wood", pictures("wood", 2)),
+        lambda: loaded.update_task("wood", pictures("wood", 2, first=70)),
     ):
         with pytest.raises(LineError, match="--reset wood"):
             use()
@@ -508,7 +508,7 @@ def test_a_line_from_before_drift_was_watched(loaded, pictures):
     assert "update" in old.drift("wood").sentence
     dark = [(picture * 0.3).astype(np.uint8) for picture in pictures("wood", 1)]
     assert old.predict(dark, task="wood")[0].status in ("good", "defective", "unknown")
-    old.update_task("wood", pictures("wood", 4))
+    old.update_task("wood", pictures("wood", 4, first=70))
     old.save()
     assert "are needed" in old.drift("wood").sentence
 
@@ -527,12 +527,19 @@ def test_watching_needs_the_line_as_it_was_saved(new_line, loaded, pictures):
         loaded.observe(seen_)
 
 
+def test_what_could_not_be_inspected_is_not_watched(loaded, pictures, tmp_path):
+    (tmp_path / "no.png").write_bytes(b"no image")
+    told = loaded.predict([*pictures("wood", 2), tmp_path / "no.png"], task="wood", errors="yield")
+    loaded.observe(told)
+    assert len(LineStore(loaded.path).read_watch("wood")["seen"]) == 2
+
+
 def test_another_version_begins_a_new_watch(loaded, pictures):
     loaded.observe(loaded.predict(pictures("wood", 3), task="wood"))
     loaded.observe(loaded.predict(pictures("wood", 2), task="wood"))
     store = LineStore(loaded.path)
     assert read_monitor(store, "wood", "0001").total == 5
-    loaded.update_task("wood", pictures("wood", 4))
+    loaded.update_task("wood", pictures("wood", 4, first=70))
     loaded.save()
     assert read_monitor(store, "wood", "0002") == Monitor("0002")
     loaded.observe(loaded.predict(pictures("wood", 1), task="wood"))
@@ -543,7 +550,7 @@ def test_an_update_with_few_images_keeps_the_conditions_that_were_taught(loaded,
     before = loaded._line.products["wood"].reference
     loaded.update_task("wood", pictures("wood", 3, first=60))
     assert loaded._line.products["wood"].reference == before
-    loaded.update_task("wood", pictures("wood", 4, first=60))
+    loaded.update_task("wood", pictures("wood", 4, first=80))
     assert loaded._line.products["wood"].reference.images == 4
 
 
@@ -555,7 +562,7 @@ def test_an_update_names_what_it_makes_good(loaded, pictures, tmp_path):
     loaded.observe(loaded.predict(tmp_path, task="wood"))
     (tmp_path / "0.png").unlink()
     (tmp_path / "1.png").write_bytes(b"no image")
-    changes = loaded.update_task("wood", pictures("wood", 4)).changes
+    changes = loaded.update_task("wood", pictures("wood", 4, first=70)).changes
     assert changes.taught == 4
     assert [flip.source for flip in changes.swallowed] == ["0", "1", "2", "3"]
     assert {flip.after for flip in changes.swallowed} == {"good"}

@@ -267,10 +267,19 @@ def test_a_line_without_products_is_not_exported(saved, tmp_path):
 def test_what_was_opened_outlasts_an_export_that_takes_its_place(out, line, probe, tmp_path):
     folder = Path(shutil.copytree(out, tmp_path / "out"))
     inspector = Inspector(folder)
-    inspector.predict(probe[:1])
     inspector.hold()
     shutil.rmtree(folder)
     assert_same(inspector.predict(probe), line.predict(probe))
+
+
+def test_an_export_to_a_link_is_where_the_link_leads(saved, out, tmp_path):
+    folder = Path(shutil.copytree(out, tmp_path / "real"))
+    (folder / "old").touch()
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    export_line(saved, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert not (folder / "old").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "link", "real"]
 
 
 def test_an_earlier_export_is_replaced_and_nothing_else(saved, out, tmp_path, pictures):
@@ -412,6 +421,12 @@ def test_options_that_an_export_does_not_have_are_refused(out, probe, tmp_path, 
     assert "an exported line takes none" in result.output
 
 
+def test_the_variable_for_all_commands_does_not_hinder_an_export(out, probe, tmp_path, monkeypatch):
+    monkeypatch.setenv("MOLEFLOW_RUNTIME", "torch")
+    belt = photograph(tmp_path / "belt", probe[:1])
+    assert CliRunner().invoke(app, ["predict", str(out), str(belt)]).exit_code == 0
+
+
 def test_the_command_says_what_was_compared(saved, tmp_path):
     result = CliRunner().invoke(app, ["export", str(saved), str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
@@ -432,7 +447,7 @@ def test_exports_of_real_products_say_what_the_line_says(tmp_path, format):
     agreement = export_line(tmp_path / "line", tmp_path / "out", format=format, images=shown)
     assert agreement.holds
     pictures = [line.intake.read(path, path) for path in shown[:5]]
-    assert compare(line, Inspector(tmp_path / "out"), pictures).holds
+    assert compare(line, Inspector(tmp_path / "out"), pictures, len(pictures)).holds
 
 
 @pytest.mark.slow

@@ -61,6 +61,12 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
+@pytest.mark.parametrize("name", ["①", "10²", "٣"])
+def test_digits_of_any_script_and_kind_may_stand_in_names(tmp_path, name):
+    touch(tmp_path, f"{name}/{name}.png", f"{name}/a.png")
+    assert len(find_images(tmp_path / name)) == 2
+
+
 def test_a_folder_gives_its_images_in_natural_order(tmp_path):
     touch(
         tmp_path,

@@ -390,6 +390,19 @@ def test_a_backup_says_that_another_database_is_not_in_it(saved, tmp_path):
     told = run("backup", saved, tmp_path / "monday", "--database", "postgresql+psycopg://station@db/station")
     assert "the database is not in it" in told.stderr
     assert not (tmp_path / "monday" / "station.db").exists()
+    told = run("restore", tmp_path / "monday", saved, "--database", "postgresql+psycopg://station@db/station")
+    assert "the database is left as it is" in told.stderr
+
+
+def test_an_earlier_version_that_is_damaged_goes_along_and_is_named(saved, tmp_path):
+    damaged = shutil.copytree(saved / "tasks" / "gear" / "0001", saved / "tasks" / "gear" / "0002")
+    expert = damaged / "expert.safetensors"
+    expert.write_bytes(expert.read_bytes()[:-1] + b"?")
+    told = run("backup", saved, tmp_path / "monday")
+    assert "gear: version 0002 is damaged" in told.stderr
+    assert "expert.safetensors" in told.stderr
+    copy = tmp_path / "monday" / "line" / "tasks" / "gear" / "0002" / "expert.safetensors"
+    assert copy.read_bytes() == expert.read_bytes()
 
 
 def test_a_version_that_cannot_be_read_is_never_missing_from_a_backup(saved, tmp_path, monkeypatch):

@@ -404,6 +404,9 @@ def test_a_promise_says_what_so_many_images_support():
     words = " ".join(told.sentences())
     assert "12 independent photographs" in words
     assert "7.69%" in words
+    assert "1.00% follows from a model" in words
+    many = two_voices(rng.normal(0, 1, 200))
+    assert "1.00% follows from a model" in " ".join(promise(many, 0.01, many.threshold(0.01)).sentences())
     assert "with 12 more" in words
     assert promise(good, None, 3.0).later == ()
     lower = replace(told, later=((2 * told.images, 0.9 * told.threshold),))
@@ -423,6 +426,18 @@ def test_no_defect_makes_a_known_product_unknown():
     faulty[:, :6] = 50.0  # half of the picture
     assert known.knows(float(known.of(faulty)[0]), near=False)
     assert not known.knows(float(known.of(good[:1] + 5)[0]), near=True)
+
+
+@pytest.mark.parametrize("images", [2, 3, 5, 12, 100])
+def test_hardly_a_good_image_is_called_unknown_however_few_there_were(images):
+    rng = np.random.default_rng(images)
+    drawn = rng.normal(0, 1, (1500, images + 1))
+    known = [Familiarity(ORDINARY, tuple(row[1:]), few=0.01).knows(row[0], near=False) for row in drawn]
+    assert 1 - np.mean(known) < 0.02
+    alike = Familiarity(ORDINARY, tuple(drawn[0, 1:]), floor=0.2, few=0.01)
+    assert Familiarity.from_dict(alike.to_dict(), rate=0.01) == alike
+    if images >= 12:  # it is the strangest one that counts then
+        assert alike.limit == replace(alike, few=None).limit
 
 
 def test_a_single_image_knows_everything():

@@ -107,7 +107,12 @@ class Archive:
         if saved is not None and saved.place is line.products.place(name):
             overrides = line.overrides.get(name, {})
             there = saved.version is not None and on_disk.get(name) == saved.version
-            if there and saved.overrides != overrides:
+            if name in on_disk and saved.overrides != overrides:
+                if not there:
+                    raise TaskError(
+                        f"what was set for {name!r} was set for version {saved.version}, and it has version "
+                        f"{on_disk[name]} by now, by another process: load the line again"
+                    )
                 transaction.override(name, dict.fromkeys(saved.overrides, None) | overrides)
             return saved.version if name in on_disk else None
         if saved is None and name in on_disk and name not in self.removed:

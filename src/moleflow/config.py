@@ -228,8 +228,10 @@ class RouterConfig:
 
     metric: Literal["shared", "product"] = "shared"  # "product" is the deck's own covariance per product
     rank: int = 48  # directions kept of a product's descriptor covariance
-    false_rejection_rate: float = 0.01
-    least_distance: float = 2.0  # nothing nearer than this many typical distances is ever unknown
+    false_rejection_rate: float = (
+        0.01  # of good images: called unknown with few to learn from, beyond a distance
+    )
+    least_distance: float = 2.0  # in typical ones: no product's limit is nearer
 
     def __post_init__(self) -> None:
         check(self, positive=("rank", "least_distance"), share=("false_rejection_rate",))

@@ -461,18 +461,18 @@ class Detector:
 
     # Drift
 
-    def observe(self, predictions: Iterable[Prediction]) -> None:
+    def observe(self, predictions: Iterable[Prediction | Failure]) -> None:
         """Adds inspected images to what the saved line remembers of each product's last 200.
 
         Kept are numbers and times, and the paths of a few images for `update_task`; see docs/drift.md.
-        Other processes may do so at the same time. A product that was removed or replaced since it
-        inspected is an error.
+        Other processes may do so at the same time. Images that could not be inspected are left out. A product
+        that was removed or replaced since it inspected is an error.
 
         Raises:
             LineError: the line was not saved as it is, cannot be written, or what it remembers is damaged.
             TaskError: a product the line has no more.
         """
-        taken = list(predictions)
+        taken = [one for one in predictions if not isinstance(one, Failure)]
         versions = {name: self._version(name) for name in sorted({p.task for p in taken})}
         if versions:
             observe(LineStore(self.path), versions, taken)  # type: ignore[arg-type]

@@ -12,10 +12,11 @@ import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -85,6 +86,7 @@ def export_line(
     format: Format = "onnx",
     images: Any = None,
     weights: str | Path | None = None,
+    threads: int | None = None,
     progress: Progress = lambda stage, share: None,
 ) -> Agreement:
     """Writes a saved line for inspection without torch, once it was seen to say the same.
@@ -95,6 +97,7 @@ def export_line(
         format: "onnx" for ONNX Runtime, or "openvino".
         images: shown to both before anything is written, as for `Detector.predict`; drawn pictures without.
         weights: local file with the backbone's weights, where they are not embedded.
+        threads: of the engine that runs the export for the comparison; all by default.
         progress: told stage and share.
 
     Raises:
@@ -107,7 +110,7 @@ def export_line(
         raise ConfigError(f"expected a format among {', '.join(get_args(Format))}, got {format!r}")
     if not installed(ENGINE[format]):
         raise ConfigError(f"format {format!r} needs {ENGINE[format]}: pip install {ENGINE[format]}")
-    out = Path(out)
+    out = Path(out).resolve()  # a link goes on leading to the export
     if out.exists():
         _refuse_other(out)
     detector = Detector.load(line, weights=weights, device="cpu", runtime="torch")
@@ -118,7 +121,8 @@ def export_line(
         out.parent.mkdir(parents=True, exist_ok=True)
         _write(detector, beside, format, progress)
         progress("comparing", 0.0)
-        agreement = compare(detector, Inspector(beside), _pictures(detector, images), progress)
+        inspector = Inspector(beside, threads=threads)
+        agreement = compare(detector, inspector, *_pictures(detector, images), progress)
         if not agreement.holds:
             raise ExportError(
                 f"the export does not say what the line says: over {agreement.pictures} pictures scores "
@@ -147,16 +151,14 @@ def _refuse_other(out: Path) -> None:
 def compare(
     detector: Detector,
     inspector: Inspector,
-    pictures: Sequence[Picture],
+    pictures: Iterable[Picture],
+    count: int,
     progress: Progress = lambda s, d: None,
 ) -> Agreement:
-    """What both say of the same pictures, product found and each product given."""
+    """What both say of the same pictures, so many of them, product found and each product given."""
     ours, theirs = detector._line, inspector._line
     scores, maps, gaps, verdicts = [0.0], [0.0], [0.0], 0
-    others = [
-        seen for i in range(0, len(pictures), AT_ONCE) for seen in inspector._see(pictures[i : i + AT_ONCE])
-    ]
-    for number, (picture, other) in enumerate(zip(pictures, others, strict=True)):
+    for number, (picture, other) in enumerate(_seen_together(inspector, pictures)):
         (own,) = see_each(detector.extractor, [picture])
         for task in (None, *detector.tasks):
             one = inspect(ours, picture, own, see=partial(see_each, detector.extractor), task=task)
@@ -168,8 +170,15 @@ def compare(
                 found, expected = ([r.distances[n] for n in names] for r in (two.routing, one.routing))
                 gaps.append(_apart(found, expected))
             verdicts += not _same(one, two)
-        progress("comparing", (number + 1) / len(pictures))
-    return Agreement(len(pictures), max(scores), max(maps), max(gaps), verdicts)
+        progress("comparing", (number + 1) / count)
+    return Agreement(count, max(scores), max(maps), max(gaps), verdicts)
+
+
+def _seen_together(inspector: Inspector, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Any]]:
+    """Each picture and what the export sees of it, a few at a time as on the belt."""
+    left = iter(pictures)
+    while some := list(islice(left, AT_ONCE)):
+        yield from zip(some, inspector._see(some), strict=True)
 
 
 def _apart(found: Any, expected: Any) -> float:
@@ -186,9 +195,11 @@ def _same(one: Prediction, two: Prediction) -> bool:
     return one.task == two.task and one.known == two.known and same_label
 
 
-def _pictures(detector: Detector, images: Any) -> list[Picture]:
+def _pictures(detector: Detector, images: Any) -> tuple[Iterable[Picture], int]:
+    """What both are shown, one after the other, and how many."""
     if images is not None:
-        return [detector.intake.read(source, value) for source, value in list_sources(images)]
+        sources = list_sources(images)
+        return (detector.intake.read(source, value) for source, value in sources), len(sources)
     size = detector.extractor.image_size
     drawn = [
         resize(make_sample(name, seed, size=max(64, min(size))).image, size)
@@ -196,7 +207,7 @@ def _pictures(detector: Detector, images: Any) -> list[Picture]:
         for seed in range(DRAWN)
     ]
     drawn += [picture.numpy().transpose(1, 2, 0) for picture in probe(size)]
-    return [Picture(number, pixels, size) for number, pixels in enumerate(drawn)]
+    return [Picture(number, pixels, size) for number, pixels in enumerate(drawn)], len(drawn)
 
 
 def _put(beside: Path, out: Path) -> None:

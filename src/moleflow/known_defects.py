@@ -17,6 +17,7 @@ from .beginning import see
 from .correction import Defects
 from .data.intensity import FULL
 from .data.layouts import Item, load_mask
+from .data.layouts.listing import images_in
 from .data.sources import Source, name_of
 from .errors import DatasetError, ImageError
 from .features.extractor import Extractor, Features
@@ -55,16 +56,27 @@ class KnownDefects:
             parts.append(look([picture.aligned(placement, window)]))
             if self.masks is not None:
                 mask = _mask_of(source, picture, self.masks, intake).aligned(placement, None)
-                marks.append(_marked(mask, extractor.grid))
+                marked = _marked(mask, extractor.grid)
+                if not marked.any():
+                    raise ImageError(
+                        f"{name_of(source)}: expected some of the masked defect where the product is looked "
+                        "at, but all of it lies outside"
+                    )
+                marks.append(marked)
         return Defects(Features.of(parts).patches, torch.cat(marks) if marks else None)
 
 
 def _mask_of(source: Source, picture: Picture, folder: Path, intake: Intake) -> Picture:
     """The mask of an image, brought to the line's size as the image was."""
     stem = Path(name_of(source)).stem
-    found = [path for path in sorted(folder.glob("*")) if path.stem in [stem + end for end in SUFFIXES]]
-    if not found:
-        raise ImageError(f"{folder}: expected a mask {stem}.png or {stem}_mask.png for {name_of(source)}")
+    named = [path for path in images_in(folder) if path.stem in [stem + end for end in SUFFIXES]]
+    itself = Path(name_of(source)).resolve()  # masks may lie beside the images
+    found = [path for path in named if path.resolve() != itself]
+    if len(found) != 1:
+        told = "found none" if not found else f"found {', '.join(path.name for path in found)}"
+        raise ImageError(
+            f"{folder}: expected one mask {stem}.png or {stem}_mask.png for {name_of(source)}, {told}"
+        )
     try:
         mask = load_mask(Item(found[0], "", "test", "defective", (found[0],)))
     except DatasetError as error:

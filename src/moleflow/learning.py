@@ -164,7 +164,8 @@ def learn(
     defects = None  # seen before all else: a mask that is missing shows at once
     if known is not None and known_defects is not None:
         defects = known_defects.seen(known.pose, line.intake, extractor)
-    material = _gather(line, name, sources, sight, options=options, tell=progress)
+    previous = line.lessons.get(name) if known is not None and known_defects is None else None
+    material = _gather(line, name, sources, sight, options=options, tell=progress, previous=previous)
     seconds = {"backbone": time.perf_counter() - started}
     started = time.perf_counter()
     pose = known.pose if known else _settled_pose(material, line.intake, sight, config, wish=options.pose)
@@ -190,6 +191,8 @@ def learn(
     material = judged
     product = _with_reference(product, material, config, known=earlier)
     product = replace(product, pose=pose, seconds=seconds | product.seconds)
+    marks = (previous.marks if previous else "") + "".join(photo.mark for photo in material.photos)
+    material = replace(material, lesson=replace(material.lesson, marks=marks))
     after = _with_product(line, name, product, material=material, config=config)
     return after if known is None else _with_changes(before, after, name, material, remembered, extractor)
 
@@ -400,24 +403,53 @@ def _accused_by_scores(material: Material, product: Product, *, drop_suspicious:
 
 
 def _gather(
-    before: Line, name: str, sources: Sources, sight: Sight, *, options: LessonOptions, tell: Progress
+    before: Line,
+    name: str,
+    sources: Sources,
+    sight: Sight,
+    *,
+    options: LessonOptions,
+    tell: Progress,
+    previous: Lesson | None,
 ) -> Material:
-    """Looks at all images, and leaves out what cannot be read and, on demand, what is suspicious."""
+    """Looks at all images, and leaves out what cannot be read and, on demand, what is suspicious.
+
+    Left out as well is what taught the product in a lesson before (`previous`, for one that learns more): what
+    is remembered of it would have it look more ordinary than the next image, and the threshold be too low.
+    """
     found = _extract(before, name, sources, sight, errors=options.errors, tell=tell)
-    reviewed = review(found.photos, drop_suspicious=options.drop_suspicious)
     failures, groups = found.failures, options.groups
     if groups is not None:
         groups = [label for i, label in enumerate(groups) if i not in failures]
-    return Material(
+    material = Material(
         sources=[source for i, source in enumerate(sources) if i not in failures],
         features=found.features,
         photos=found.photos,
         notes=found.notes,
         groups=groups,
         copies=(),
-        lesson=reviewed.lesson,
+        lesson=Lesson(len(found.photos), len(found.photos)),
         unreadable=tuple(failure.error for failure in failures.values()),
-    ).take(reviewed.kept, reviewed.lesson, reviewed.groups)
+    )
+    if previous is not None:
+        material = _without_known(material, previous, name)
+    reviewed = review(material.photos, drop_suspicious=options.drop_suspicious)
+    return material.take(reviewed.kept, reviewed.lesson, reviewed.groups)
+
+
+def _without_known(material: Material, previous: Lesson, name: str) -> Material:
+    """The material without photographs that taught the product before; ImageError where no other is left."""
+    again = [previous.taught_by(photo) for photo in material.photos]
+    if all(again):
+        raise ImageError(
+            f"all {len(again)} images taught {name!r} before: expected new ones, or teach it anew under "
+            "another name"
+        )
+    told = [
+        f"{material.photos[i].source}: it taught {name!r} before" for i, known in enumerate(again) if known
+    ]
+    kept = [i for i, known in enumerate(again) if not known]
+    return replace(material.take(kept, material.lesson, ()), unreadable=(*material.unreadable, *told))
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 from .copies import find_copies
 from .data.sources import text_of
 from .errors import ImageError
-from .suspects import Photo, Suspect, find_suspects
+from .suspects import MARK, Photo, Suspect, find_suspects
 
 Spread = tuple[float, float, float, float, float]
 """Least, first quartile, median, third quartile and largest."""
@@ -30,6 +30,8 @@ class Lesson:
         dropped: sources of photographs that were left out, on demand only.
         light: mean grey levels of the photographs that taught, 0..255; None where nobody looked.
         sharpness: the same for their sharpness, see `Photo`.
+        marks: of all photographs that taught it, in this lesson and in those that it was updated from, one
+            behind the other.
     """
 
     images: int
@@ -38,6 +40,12 @@ class Lesson:
     dropped: tuple[str, ...] = ()
     light: Spread | None = None
     sharpness: Spread | None = None
+    marks: str = ""
+
+    def taught_by(self, photo: Photo) -> bool:
+        """Whether a photograph, to the pixel, is one of those that taught."""
+        known = (self.marks[at : at + MARK] for at in range(0, len(self.marks), MARK))
+        return bool(photo.mark) and photo.mark in known
 
     @property
     def suspicious(self) -> tuple[str, ...]:
@@ -66,6 +74,7 @@ class Lesson:
             dropped=tuple(map(str, values["dropped"])),
             light=_as_spread(values["light"]),
             sharpness=_as_spread(values["sharpness"]),
+            marks=str(values.get("marks", "")),
         )
 
 

@@ -117,7 +117,7 @@ def learn_product(
         said = correction_left_out(correction, gaussians, seen.patches, memory.patches, blocks)
         calibrated = calibrated + correction.weight * said
     whole, left_out_whole = whole_left_out(seen.pooled, memory.pooled, blocks, config.scoring)
-    calibration, familiarity = _verdict(calibrated, ordinary, left_out_whole, blocks, config.scoring)
+    calibration, familiarity = _verdict(calibrated, ordinary, left_out_whole, blocks, config)
     product = Product(
         config=config,
         densities=densities,
@@ -188,16 +188,17 @@ def calibrated_without_own(
 
 
 def _verdict(
-    calibrated: Tensor, densities: Tensor, whole: Tensor | None, blocks: Blocks, scoring: ScoringConfig
+    calibrated: Tensor, densities: Tensor, whole: Tensor | None, blocks: Blocks, config: LineConfig
 ) -> tuple[TwoVoices, Familiarity]:
     """Both voices' left-out scores and the strangeness of good images, one of each group of near-copies."""
     first = list(blocks.first)
+    scoring = config.scoring
     places = image_scores(smooth(calibrated, scoring.smoothing), scoring)[first]
     calibration = TwoVoices(
         Voice(_numbers(places)), None if whole is None else Voice(_numbers(whole[first])), blocks.sessions
     )
-    familiarity = Familiarity(ORDINARY, ())
-    return calibration, Familiarity(ORDINARY, _numbers(familiarity.of(densities[first])))
+    familiarity = Familiarity(ORDINARY, (), few=config.router.false_rejection_rate)
+    return calibration, replace(familiarity, values=_numbers(familiarity.of(densities[first])))
 
 
 def _numbers(values: Tensor) -> tuple[float, ...]:

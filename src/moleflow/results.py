@@ -235,8 +235,8 @@ class TaskInfo:
         rerouted: held-out good images of older products whose routing this product changed, by product.
         promise: which false-alarm rate its images support, and what more of them would change.
         lesson: what it was last taught from: light, sharpness, what was left out.
-        unreadable: images of the last lesson that were left out because they could not be read, each with
-            the reason.
+        unreadable: images of the last lesson that were left out because they could not be read, or had taught
+            the product before, each with the reason.
         changes: what the last update of it changed, until the line is loaded anew; None without one.
         pose: whether its images are aligned, and why; None for a product that was learned without asking.
         known_defects: images of missed defects that it was shown.

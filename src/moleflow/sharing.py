@@ -1,8 +1,8 @@
 """The processor shared: what learns lets what inspects beside it go first.
 
 The threads of a computation wait for each other many thousand times in a lesson. GNU's OpenMP, which torch
-comes with on Linux, has them wait awake for several milliseconds before they sleep, and meanwhile they hold the
-processor that an inspection in another process needs to go on, or another lesson.
+comes with on Linux, has them wait awake for several milliseconds before they sleep, and meanwhile they hold
+the processor that an inspection in another process needs to go on, or another lesson.
 """
 
 from __future__ import annotations

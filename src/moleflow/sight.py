@@ -28,6 +28,7 @@ from .intake import Picture, without_border
 
 KEPT_DAYS = 7  # of a lesson that nobody took up again
 LEAST_FREE = 2**31  # bytes that stay free on the disk: the line itself has to be saved there as well
+SUFFIX = ".features"
 _DIGEST = hashlib.sha256().digest_size
 
 
@@ -50,7 +51,7 @@ class Sight:
 
     def see(self, pictures: Sequence[Picture]) -> Features:
         """Features of a batch as every step of a line takes them, patches in 16 bits."""
-        path = self._folder / f"{self._key(pictures)}.features"
+        path = self._folder / f"{self._key(pictures)}{SUFFIX}"
         seen = _read(path)
         if seen is None:
             seen = self.extractor.see(self.extractor.stack([picture.pixels for picture in pictures]))
@@ -117,7 +118,7 @@ def _clear(folder: Path) -> None:
     """Deletes what has been kept for too long."""
     oldest = time.time() - KEPT_DAYS * 24 * 3600
     with suppress(OSError):
-        for path in folder.iterdir():
+        for path in folder.glob(f"*{SUFFIX}*"):
             with suppress(OSError):  # another process was faster
                 if path.stat().st_mtime < oldest:
                     path.unlink()

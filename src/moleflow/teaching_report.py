@@ -46,7 +46,7 @@ def write_teaching_report(
         product: its name.
         lesson: what was found in its photographs.
         shown: from the source of a suspect to its path or pixels; a source is a path by default.
-        unreadable: images that could not be read, each with the reason.
+        unreadable: images that could not be read or taught it before, each with the reason.
         scores: of good photographs by a model that did not learn them.
         threshold: the score above which an image is called defective, in the same unit.
 
@@ -75,7 +75,11 @@ def _headline(lesson: Lesson, unreadable: Sequence[str]) -> list[tuple[str, str,
         (str(lesson.images), "photographs taught it", f"{len(lesson.dropped)} were left out"),
         (str(lesson.independent), "of them independent", "the others are near-copies of one another"),
         (str(len(lesson.suspicious)), "suspicious", "something speaks against them, see below"),
-        (str(len(unreadable)), "could not be read", "no photograph, or a damaged file"),
+        (
+            str(len(unreadable)),
+            "left out unasked",
+            "no photograph, a damaged file, or one that taught it before",
+        ),
     ]
 
 
@@ -140,7 +144,7 @@ def _card(suspect: Suspect, shown: Callable[[str], Any], tone: str) -> report.Ca
 
 
 def _unreadable_section(unreadable: Sequence[str]) -> report.Html:
-    return report.section("Files that could not be read", *(report.paragraph(said) for said in unreadable))
+    return report.section("What was left out unasked", *(report.paragraph(said) for said in unreadable))
 
 
 def _scores_section(scores: Sequence[float], threshold: float | None) -> report.Html:

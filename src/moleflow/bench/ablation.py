@@ -44,7 +44,7 @@ ABLATIONS: Mapping[str, Variant] = {
     "no base": Variant("moleflow", {"flow.couplings": 0, "flow.mixer": None}),
     "no flow": Variant("moleflow", NO_FLOW),
     "whole flow per product": Variant("task-separated", {"training.base_steps": 100, "training.steps": 100}),
-    "whole flow, longer": Variant("task-separated"),
+    "whole flow for longer": Variant("task-separated"),
     "no feature noise": Variant("moleflow", {"training.noise": 0.0}),
     "no early stop": Variant("moleflow", {"training.early_stop": False}),
     "no position calibration": Variant("moleflow", {"scoring.position_calibration": False}),

@@ -59,7 +59,9 @@ def export(
     with interruptible(NOTHING_CHANGED), stages() as tell:
         from ..export import export_line
 
-        found = export_line(line, out, format=format.value, images=paths, weights=weights, progress=tell)
+        found = export_line(
+            line, out, format=format.value, images=paths, weights=weights, threads=threads, progress=tell
+        )
     files = [path for path in out.rglob("*") if path.is_file()]
     products = [path for path in files if path.parent.name == "products"]
     shared, owned = (

@@ -21,7 +21,18 @@ from rich.table import Table
 
 from ..errors import ImageError, MoleFlowError, reason_of
 from .app import app, example
-from .options import BatchSize, Device, JsonFile, Line, Recursive, Runtime, RuntimeChoice, Threads, Weights
+from .options import (
+    RUNTIME_VARIABLE,
+    BatchSize,
+    Device,
+    JsonFile,
+    Line,
+    Recursive,
+    Runtime,
+    RuntimeChoice,
+    Threads,
+    Weights,
+)
 from .screen import (
     NOTHING_CHANGED,
     SOME_FAILED,
@@ -294,7 +305,7 @@ def _line_or_export(
     asked = {
         "--weights": weights is not None,
         "--device": device not in ("auto", "cpu"),
-        "--runtime": runtime is not RuntimeChoice.auto,
+        "--runtime": runtime.value not in ("auto", os.environ.get(RUNTIME_VARIABLE)),
         "--monitor": monitor,
     }
     for option, given in asked.items():
@@ -316,8 +327,9 @@ def _watcher(detector: Detector) -> Iterator[Callable[[Prediction], None]]:
             flush()
 
     def flush() -> None:
-        detector.observe(waiting)
-        waiting.clear()
+        taken = list(waiting)
+        waiting.clear()  # before: what an error comes of is not tried again
+        detector.observe(taken)
 
     try:
         yield watch

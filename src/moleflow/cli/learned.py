@@ -61,7 +61,7 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
     for sentence in learned.promise.sentences():
         say(f"  {sentence}")
     for unreadable in learned.unreadable:
-        complain(f"note: left out, it cannot be read: {unreadable}")
+        complain(f"note: left out: {unreadable}")
     for other, count in learned.rerouted.items():
         complain(f"note: {count} good images of {other} are now taken for another product")
     _say_beyond(intake, images)

@@ -13,6 +13,8 @@ from ..data.groups import RULES, parse_rule
 from ..errors import ConfigError
 from ..presets import PRESETS, get_preset
 
+RUNTIME_VARIABLE = "MOLEFLOW_RUNTIME"
+
 
 class BaseFrom(str, Enum):
     """Words for `--base`, as `Detector` takes them."""
@@ -104,7 +106,7 @@ Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cu
 Runtime = Annotated[
     RuntimeChoice,
     typer.Option(
-        envvar="MOLEFLOW_RUNTIME",
+        envvar=RUNTIME_VARIABLE,
         help="What runs the backbone on the CPU; auto: the fastest that is installed and agrees with torch.",
     ),
 ]

@@ -147,7 +147,7 @@ def info(
     for record in records:
         say(f"{record.name}: pose {_pose_in_words(record)}")
         for unreadable in record.info.get("unreadable", ()):
-            say(f"{record.name}: left out when it was learned, it could not be read: {unreadable}")
+            say(f"{record.name}: left out when it was learned: {unreadable}")
         score, rate = _verdict(read, record)
         _say_promise(record, rate, score)
     if product is None:

@@ -243,7 +243,8 @@ def backup(
     with _installed():
         from ..station.backup import back_up
 
-    back_up(_settings(line, data, database), out)
+    for warning in back_up(_settings(line, data, database), out):
+        complain(warning)
     say(f"{out}: a backup of {line}")
     if database is not None:
         complain("the database is not in it: back it up with its own tools")
@@ -262,6 +263,8 @@ def restore(
 
     restore_all(saved, _settings(line, data, database))
     say(f"{line}: as it was in {saved}")
+    if database is not None:
+        complain("the database is left as it is: restore it with its own tools")
 
 
 def _settings(line: Path, data: Path | None, database: str | None) -> Settings:

@@ -176,7 +176,7 @@ def _select(paths: Iterable[Path]) -> list[Path]:
 def _natural_key(path: Path) -> tuple[list[list[tuple[int, int, str]]], str]:
     def split(part: str) -> list[tuple[int, int, str]]:
         pieces = re.split(r"([0-9]+)", part.casefold())
-        return [(0, int(piece), "") if piece.isdigit() else (1, 0, piece) for piece in pieces if piece]
+        return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]
 
     return [split(part) for part in path.parts], str(path)
 

@@ -140,10 +140,11 @@ class ExportedLine:
         return name
 
     def hold(self) -> None:
-        """Reads as many products as stay in memory: what becomes of their files later does not reach them.
+        """Reads the backbone and as many products as stay in memory; their files may be away later.
 
         One that is damaged is an error when it is asked for, as without this.
         """
+        self._network("backbone")
         for name in list(self.entries)[:PRODUCTS_AT_ONCE]:
             with suppress(LineError):
                 self._network(self.products[name].network)

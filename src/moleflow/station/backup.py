@@ -32,8 +32,11 @@ SAYS, LINE, JOBS = "backup.json", "line", "jobs"
 ATTEMPTS = 5  # to copy a line that others change meanwhile
 
 
-def back_up(settings: Settings, out: Path) -> None:
+def back_up(settings: Settings, out: Path) -> list[str]:
     """Writes a backup to a new folder: the line with all versions, the database, photographs of lessons.
+
+    Returns:
+        What is wrong with earlier versions, which go along as they are.
 
     Raises:
         LineError: there is no line, or it is damaged.
@@ -52,10 +55,13 @@ def back_up(settings: Settings, out: Path) -> None:
             _copy_jobs(settings.data / JOBS, folder / JOBS)
         said = {"format": FORMAT, "library": metadata.version("moleflow"), "time": time.time()}
         (folder / SAYS).write_text(json.dumps(said), encoding="utf-8")
+        return _damaged_earlier(LineStore(folder / LINE))
 
 
 def restore(backup: Path, settings: Settings) -> None:
     """Makes line and database what they were; products that came since are taken off the line.
+
+    Another database than SQLite is left alone.
 
     Raises:
         MoleFlowError: there is no backup, or its database is damaged or of a later library.
@@ -118,6 +124,19 @@ def _copy_line(line: Path, out: Path) -> None:
             LineStore(out).read()
             return
     raise refused or LineError(f"{line}: it changes all the time; try again")
+
+
+def _damaged_earlier(store: LineStore) -> list[str]:
+    """Each version that cannot be used any more, with the reason; those in use are whole."""
+    found = []
+    for name, used in store.in_use().items():
+        for version in store.versions(name):
+            try:
+                if version != used:
+                    store.read_task(name, version)
+            except LineError as error:
+                found.append(f"{name}: version {version} is damaged: {error}")
+    return found
 
 
 def _left_out(folder: str, names: list[str]) -> list[str]:

@@ -18,8 +18,8 @@ class Promise:
         images: independent good images behind the threshold.
         rate: the false-alarm rate asked for; None where the threshold was set by hand.
         least_rate: the lowest rate that so many images can show by themselves, 1 / (images + 1): with n good
-            images the next one is the strangest of all with that probability. A lower rate rests on a model
-            of how good scores spread.
+            images the next one is the strangest of all with that probability. The threshold rests on a model
+            of how good scores spread at any rate.
         threshold: the score that follows from the rate.
         later: how many images in all, and the threshold that these would give if they spread as today's do.
     """
@@ -36,8 +36,7 @@ class Promise:
         told = [f"{counted} by themselves a false-alarm rate of {self.least_rate:.2%} at the least"]
         if self.rate is None:
             return tuple(told)
-        if self.rate < self.least_rate:
-            told.append(f"{self.rate:.2%} follows from a model of how good scores spread")
+        told.append(f"{self.rate:.2%} follows from a model of how good scores spread")
         if self.images < 2:
             told.append("one photograph does not show how good ones vary: hardly anything alarms")
         for images, threshold in self.later[:1]:

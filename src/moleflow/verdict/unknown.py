@@ -30,12 +30,15 @@ class Familiarity:
         rate: at which a good image may be rejected, where the limit follows from a model; None where it lies
             a fixed reach beyond the strangest good image.
         floor: how far decoding and the sensor alone move a value.
+        few: at which rate one more good image may be rejected at most, by a model; it counts where there are too
+            few images for a fixed reach beyond the strangest of them to say.
     """
 
     quantile: float
     values: tuple[float, ...]
     rate: float | None = None
     floor: float = 0.0
+    few: float | None = None
 
     def of(self, calibrated: Tensor) -> Tensor:
         """Strangeness (B,) of calibrated patch maps (B, h, w)."""
@@ -58,7 +61,8 @@ class Familiarity:
         if len(values) < 2:
             return float("inf")
         spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
-        return float(values.max()) + REACH * max(spread, self.floor)
+        limit = float(values.max()) + REACH * max(spread, self.floor)
+        return limit if self.few is None else max(limit, upper_limit(list(self.values), self.few))
 
     def knows(self, strangeness: float, *, near: bool) -> bool:
         """Whether a picture of this strangeness is of the product.
@@ -73,8 +77,9 @@ class Familiarity:
         """The inverse of `to_dict`; of a line's first format a list of medians, with a limit from a model."""
         if isinstance(values, list):
             return cls(0.5, tuple(values), rate=rate)
-        return cls(values["quantile"], tuple(values["values"]), floor=values["floor"])
+        return cls(values["quantile"], tuple(values["values"]), floor=values["floor"], few=values.get("few"))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"quantile": self.quantile, "values": list(self.values), "floor": self.floor}
+        told = {"quantile": self.quantile, "values": list(self.values), "floor": self.floor}
+        return told if self.few is None else told | {"few": self.few}
