@@ -414,8 +414,8 @@ def _gather(
 ) -> Material:
     """Looks at all images, and leaves out what cannot be read and, on demand, what is suspicious.
 
-    Left out as well is what taught the product in a lesson before (`previous`, for one that learns more): what
-    is remembered of it would have it look more ordinary than the next image, and the threshold be too low.
+    Left out as well is what taught the product in the lessons before (`previous`, where it learns more). What
+    is remembered of an image has it look more ordinary than the next one will, and the threshold too low.
     """
     found = _extract(before, name, sources, sight, errors=options.errors, tell=tell)
     failures, groups = found.failures, options.groups

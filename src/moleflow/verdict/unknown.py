@@ -30,8 +30,8 @@ class Familiarity:
         rate: at which a good image may be rejected, where the limit follows from a model; None where it lies
             a fixed reach beyond the strangest good image.
         floor: how far decoding and the sensor alone move a value.
-        few: at which rate one more good image may be rejected at most, by a model; it counts where there are too
-            few images for a fixed reach beyond the strangest of them to say.
+        few: at which rate one more good image may be rejected at most, by a model; it counts where there are
+            too few images for a fixed reach beyond the strangest of them to say.
     """
 
     quantile: float
