@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from moleflow import Detector
 from moleflow.cli import app as commands
 from moleflow.errors import ConfigError, MoleFlowError
 from moleflow.station.outputs import Broker, Courier, Lines, Outbox, Webhook
@@ -432,6 +433,34 @@ def test_watch_writes_a_line_per_image(saved, belt, tmp_path, pictures):
     assert CliRunner().invoke(commands, base).exit_code == 2
     both = [*base, "--json", "-", "--webhook", "http://x/"]
     assert CliRunner().invoke(commands, both).exit_code == 2
+
+
+def test_what_is_taught_meanwhile_is_inspected_from_then_on(saved, belt, tmp_path, pictures, monkeypatch):
+    ending, out = threading.Event(), tmp_path / "out.jsonl"
+    monkeypatch.setattr("moleflow.cli.station._told_to_end", lambda: ending)
+    options = ["--json", str(out), "--device", "cpu", "--runtime", "torch", "--interval", "0.05"]
+
+    def told():
+        return [json.loads(line)["task"] for line in out.read_text().splitlines()] if out.exists() else []
+
+    def lay(product, number):
+        Image.fromarray(pictures(product, 1, first=300)[0]).save(belt / f"{number}.png")
+        assert eventually(lambda: len(told()) == number)
+        return told()[-1]
+
+    watch = threading.Thread(
+        target=CliRunner().invoke, args=(commands, ["watch", str(saved), str(belt), *options])
+    )
+    watch.start()
+    try:
+        assert lay("circuit_board", 1) != "board"
+        line = Detector.load(saved, device="cpu")
+        line.add_task("board", pictures("circuit_board", 6))
+        line.save()
+        assert lay("circuit_board", 2) == "board"
+    finally:
+        ending.set()
+        watch.join()
 
 
 def test_watching_once_says_what_was_not_taken(saved, belt, tmp_path, pictures):

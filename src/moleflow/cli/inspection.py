@@ -302,6 +302,14 @@ def _line_or_export(
         from ..detector import Detector
 
         return Detector.load(line, weights=weights, device=device, runtime=runtime.value)
+    refuse_of_exports(weights, device, runtime, monitor=monitor)
+    return Inspector(line, threads=threads)
+
+
+def refuse_of_exports(
+    weights: str | None, device: str, runtime: RuntimeChoice, *, monitor: bool = False
+) -> None:
+    """Refuses options that an exported line does not have."""
     asked = {
         "--weights": weights is not None,
         "--device": device not in ("auto", "cpu"),
@@ -311,7 +319,6 @@ def _line_or_export(
     for option, given in asked.items():
         if given:
             raise typer.BadParameter("an exported line takes none", param_hint=option)
-    return Inspector(line, threads=threads)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import typer
 
 from ..errors import ConfigError, MoleFlowError
 from .app import app, example
-from .inspection import _line_or_export, _opened
+from .inspection import _opened, refuse_of_exports
 from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
 from .screen import SOME_FAILED, complain, say, use_threads
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..station import Settings
+    from ..station.current import CurrentLine
     from ..station.outputs import Output
     from ..station.web import Access
 
@@ -190,9 +191,10 @@ def watch(
     restarts; no file is inspected twice. With --once the exit code is 3 where some were not
     taken.
     """
-    from ..runtime import Inspector
+    from ..runtime import is_exported
+    from ..station.current import CurrentLine
     from ..station.outputs import Courier, Outbox
-    from ..station.settings import data_folder
+    from ..station.settings import Settings, data_folder
     from ..station.watching import Watching
 
     if sum(one is not None for one in (json_file, webhook, mqtt)) != 1:
@@ -202,14 +204,23 @@ def watch(
     ending = _told_to_end()
     with ExitStack() as stack:
         output = _output(json_file, webhook, mqtt, stack)
-        detector = _line_or_export(line, weights, device, runtime, threads, monitor=False)
-        if isinstance(detector, Inspector):
-            detector.hold()  # an export that takes its place does not reach what was opened
+        if is_exported(line):
+            refuse_of_exports(weights, device, runtime)
+        settings = Settings(
+            line,
+            data_folder(line),
+            threads=threads,
+            device=device,
+            runtime=runtime.value,
+            weights=weights,
+        )
+        current = CurrentLine(settings)
+        _say_what_inspects(current)
         place = outbox or _made(data_folder(line)) / _outbox_name(folder, json_file, webhook, mqtt)
         box = Outbox(place)
         stack.callback(box.close)
         watching = Watching(
-            lambda paths: detector.predict(paths, task=task, errors="yield"),
+            lambda paths: current.inspector.predict(paths, task=task, errors="yield"),
             folder,
             box,
             recursive=recursive,
@@ -219,6 +230,8 @@ def watch(
             if not once:
                 complain(f"{line}: inspects what appears in {folder} (Ctrl-C ends it)")
             while True:
+                if current.look():
+                    _say_what_inspects(current)
                 if watching.look():
                     courier.wake()
                 if once and watching.away:
@@ -230,6 +243,13 @@ def watch(
             complain(f"{place}: results not taken yet: {rest}; the same command sends them")
             if once:
                 raise typer.Exit(SOME_FAILED)
+
+
+def _say_what_inspects(current: CurrentLine) -> None:
+    """Which products a belt is watched for from now on."""
+    complain(f"{current.store.path}: inspects {', '.join(current.inspector.tasks)}")
+    for name, reason in current.now.damaged.items():
+        complain(f"{name} is left out, its images are taken for others: {reason}")
 
 
 @app.command(epilog=example("moleflow backup line-3 backups/monday"))

@@ -80,6 +80,13 @@ class CurrentLine:
         self.now = self._load()
 
     @property
+    def inspector(self) -> Detector | Inspector:
+        """What inspects now; LineError where nothing is taught."""
+        if self.now.inspector is None:
+            raise LineError(f"{self.store.path}: expected a line that knows a product, found none")
+        return self.now.inspector
+
+    @property
     def can_learn(self) -> bool:
         """Whether this machine has what learning needs, and the line is one that learns."""
         return not is_exported(self._settings.line) and _has_learning()
