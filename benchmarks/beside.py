@@ -3,10 +3,10 @@
     python benchmarks/beside.py [--rounds 3] [--images 6] [--size 512] [--json beside.json]
 
 Photographs are drawn. A line of one product inspects one photograph after the other while another line is
-taught, each with as many threads as there are processors, which is what they take by themselves. The threads
-of the lesson wait for each other as GNU's OpenMP has them (300,000 turns, then asleep) or as `moleflow add`
-has them (`moleflow.sharing`); then two lessons at once. Milliseconds are means over the whole lesson, all
-figures medians over rounds; the machine should be quiet.
+taught, each with as many threads as there are processors, which is what they take by themselves. Threads wait
+for each other as GNU's OpenMP has them (300,000 turns, then asleep) or as `moleflow` has them
+(`moleflow.sharing`), in both processes; then two lessons at once. Milliseconds are means over the whole
+lesson, all figures medians over rounds; the machine should be quiet.
 """
 
 from __future__ import annotations
@@ -60,16 +60,18 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         found = measured(Path(folder), options)
-    print("| | waiting | inspection, ms an image | lesson, s | two lessons at once, s |")
-    print("|---|---|---:|---:|---:|")
-    print(f"| alone | | {found['inspection']:.0f} | {found['lesson']:.1f} | |")
+    print("| waiting | an image, ms | beside a lesson | a lesson, s | beside inspection | two at once |")
+    print("|---|---:|---:|---:|---:|---:|")
     for waiting in WAITING:
         own = found[waiting]
-        lesson, lessons = (
-            f"{s:.1f}" if s < math.inf else f"over {options.limit:.0f}"
-            for s in (own["lesson"], own["lessons"])
+        lesson, beside, lessons = (
+            f"{own[key]:.1f}" if own[key] < math.inf else f"over {options.limit:.0f}"
+            for key in ("lesson", "lesson beside", "lessons")
         )
-        print(f"| beside each other | {waiting} | {own['inspection']:.0f} | {lesson} | {lessons} |")
+        print(
+            f"| {waiting} | {own['inspection']:.0f} | {own['inspection beside']:.0f} | {lesson} | {beside} | "
+            f"{lessons} |"
+        )
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
@@ -78,20 +80,19 @@ def measured(folder: Path, options: argparse.Namespace) -> dict:
     photographs = [drawn(folder, "gear", i) for i in range(options.images)]
     line = folder / "line"
     ended([lesson(line, photographs, options, TURNS)], options.limit)
-    alone = {
-        "inspection": inspections(line, photographs[0])(after=10),
-        "lesson": statistics.median(
-            taught(folder, photographs, options, TURNS, 1) for _ in range(options.rounds)
-        ),
-    }
     rounds: dict[str, list[dict[str, float]]] = {waiting: [] for waiting in WAITING}
     for _ in range(options.rounds):
         for waiting, turns in WAITING.items():
-            end = inspections(line, photographs[0])
-            seconds = taught(folder, photographs, options, turns, 1)
-            beside = {"inspection": end(), "lesson": seconds}
-            rounds[waiting].append(beside | {"lessons": taught(folder, photographs, options, turns, 2)})
-    return alone | {
+            found = {
+                "inspection": inspections(line, photographs[0], turns)(after=10),
+                "lesson": taught(folder, photographs, options, turns, 1),
+            }
+            end = inspections(line, photographs[0], turns)
+            found["lesson beside"] = taught(folder, photographs, options, turns, 1)
+            found["inspection beside"] = end()
+            found["lessons"] = taught(folder, photographs, options, turns, 2)
+            rounds[waiting].append(found)
+    return {
         waiting: {key: statistics.median(one[key] for one in own) for key in own[0]}
         for waiting, own in rounds.items()
     }
@@ -103,10 +104,12 @@ def drawn(folder: Path, product: str, number: int) -> Path:
     return path
 
 
-def inspections(line: Path, photograph: Path) -> Callable[..., float]:
+def inspections(line: Path, photograph: Path, turns: str) -> Callable[..., float]:
     """Begins to inspect; what is returned ends it and says the mean in milliseconds."""
     command = [sys.executable, "-c", INSPECTING, str(line), str(photograph)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    environment = os.environ | {"GOMP_SPINCOUNT": turns}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    process = subprocess.Popen(command, env=environment, text=True, **pipes)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdout.readline()  # it has opened the line

@@ -1,4 +1,4 @@
-"""What learns lets what inspects beside it go first: how its threads wait is settled before torch comes."""
+"""Threads wait for each other asleep, which has to be settled before torch comes."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moleflow.sharing import TURNS, giving_way
+from moleflow.sharing import TURNS, waiting_asleep
 from moleflow.station import teaching
 
 UNTIL_TORCH = """
@@ -21,8 +21,8 @@ class Finder:
             os._exit(0)
 
 sys.meta_path.insert(0, Finder())
-from moleflow.cli import app
-app(sys.argv[1:])
+from moleflow.cli import main
+main()
 """
 
 
@@ -45,29 +45,27 @@ def photograph(tmp_path):
     return path
 
 
-def test_add_settles_it_before_torch_and_the_user_before_it(undecided, photograph, monkeypatch, tmp_path):
+def test_a_lesson_settles_it_before_torch_and_the_user_before_it(
+    undecided, photograph, monkeypatch, tmp_path
+):
     assert met("add", tmp_path / "line", "gear", photograph) == TURNS
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
     assert met("add", tmp_path / "line", "gear", photograph) == "7"
 
 
-@pytest.mark.parametrize(("command", "turns"), [("update", TURNS), ("correct", TURNS), ("predict", None)])
-def test_other_lessons_do_and_inspection_does_not(
-    undecided, photograph, new_line, pictures, tmp_path, command, turns
-):
+def test_so_does_an_inspection(undecided, photograph, new_line, pictures, tmp_path):
     line = new_line()
     line.add_task("gear", pictures("gear", 2))
     line.save(tmp_path / "line")
-    more = {"update": ["gear"], "correct": ["gear", "--missed", photograph], "predict": []}[command]
-    assert met(command, tmp_path / "line", *more, photograph) == str(turns)
+    assert met("predict", tmp_path / "line", photograph) == TURNS
 
 
 def test_what_the_user_decided_stands():
-    assert giving_way({}) == {"GOMP_SPINCOUNT": TURNS}
-    assert giving_way({"OMP_WAIT_POLICY": "active"}) == giving_way({"GOMP_SPINCOUNT": "5"}) == {}
+    assert waiting_asleep({}) == {"GOMP_SPINCOUNT": TURNS}
+    assert waiting_asleep({"OMP_WAIT_POLICY": "active"}) == waiting_asleep({"GOMP_SPINCOUNT": "5"}) == {}
 
 
-def test_a_lesson_of_the_station_gives_way_and_the_station_itself_does_not(undecided, monkeypatch, tmp_path):
+def test_a_lesson_of_the_station_waits_asleep_whatever_began_the_station(undecided, monkeypatch, tmp_path):
     begun = []
     monkeypatch.setattr(subprocess, "Popen", lambda command, **more: begun.append(more["env"]))
     teaching._start(tmp_path)

@@ -1,8 +1,9 @@
-"""The processor shared: what learns lets what inspects beside it go first.
+"""The processor shared with other programs, and with other processes of this one.
 
-The threads of a computation wait for each other many thousand times in a lesson. GNU's OpenMP, which torch
-comes with on Linux, has them wait awake for several milliseconds before they sleep, and meanwhile they hold
-the processor that an inspection in another process needs to go on, or another lesson.
+The threads of a computation wait for each other many thousand times in a lesson, and some hundred times in an
+inspection. GNU's OpenMP, which torch comes with on Linux, has them wait awake for several milliseconds before
+they sleep. Meanwhile they hold the very processor that the thread they wait for needs, where anything else is
+computed beside: a lesson and an inspection on two processors keep each other from getting anywhere.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 
-TURNS = "100"  # of waiting awake, some microseconds; more is slower beside others, none is slower alone
+TURNS = "100"  # of waiting awake, some microseconds
 
 
-def giving_way(environment: Mapping[str, str]) -> dict[str, str]:
-    """What to add to the environment of a process that is to learn; nothing where the user decided it.
+def waiting_asleep(environment: Mapping[str, str]) -> dict[str, str]:
+    """What to add to a process's environment; nothing where the user decided it.
 
     It has to be there before torch is imported.
     """
@@ -22,6 +23,6 @@ def giving_way(environment: Mapping[str, str]) -> dict[str, str]:
     return {} if decided else {"GOMP_SPINCOUNT": TURNS}
 
 
-def give_way() -> None:
-    """This process is to learn."""
-    os.environ.update(giving_way(os.environ))
+def wait_asleep() -> None:
+    """In this process, and in those that it begins."""
+    os.environ.update(waiting_asleep(os.environ))

@@ -20,7 +20,6 @@ from ..errors import (
     TaskError,
     TrainingError,
 )
-from ..sharing import give_way
 from .app import app, example
 from .lesson import Asked, Photographs, Strict, good_images, save, teach, tell
 from .options import (
@@ -344,7 +343,6 @@ def _line_ready(asked: _AskedOfAdd, photographs: Photographs, *, exists: bool) -
 
 def _line_to_teach(asked: _AskedOfAdd, *, exists: bool) -> Detector:
     """The line on disk, or a new one with the options that were given."""
-    give_way()
     use_threads(asked.threads)
     from ..detector import Detector
 

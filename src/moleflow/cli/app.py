@@ -13,6 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import LEARNING, MoleFlowError, without_learning
+from ..sharing import wait_asleep
 from .screen import INTERRUPTED, failed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
@@ -84,6 +85,7 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the `moleflow` command."""
     _keep_freed_memory()
+    wait_asleep()
     app(prog_name="moleflow")
 
 

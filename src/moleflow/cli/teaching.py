@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..sharing import give_way
 from .app import app, example
 from .learned import say_changes
 from .lesson import Asked, Strict, good_images, save, teach, tell
@@ -75,7 +74,6 @@ def update(
     with interruptible(LESSON_ENDED):
         photographs = good_images(images, asked)
         product = record_of(read_line(line), product).name
-        give_way()
         use_threads(threads)
         from ..detector import Detector
 
@@ -144,7 +142,6 @@ def correct(
     with interruptible(LESSON_ENDED):
         photographs = good_images([*images, *(false_alarms or [])], asked)
         product = record_of(read_line(line), product).name
-        give_way()
         use_threads(threads)
         from ..data.images import find_entries
         from ..detector import Detector

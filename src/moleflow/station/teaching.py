@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import MoleFlowError
-from ..sharing import giving_way
+from ..sharing import waiting_asleep
 from .history.inspections import moment
 from .history.jobs import CANCELLED, FAILED, LEARNING, OPEN, QUEUED, RESUMABLE, REVIEW, Jobs
 from .history.models import Job
@@ -298,7 +298,7 @@ def _start(home: Path) -> subprocess.Popen[str]:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=said,
-            env=environment | giving_way(environment),
+            env=environment | waiting_asleep(environment),
             text=True,
             encoding="utf-8",
         )
