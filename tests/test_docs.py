@@ -63,8 +63,10 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for image in sorted((made / "test").rglob("*.png")):
             image.rename(belt / f"{len(list(belt.iterdir())):03d}.png")
     again = write_product(
-        "bottle_cap", folder / "again", train=IMAGES, test_good=0, test_defective=0, size=96
+        "bottle_cap", folder / "again", train=2 * IMAGES, test_good=0, test_defective=0, size=96
     )
+    for known in sorted((again / "train" / "good").iterdir())[:IMAGES]:
+        known.unlink()
     (again / "train" / "good").rename(folder / "photos" / "bottle" / "new")
     faulty = write_product("bottle_cap", folder / "faulty", train=1, test_good=0, test_defective=3, size=96)
     for kind, where in (("test", "missed"), ("ground_truth", "masks")):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from moleflow.blocks import make_blocks
 from moleflow.config import ScoringConfig
 from moleflow.errors import CalibrationError
 from moleflow.verdict.calibration import (
@@ -347,6 +348,20 @@ def test_the_rate_is_kept_on_another_session(between, blocks, each):
     assert np.mean(kept) < 0.013
     if between:
         assert np.mean(kept) <= np.mean(naive) + 1e-9
+
+
+@pytest.mark.parametrize("skew", [0.01, 0.3])
+@pytest.mark.parametrize("images", [4, 5, 6, 8, 10, 12, 20])
+def test_the_rate_is_kept_by_a_handful_of_photographs(images, skew):
+    rng = np.random.default_rng(images)
+    exceeded = []
+    for _ in range(400):
+        good = two_voices(
+            np.exp(skew * rng.normal(0, 1, images)), blocks=make_blocks(images, ScoringConfig()).sessions
+        )
+        fresh = np.exp(skew * rng.normal(0, 1, 50))
+        exceeded.append(np.mean([good.score(value, None) > good.threshold(0.01) for value in fresh]))
+    assert np.mean(exceeded) < 0.015
 
 
 def test_a_few_odd_images_do_not_set_the_threshold():
