@@ -18,7 +18,8 @@ from moleflow.correction import Correction
 from moleflow.data.factory import make_sample
 from moleflow.errors import ConfigError, ImageError, TaskError
 from moleflow.intake import Intake
-from moleflow.known_defects import _marked, _mask_of
+from moleflow.known_defects import KnownDefects, _marked, _mask_of
+from moleflow.pose import Placement
 from moleflow.presets import get_preset
 from moleflow.verdict.maps import image_scores, strongest
 
@@ -245,6 +246,23 @@ def test_false_alarms_teach_like_the_other_good_images(loaded, pictures, faulty)
         loaded.correct_task(
             "gear", pictures("gear", 8), missed=faulty, false_alarms=alarms, groups=groups[:8]
         )
+
+
+def test_a_defect_outside_of_what_is_looked_at_is_an_error(loaded, pictures, tmp_path):
+    class Away:
+        window = None
+
+        def place(self, pixels, size):
+            return Placement(0.0, (0.5, 0.0))  # the left half of the image is out of the picture
+
+    photo = tmp_path / "a.png"
+    Image.fromarray(pictures("gear", 1)[0]).save(photo)
+    (tmp_path / "masks").mkdir()
+    mask_file(tmp_path / "masks", "a", slice(16, 32), slice(8, 24))
+    known = KnownDefects([(photo, photo)], tmp_path / "masks")
+    assert known.seen(None, loaded.intake, loaded.extractor).marks.any()
+    with pytest.raises(ImageError, match="lies outside"):
+        known.seen(Away(), loaded.intake, loaded.extractor)
 
 
 def test_masks_say_where_the_defect_is(loaded, line, pictures, tmp_path):
