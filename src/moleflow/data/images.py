@@ -12,7 +12,7 @@ import stat
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import IO, Any
 
 import numpy as np
@@ -123,7 +123,7 @@ def subfolders(folder: Path) -> list[Path]:
 
 
 def _visible(folders: Iterable[Path]) -> list[Path]:
-    return sorted((path for path in folders if not path.name.startswith(".")), key=_natural_key)
+    return sorted((path for path in folders if not path.name.startswith(".")), key=natural_key)
 
 
 def _children(folder: Path) -> list[Path]:
@@ -170,10 +170,12 @@ def _glob(pattern: str) -> list[Path]:
 
 def _select(paths: Iterable[Path]) -> list[Path]:
     images = (path for path in paths if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
-    return sorted(images, key=_natural_key)
+    return sorted(images, key=natural_key)
 
 
-def _natural_key(path: Path) -> tuple[list[list[tuple[int, int, str]]], str]:
+def natural_key(path: PurePath) -> tuple[list[list[tuple[int, int, str]]], str]:
+    """A sorting key by which 2 comes before 10, folder by folder, whatever the case of letters."""
+
     def split(part: str) -> list[tuple[int, int, str]]:
         pieces = re.split(r"([0-9]+)", part.casefold())
         return [(0, int(piece), "") if piece.isdecimal() else (1, 0, piece) for piece in pieces if piece]

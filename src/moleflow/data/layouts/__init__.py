@@ -12,13 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from ...errors import ConfigError, DatasetError
+from ..images import natural_key
 from . import bmad, continual_mega, folders, real_iad, visa
 from .checking import Problem, check_dataset
 from .folders import any_product_has, only_names, product_folders
-from .listing import holds, natural
+from .listing import holds
 from .masks import load_mask, nearest
 from .records import GOOD, Dataset, Item, Mask, Product, Split
 
@@ -141,7 +142,7 @@ def _read_dataset(root: Path, layout: str) -> Dataset:
         raise DatasetError(
             f"{root}: no product in layout {name!r}; looked for {chosen.looked_for}; {holds(root)}"
         )
-    products.sort(key=lambda product: natural(product.name))
+    products.sort(key=lambda product: natural_key(PurePath(product.name)))
     return Dataset(name, root, {product.name: product for product in products}, chosen.licence)
 
 

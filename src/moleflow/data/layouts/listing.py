@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..images import EXTENSIONS
-
-
-def natural(text: str) -> tuple[list[tuple[int, int, str]], str]:
-    """A sorting key by which 2 comes before 10."""
-    pieces = re.split(r"([0-9]+)", text)
-    return [(0, int(p), "") if p.isdecimal() else (1, 0, p) for p in pieces if p], text
+from ..images import EXTENSIONS, natural_key
 
 
 def visible(folder: Path) -> list[Path]:
@@ -21,7 +14,7 @@ def visible(folder: Path) -> list[Path]:
         return []
     return sorted(
         (path for path in folder.iterdir() if not path.name.startswith((".", "__MACOSX"))),
-        key=lambda path: natural(path.name),
+        key=natural_key,
     )
 
 

@@ -6,7 +6,8 @@ from collections import Counter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from ...errors import DatasetError
-from .listing import natural, some_of
+from ..images import natural_key
+from .listing import some_of
 from .records import Item, Product, Split
 
 
@@ -32,7 +33,7 @@ def grouped(items: list[Item], source: Path) -> list[Product]:
     if twice := [path for path, count in counts.items() if count > 1]:
         raise DatasetError(f"{some_of(twice)}: listed more than once in {source}")
     by_product: dict[str, list[Item]] = {}
-    for item in sorted(items, key=lambda item: natural(item.path.as_posix())):
+    for item in sorted(items, key=lambda item: natural_key(item.path)):
         by_product.setdefault(item.product, []).append(item)
     return [_assembled(name, found) for name, found in by_product.items()]
 
