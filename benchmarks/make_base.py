@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moleflow.config import LineConfig
+from moleflow.config import LineConfig, override
 from moleflow.data.factory import PRODUCTS, make_sample
 from moleflow.features.extractor import Extractor
 from moleflow.shipped import FOLDER, write_base
@@ -25,7 +25,7 @@ from moleflow.training import learn_common_base
 def main() -> None:
     options = arguments()
     torch.set_num_threads(options.threads)
-    config = LineConfig()
+    config = override(LineConfig(), {"flow.cells.rank": options.cells_rank})
     extractor = Extractor(options.backbone, image_size=options.image_size)
     drawn = {name: features_of(extractor, name, options.images) for name in PRODUCTS}
     base = learn_common_base(
@@ -47,6 +47,7 @@ def main() -> None:
             "image_size": options.image_size,
             "steps": options.steps,
             "seed": options.seed,
+            "cells_rank": options.cells_rank,
         },
     )
     print(f"{path}: {path.stat().st_size / 1e3:.0f} kB")
@@ -71,6 +72,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--image-size", type=int, default=512)
     parser.add_argument("--images", type=int, default=24, help="of every product")
     parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--cells-rank", type=int, default=24, help="directions of the drawn products' cells")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args()

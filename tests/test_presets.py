@@ -94,7 +94,7 @@ def test_layered_is_the_older_flow_with_cells_beside_it():
     config = get_preset("layered").at(152)
     assert (config.flow.cells, config.flow.normalisation, config.flow.statistics) == (None, "layer", True)
     assert (config.training.steps, config.training.base_steps, config.training.noise) == (500, 400, 0.3)
-    assert config.scoring.cells == Cells(bits=16)
+    assert config.scoring.cells == Cells(rank=24, bits=16)
     assert config.scoring.coreset is None
     assert config.scoring.whole == replace(LineConfig().scoring.whole, bits=16)
     assert config.flow.bits == 16

@@ -89,7 +89,7 @@ class Cells:
     """One Gaussian per cell of a coarse grid, on features as they are."""
 
     side: int = 8  # cells per side
-    rank: int = 24  # directions kept of each covariance
+    rank: int = 16  # directions kept of each covariance
     mean_side: int = 16  # resolution of the mean
     ridge: float = 0.3  # noise variance as a share of the average variance per channel
     bits: int = 4  # a number of the directions is kept in; of the mean at least 8
@@ -138,7 +138,7 @@ class FlowConfig:
 class Coreset:
     """A few remembered patches beside the density: distance from the nearest, of normalised patches."""
 
-    patches: int = 300  # kept
+    patches: int = 800  # kept
     candidates: int = 60_000  # patches drawn at random to select them from
     weight: float = 1.0  # of these distances in the map, against that of the densities together
     bits: int = 4  # a number is kept in

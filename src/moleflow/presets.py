@@ -183,7 +183,7 @@ def layered_options(config: LineConfig) -> dict[str, Any]:
 
 
 _BESIDE = {
-    "scoring.cells": to_dict(Cells(bits=16)),
+    "scoring.cells": to_dict(Cells(rank=24, bits=16)),
     "scoring.coreset": None,
     "scoring.whole.bits": 16,
     "flow.bits": 16,
