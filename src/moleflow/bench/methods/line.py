@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -142,12 +143,23 @@ class MoleFlow(TaskSeparated):
 
     def learn_base(self, products: Sequence[Pictures]) -> FirstBase:
         """The base that comes with the library, or else one from all images of these products, frozen."""
-        setting, config = self.setting, self.setting.config
-        if config.training.base == "auto":
-            base = shipped_base(setting.weights_hash, setting.grid, setting.channels, config.flow)
-            if base is not None:
-                return FirstBase(base.to(setting.device), None)
+        if self._shipped is not None:
+            return FirstBase(self._shipped, None)
         return super().learn_base(products)
+
+    @cached_property
+    def _shipped(self) -> Base | None:
+        """The base that comes with the library, where the options ask for it and there is one."""
+        setting, config = self.setting, self.setting.config
+        if config.training.base != "auto":
+            return None
+        base = shipped_base(setting.weights_hash, setting.grid, setting.channels, config.flow)
+        return None if base is None else base.to(setting.device)
+
+    @property
+    def _tied(self) -> bool:
+        """On a base that no product taught an expert follows from its own images alone."""
+        return self._shipped is None
 
     def learn_part(self, pictures: Pictures) -> _Part:
         """An expert on the frozen base."""
