@@ -55,6 +55,7 @@ from moleflow.intake import Intake, Picture
 from moleflow.line import Line
 from moleflow.metrics import image_auroc, pixel_ap
 from moleflow.results import Prediction
+from moleflow.shelf import Shelf as Products
 from moleflow.verdict.drift import facts_of
 
 RATES = (0.05, 0.01, 0.001)
@@ -254,7 +255,7 @@ def taught(shelf: Shelf, lessons: Sequence[Pictures], seed: int, options: argpar
         took = time.perf_counter() - started
         print(f"seed {seed} {pictures.product}: learned in {took:.0f} s", flush=True)
     line = Line(false_alarm_rate=ASKED, intake=Intake(size), base=method.base)
-    return line.with_products(products, config.router)
+    return line.with_products(Products(products), config.router)
 
 
 def inspected(line: Line, pictures: Pictures) -> list[Prediction]:
