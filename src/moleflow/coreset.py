@@ -7,6 +7,7 @@ Patches are compared after layer normalisation: in what they show, whatever its 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,6 +20,7 @@ from .packing import nibbles, paired, parted
 from .training import require_finite
 
 ROUNDING = 1e-6  # squared distances below this share of the largest squared norm are float32's own error
+AT_HAND = 2048  # farthest points among which the next centres are sought
 ROWS = 1024  # patches compared at a time: their table of distances stays in the cache
 
 
@@ -140,7 +142,9 @@ NOBODY = -2  # owns no patch: what is left without it is everything
 def _selections(points: Tensor, kept: Tensor, size: int) -> list[Tensor]:
     """Up to `size` centres for each of several selections, as `greedy_centres` takes them, side by side.
 
-    What costs is to read all points for every centre, which is then done once for all selections.
+    What costs is to read all points for every centre. So the farthest ones are kept at hand: distances only
+    shrink, and as long as one of these is still as far as the nearest of them was when they were taken, it is
+    the farthest of all. All points are read once for all centres found so, of all selections.
 
     Args:
         points: (n, d) float32.
@@ -154,20 +158,61 @@ def _selections(points: Tensor, kept: Tensor, size: int) -> list[Tensor]:
     norms = points.square().sum(1)
     least = ROUNDING * float(norms.max())
     means = (kept.float() @ points) / kept.sum(1, keepdim=True)
-    last = (norms - 2 * means @ points.T).masked_fill_(~kept, torch.inf).argmin(1)
+    first = (norms - 2 * means @ points.T).masked_fill_(~kept, torch.inf).argmin(1).tolist()
     nearest = torch.full(kept.shape, torch.inf, device=points.device).masked_fill_(~kept, -torch.inf)
-    chosen, radii = [last], [nearest.amax(1)]
-    for _ in range(1, size):
-        squared = torch.addmm(norms.expand(len(kept), -1), points[last], points.T, alpha=-2)
-        nearest = torch.minimum(nearest, squared.add_(norms[last][:, None]))
-        radius, last = nearest.max(1)
-        chosen.append(last)
-        radii.append(radius)
-    centres, far = torch.stack(chosen, 1), torch.stack(radii, 1) > least  # the rest equal a chosen one
+    chosen = [[index] for index in first]
+    found = [[index] for index in first]
+    while any(found):
+        _approach(nearest, points, norms, found)
+        found = [
+            _farthest(points, norms, distances, size - len(own), least)
+            for own, distances in zip(chosen, nearest, strict=True)
+        ]
+        for own, further in zip(chosen, found, strict=True):
+            own += further
     return [
-        own.nonzero()[:, 0] if int(own.sum()) <= size else row[more]
-        for own, row, more in zip(kept, centres, far, strict=True)
+        own.nonzero()[:, 0] if int(own.sum()) <= size else torch.tensor(centres, device=points.device)
+        for own, centres in zip(kept, chosen, strict=True)
     ]
+
+
+def _farthest(points: Tensor, norms: Tensor, nearest: Tensor, count: int, least: float) -> list[int]:
+    """The next centres of a greedy selection, as many of them as follow from the farthest points alone.
+
+    Args:
+        points: (n, d).
+        norms: their squares (n,).
+        nearest: squared distances (n,) from the centres so far.
+        count: of centres at most. Where it is not 0 and some point lies farther than `least` there is one.
+        least: squared distance up to which a point equals a centre.
+    """
+    if not count:
+        return []
+    far = nearest.topk(min(AT_HAND, len(nearest)))
+    floor = float(far.values[-1]) if len(far.values) < len(nearest) else -torch.inf
+    at_hand = far.indices.sort().values  # of equals the first, as from all points
+    own, own_norms, squared = points[at_hand], norms[at_hand], nearest[at_hand]
+    centres: list[int] = []
+    while len(centres) < count:
+        radius, at = squared.max(0)
+        if float(radius) <= least or (centres and float(radius) <= floor):
+            break
+        centres.append(int(at_hand[at]))
+        squared = torch.minimum(squared, torch.addmv(own_norms, own, own[at], alpha=-2) + own_norms[at])
+    return centres
+
+
+def _approach(nearest: Tensor, points: Tensor, norms: Tensor, found: Sequence[Sequence[int]]) -> None:
+    """Lowers squared distances (k, n) to what each selection's newly found centres make them."""
+    ends = list(itertools.accumulate(map(len, found), initial=0))
+    centres = torch.tensor([index for own in found for index in own], device=points.device)
+    own, own_norms = points[centres], norms[centres][:, None]
+    for start in range(0, len(points), ROWS):
+        rows = slice(start, start + ROWS)
+        squared = torch.addmm(norms[rows].expand(len(own), -1), own, points[rows].T, alpha=-2).add_(own_norms)
+        for distances, first, last in zip(nearest, ends, ends[1:], strict=False):
+            if last > first:
+                torch.minimum(distances[rows], squared[first:last].amin(0), out=distances[rows])
 
 
 def greedy_centres(
