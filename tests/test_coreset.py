@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import moleflow.coreset
 from moleflow.blocks import make_blocks
 from moleflow.config import Coreset, ScoringConfig
 from moleflow.coreset import NOBODY, PatchCoreset, _selections, coresets_without_each, greedy_centres
@@ -338,8 +339,10 @@ def test_without_a_coreset_there_is_none():
     assert coreset_left_out(features, features[:0], None, blocks, scoring, 4) == (None, None)
 
 
+@pytest.mark.parametrize("at_hand", [1, 2, 9, 60, 2048])
 @pytest.mark.parametrize("size", [1, 7, 40])
-def test_selections_side_by_side_are_those_of_one_after_the_other(size):
+def test_selections_side_by_side_are_those_of_one_after_the_other(size, at_hand, monkeypatch):
+    monkeypatch.setattr(moleflow.coreset, "AT_HAND", at_hand)
     points = torch.randn(400, 9, generator=torch.Generator().manual_seed(3))
     points[300:] = points[:100]  # copies, which end a selection early where it takes all there is
     owner = torch.arange(400) // 100
