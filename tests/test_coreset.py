@@ -175,14 +175,37 @@ def test_centres_leave_at_most_twice_the_least_possible_radius():
         assert radius <= 2 * least + 1e-6
 
 
-def test_every_centre_is_the_farthest_from_those_before_it():
-    points = torch.randn(60, 4, generator=torch.Generator().manual_seed(3))
-    chosen = greedy_centres(points, 10, [7])
-    assert chosen[0] == 7
-    assert len(set(chosen)) == 10
-    for i in range(1, 10):
-        nearest = torch.cdist(points, points[chosen[:i]]).amin(1)
-        assert float(nearest[chosen[i]]) == pytest.approx(float(nearest.max()), rel=1e-4)
+def one_by_one(points: Tensor, count: int, first: int) -> list[int]:
+    """Up to `count` centres of points (n, d), every distance written out; it ends where all are chosen."""
+    chosen, points = [first], points.double()
+    nearest = (points - points[first]).norm(dim=1)
+    while len(chosen) < count and float(nearest.max()) > 1e-3:
+        chosen.append(int(nearest.argmax()))
+        nearest = torch.minimum(nearest, (points - points[chosen[-1]]).norm(dim=1))
+    return chosen
+
+
+@pytest.mark.parametrize("at_hand", [1, 2, 9, 60, 2048])
+def test_every_centre_is_the_farthest_from_those_before_it(at_hand, monkeypatch):
+    monkeypatch.setattr(moleflow.coreset, "AT_HAND", at_hand)
+    points = torch.randn(300, 4, generator=torch.Generator().manual_seed(3))
+    assert greedy_centres(points, 40, [7]) == one_by_one(points, 40, 7)
+    points[200:] = points[:100]
+    assert greedy_centres(points, 250, [7]) == one_by_one(points, 250, 7)
+    assert len(greedy_centres(points, 250, [7])) == 200
+
+
+@pytest.mark.parametrize("at_hand", [3, 2048])
+def test_a_selection_goes_on_from_those_it_began_with(at_hand, monkeypatch):
+    monkeypatch.setattr(moleflow.coreset, "AT_HAND", at_hand)
+    points = torch.randn(300, 4, generator=torch.Generator().manual_seed(3))
+    every = greedy_centres(points, 40, [7])
+    assert greedy_centres(points, 40, every[:12]) == every
+    known = torch.cdist(points, points[every[:12]]).amin(1).square()
+    before = known.clone()
+    assert greedy_centres(points, 40, every[:12], known) == every
+    assert torch.equal(known, before)
+    assert greedy_centres(points, 5, every[:12]) == every[:12]
 
 
 def test_nothing_is_remembered_twice():
@@ -351,4 +374,4 @@ def test_selections_side_by_side_are_those_of_one_after_the_other(size, at_hand,
         candidates = own.nonzero()[:, 0]
         centred = points[candidates] - points[candidates].mean(0)
         first = int(centred.square().sum(1).argmin())
-        assert found.tolist() == candidates[greedy_centres(centred, size, [first])].tolist()
+        assert found.tolist() == candidates[one_by_one(centred, size, first)].tolist()

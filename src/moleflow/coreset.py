@@ -186,7 +186,7 @@ def _farthest(points: Tensor, norms: Tensor, nearest: Tensor, count: int, least:
         count: of centres at most. Where it is not 0 and some point lies farther than `least` there is one.
         least: squared distance up to which a point equals a centre.
     """
-    if not count:
+    if count <= 0:
         return []
     far = nearest.topk(min(AT_HAND, len(nearest)))
     floor = float(far.values[-1]) if len(far.values) < len(nearest) else -torch.inf
@@ -227,23 +227,18 @@ def greedy_centres(
     Args:
         points: to choose from.
         count: how many at most.
-        begun: indices to begin with; one, unless `nearest` is given.
-        nearest: squared distances (n,) to all that were begun with, where there are several.
+        begun: indices to begin with.
+        nearest: squared distances (n,) from these, where they are known.
     """
     norms = points.square().sum(1)
     least = ROUNDING * float(norms.max())
     chosen = list(begun)
+    squared = torch.full((1, len(points)), torch.inf, device=points.device)
     if nearest is None:
-        nearest = _squared_from(points, norms, chosen[-1])
-    while len(chosen) < count:
-        farthest = int(nearest.argmax())
-        if float(nearest[farthest]) <= least:
-            break
-        chosen.append(farthest)
-        nearest = torch.minimum(nearest, _squared_from(points, norms, farthest))
+        _approach(squared, points, norms, [chosen])
+    else:
+        squared[0] = nearest
+    while found := _farthest(points, norms, squared[0], count - len(chosen), least):
+        chosen += found
+        _approach(squared, points, norms, [found])
     return chosen
-
-
-def _squared_from(points: Tensor, norms: Tensor, index: int) -> Tensor:
-    """Squared distances (n,) of all points from one of them."""
-    return torch.addmv(norms, points, points[index], alpha=-2).add_(norms[index])
