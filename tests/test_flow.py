@@ -26,7 +26,7 @@ from moleflow.flow.coupling import AffineCoupling, CouplingAdapter, MoleCoupling
 from moleflow.flow.depthwise import depthwise
 from moleflow.flow.expert import Base, Expert
 from moleflow.flow.lora import LowRank, SharedLinear
-from moleflow.flow.mixer import ContextMixer, FullMixer
+from moleflow.flow.mixer import ContextMixer, FullMixer, cosine_eigenvalues
 from moleflow.flow.start import CellWhitening
 from moleflow.flow.stencil import stencil_log_det, stencil_solve
 from moleflow.flow.whitening import BoundedAffine, layer_norm, sinusoidal_position
@@ -460,7 +460,7 @@ def test_mixer_eigenvalues_stay_positive_at_the_extremes(limit, signs):
     mixer.sides.data.copy_(torch.tensor(signs)[:, None].expand(3, 2))
     dense = torch.linalg.eigvalsh(dense_mixer(mixer, (4, 5), 0))
     assert dense.min() > 0
-    claimed = mixer._eigenvalues(4, 5)[..., 0].flatten().sort().values
+    claimed = cosine_eigenvalues(mixer._weights(), 4, 5)[..., 0].flatten().sort().values
     torch.testing.assert_close(claimed, dense)
     x = grids(1, 2, grid=(4, 5))
     torch.testing.assert_close(mixer.inverse(mixer(x)[0])[0], x)
@@ -548,15 +548,23 @@ def test_full_mixer_reaches_a_mean_and_a_shift_which_the_symmetric_one_does_not(
     torch.testing.assert_close(y[:, :, 1:, 1], 0.525 * x[:, :, 1:, 1] + 0.475 * x[:, :, :-1, 1])
 
 
-def test_full_mixer_frozen_says_what_it_says_while_it_learns():
-    mixer = randomised(FullMixer(3, Mixer(kernel="full")), spread=2.0)
-    x = grids(1, 3)
+@pytest.mark.parametrize(
+    ("make", "weights"), [(ContextMixer, "sides"), (FullMixer, "change")], ids=["mirrored", "full"]
+)
+def test_a_frozen_mixer_says_what_it_says_while_it_learns(make, weights):
+    kernel = "full" if make is FullMixer else Mixer().kernel
+    mixer, x = randomised(make(3, Mixer(kernel=kernel)), spread=2.0), grids(2, 3)
     learning = mixer(x)[1]
     assert learning.requires_grad
     frozen = mixer.requires_grad_(False)
     torch.testing.assert_close(frozen(x)[1], learning.detach(), rtol=1e-12, atol=1e-12)
-    frozen.change.data.neg_()  # and what it said before is not remembered of other weights
-    assert (frozen(x)[1] - learning.detach()).abs().min() > 1e-3
+    before = frozen(x)[1]
+    getattr(frozen, weights).data.neg_()  # and what it said before is not remembered of other weights
+    assert (frozen(x)[1] - before).abs().min() > 1e-3
+    other = grids(2, 3, grid=(GRID[0] + 1, GRID[1]))  # nor of other grids
+    again = make(3, Mixer(kernel=kernel)).to(x.dtype)
+    again.load_state_dict(frozen.state_dict())
+    torch.testing.assert_close(frozen(other)[1], again(other)[1].detach(), rtol=1e-12, atol=1e-12)
 
 
 def test_log_det_of_the_full_mixer_teaches_every_weight_as_the_dense_determinant_does():

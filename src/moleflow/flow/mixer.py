@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import lru_cache
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -59,22 +61,17 @@ class ContextMixer(Bijection):
         """Division by the eigenvalues in the cosine basis."""
         height, width = y.shape[1:3]
         rows, columns = _cosine_basis(height).to(y), _cosine_basis(width).to(y)
-        spectrum = torch.einsum("uh,vw,bhwd->buvd", rows, columns, y) / self._eigenvalues(height, width)
+        eigenvalues = cosine_eigenvalues(self._weights(), height, width)
+        spectrum = torch.einsum("uh,vw,bhwd->buvd", rows, columns, y) / eigenvalues
         return torch.einsum("uh,vw,buvd->bhwd", rows, columns, spectrum), -self._log_det(y)
 
     def _weights(self) -> Tensor:
         return self.limit * torch.sigmoid(self.gate) * torch.tanh(self.sides) / 12
 
-    def _eigenvalues(self, height: int, width: int) -> Tensor:
-        across, down, diagonal = self._weights()
-        u = _cosines(height).to(across)[:, None, None]
-        v = _cosines(width).to(across)[None, :, None]
-        return 1 + 2 * across * (v - 1) + 2 * down * (u - 1) + 4 * diagonal * (u * v - 1)
-
     def _log_det(self, x: Tensor) -> Tensor:
         """The image's log-determinant, the same for every image, shared out evenly over its patches."""
         height, width = x.shape[1:3]
-        total = self._eigenvalues(height, width).log().sum()
+        total = _worked_out(_cosine_log_det, self._weights(), height, width)
         return (total / (height * width)).expand(x.shape[:-1])
 
 
@@ -120,19 +117,43 @@ class FullMixer(Bijection):
     def _log_det(self, kernel: Tensor, x: Tensor) -> Tensor:
         """The image's log-determinant, the same for every image, shared out evenly over its patches."""
         height, width = x.shape[1:3]
-        if kernel.requires_grad:
-            total = stencil_log_det(kernel.double(), height, width)
-        else:
-            weights = kernel.detach().double().cpu().numpy()
-            total = torch.tensor(_known_log_det(weights.tobytes(), height, width), dtype=torch.float64)
+        total = _worked_out(stencil_log_det, kernel.double(), height, width)
         return (total / (height * width)).to(x).expand(x.shape[:-1])
 
 
+def cosine_eigenvalues(weights: Tensor, height: int, width: int) -> Tensor:
+    """Of a mirror-symmetric mixer with side weights (3, D), as the class says; (h, w, D)."""
+    across, down, diagonal = weights
+    u = _cosines(height).to(across)[:, None, None]
+    v = _cosines(width).to(across)[None, :, None]
+    return 1 + 2 * across * (v - 1) + 2 * down * (u - 1) + 4 * diagonal * (u * v - 1)
+
+
+def _cosine_log_det(weights: Tensor, height: int, width: int) -> Tensor:
+    return cosine_eigenvalues(weights, height, width).log().sum()
+
+
+LogDet = Callable[[Tensor, int, int], Tensor]  # of a mixer's weights, over one image of (h, w) patches
+
+
+def _worked_out(log_det: LogDet, weights: Tensor, height: int, width: int) -> Tensor:
+    """A log-determinant, a number; of weights that are frozen once, not for every image."""
+    if weights.requires_grad:
+        return log_det(weights, height, width)
+    known = weights.cpu().numpy()
+    return torch.tensor(
+        _known(log_det, known.tobytes(), known.dtype.str, known.shape, height, width),
+        dtype=weights.dtype,
+        device=weights.device,
+    )
+
+
 @lru_cache(maxsize=16)
-def _known_log_det(weights: bytes, height: int, width: int) -> float:
-    """Of a kernel that is frozen: worked out once, not for every image."""
-    kernel = torch.frombuffer(bytearray(weights), dtype=torch.float64).reshape(3, 3, -1)
-    return float(stencil_log_det(kernel, height, width))
+def _known(
+    log_det: LogDet, weights: bytes, dtype: str, shape: tuple[int, ...], height: int, width: int
+) -> float:
+    kernel = np.frombuffer(weights, dtype).reshape(shape)
+    return float(log_det(torch.from_numpy(kernel.copy()), height, width))
 
 
 def _pad_by_one(grid: Tensor) -> Tensor:
