@@ -9,7 +9,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from moleflow import Detector
+from moleflow import Detector, compiling
 from moleflow.cli import app
 from moleflow.errors import BackboneError, ConfigError, LineError
 from moleflow.features import runtime
@@ -23,8 +23,8 @@ SIZE = (64, 96)
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """An empty folder of copies, and none opened."""
-    monkeypatch.setenv(runtime.CACHE_VARIABLE, str(tmp_path / "cache"))
-    monkeypatch.setattr(runtime, "_open", type(runtime._open)())
+    monkeypatch.setenv(compiling.CACHE_VARIABLE, str(tmp_path / "cache"))
+    monkeypatch.setattr(compiling, "_open", {})
     return tmp_path / "cache" / "backbones"
 
 
@@ -85,8 +85,8 @@ def test_auto_takes_the_first_that_is_installed(monkeypatch, cache):
 
 def test_a_copy_is_made_once(monkeypatch, cache):
     first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
-    monkeypatch.setattr(runtime, "_open", type(runtime._open)())
-    monkeypatch.setattr(runtime, "_exported", no_export)
+    monkeypatch.setattr(compiling, "_open", {})
+    monkeypatch.setattr(runtime, "exported_backbone", no_export)
     assert torch.equal(Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1)), first)
     with pytest.raises(BackboneError, match="no copy for it could be made"):  # another size is another copy
         Extractor(image_size=64, runtime="onnxruntime").features(images(1, (64, 64)))
@@ -96,7 +96,7 @@ def test_a_copy_is_made_once(monkeypatch, cache):
 @pytest.mark.parametrize("suffix", [".onnx", ".json"])
 def test_a_damaged_copy_is_made_anew(monkeypatch, cache, suffix):
     first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
-    monkeypatch.setattr(runtime, "_open", type(runtime._open)())
+    monkeypatch.setattr(compiling, "_open", {})
     (kept,) = cache.glob(f"*{suffix}")
     whole = kept.read_bytes()
     kept.write_bytes(whole[: len(whole) // 2])
@@ -106,7 +106,7 @@ def test_a_damaged_copy_is_made_anew(monkeypatch, cache, suffix):
 
 def test_a_kept_copy_that_the_engine_refuses_is_made_anew(monkeypatch, cache):
     first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
-    monkeypatch.setattr(runtime, "_open", type(runtime._open)())
+    monkeypatch.setattr(compiling, "_open", {})
     (network,), (known,) = cache.glob("*.onnx"), cache.glob("*.json")
     whole = network.read_bytes()
     network.write_bytes(b"no network")
@@ -121,10 +121,10 @@ def test_a_folder_that_cannot_be_written_costs_time_alone(monkeypatch, cache, ca
     def full(*args):
         raise OSError("no space left")
 
-    made, export = [], runtime._exported
-    monkeypatch.setattr(runtime, "_exported", lambda *args: made.append(args) or export(*args))
+    made, export = [], runtime.exported_backbone
+    monkeypatch.setattr(runtime, "exported_backbone", lambda *args: made.append(args) or export(*args))
     if cannot == "keep the copy":
-        monkeypatch.setattr(runtime, "_keep", full)
+        monkeypatch.setattr(compiling, "_keep", full)
     else:
         cache.parent.parent.mkdir(exist_ok=True)
         cache.parent.write_text("a file where the folder would be")
@@ -154,7 +154,7 @@ def test_what_a_converter_raises_is_told(monkeypatch, cache):
     def broken(*args):
         raise RuntimeError("no such operator\nand a long story")
 
-    monkeypatch.setattr(runtime, "_exported", broken)
+    monkeypatch.setattr(runtime, "exported_backbone", broken)
     with pytest.raises(BackboneError, match=r"no copy for it could be made: no such operator$"):
         Extractor(image_size=SIZE, runtime="openvino").features(images(1))
 

@@ -16,6 +16,7 @@ from .errors import LineError, TaskError
 from .features.extractor import Extractor
 from .flow.expert import Base
 from .intake import Intake
+from .judges import Judge
 from .lesson import Lesson
 from .line import Line
 from .product import Product, statistics_of
@@ -134,6 +135,7 @@ def restore(
     *,
     intake: Intake,
     false_alarm_rate: float,
+    asks: Judge,
     memory: int,
 ) -> tuple[Line, Archive]:
     """The line of a record that `LineStore.open` found at `path`, to the bit.
@@ -163,6 +165,7 @@ def restore(
         rerouted={r.name: r.info.get("rerouted", {}) for r in record.tasks},
         unreadable={r.name: tuple(r.info.get("unreadable", ())) for r in record.tasks},
         lessons={r.name: Lesson.from_dict(r.info["lesson"]) for r in record.tasks if "lesson" in r.info},
+        asks=asks,
     )
     saved = {r.name: Saved(r.version, places[r.name], dict(r.overrides)) for r in record.tasks}
     return line, Archive(store.path, saved)

@@ -24,6 +24,7 @@ from .features.extractor import Extractor
 from .features.runtime import RuntimeName
 from .inspection import check_stream, inspect_all
 from .intake import Intake
+from .judges import judge_for
 from .known_defects import KnownDefects
 from .learning import LessonOptions, Progress, Sources, learn, sources_of
 from .line import Line
@@ -62,8 +63,8 @@ class Detector:
             good images speak for where the first product's images are of several shapes.
         tiles: (rows, columns) of overlapping tiles that large images are seen in.
         device: "auto" takes CUDA, then MPS, then the CPU.
-        runtime: what runs the backbone on the CPU: "torch", "onnxruntime", "openvino", or "auto" for the
-            fastest that is installed and says what eager torch says; see docs/runtime.md.
+        runtime: what inspects on the CPU: "torch", "onnxruntime", "openvino" (the backbone alone), or "auto"
+            for the fastest that is installed and says what eager torch says; see docs/runtime.md.
         seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
         false_alarm_rate: share of good images that may be called defective.
         intensity: which of the camera's numbers is black and which white, for the life of the line: "auto"
@@ -116,7 +117,8 @@ class Detector:
             self.config = override(self.config, {"training.base": base})
         self._settled = False
         self._random_weights = str(weights) == "random"
-        self._line = Line(false_alarm_rate, intake_of(self.extractor))
+        asks = judge_for(self.extractor.device, runtime)
+        self._line = Line(false_alarm_rate, intake_of(self.extractor), asks=asks)
         self._archive = Archive()
         self._damaged: dict[str, str] = {}
         self._learning = threading.Lock()
@@ -590,6 +592,7 @@ class Detector:
                 detector.config,
                 intake=intake_of(detector.extractor, settings.get("intake")),
                 false_alarm_rate=detector.false_alarm_rate,
+                asks=detector._line.asks,
                 memory=memory,
             )
         except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:

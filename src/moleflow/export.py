@@ -7,12 +7,11 @@ and is put in its place only where both say the same.
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -21,30 +20,23 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from .beginning import see_each
-from .config import LineConfig
-from .coreset import distances
 from .data.factory import PRODUCTS, make_sample
 from .data.images import resize
 from .data.sources import list_sources
+from .density_network import density_network, given_of, mean_side_of
 from .detector import Detector
 from .errors import ConfigError, ExportError, reason_of
-from .features.runtime import exported, probe
-from .flow.expert import Base
-from .flow.start import CellWhitening
+from .features.runtime import exported_backbone, probe
 from .inspection import inspect
 from .intake import Picture
-from .product import ROUTER, Product, combine, density_map
+from .product import ROUTER, Product
 from .results import Prediction
 from .runtime import Inspector
-from .runtime.arrays import network_inputs
 from .runtime.engines import installed
 from .runtime.line import FORMAT, INDEX, NETWORKS
 from .store.tensors import dump_tensors, sha256_of
-from .verdict.maps import PositionCalibration, smooth
 
 Format = Literal["onnx", "openvino"]
 ENGINE: dict[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -236,19 +228,16 @@ def _write(detector: Detector, folder: Path, format: Format, progress: Progress)
     (folder / "products").mkdir(parents=True)
     progress("networks", 0.0)
     size = extractor.image_size
-    backbone = _traced(
-        "backbone", extractor.module, (probe(size)[:2],), ["images"], ["patches", "pooled"], batch=True
-    )
+    backbone = _traced("backbone", partial(exported_backbone, extractor.module, probe(size)[:2]))
     _write_network(folder, "backbone", backbone, format)
-    mean_side = (config.flow.cells or config.scoring.cells or _NO_CELLS).mean_side
     networks: dict[tuple[str, ...], str] = {}  # by the names of what a product's network takes
     entries = []
     for number, (name, product) in enumerate(line.products.items()):
-        inputs = _inputs(product, extractor.grid, mean_side)
-        key = tuple(sorted(inputs))
+        given = given_of(product, extractor.grid)
+        key = tuple(sorted(given))
         if key not in networks:
             networks[key] = f"density-{len(networks)}"
-            network = _density(line.base, config, product, inputs, extractor.grid, networks[key])
+            network = _traced(networks[key], partial(density_network, line.base, product, given))
             _write_network(folder, networks[key], network, format)
         _write_product(folder, name, product)
         overrides = dict(line.overrides.get(name, {}))
@@ -266,7 +255,7 @@ def _write(detector: Detector, folder: Path, format: Format, progress: Progress)
         "grid": list(extractor.grid),
         "cell": extractor.cell,
         "intake": line.intake.settings(),
-        "mean_side": mean_side,
+        "mean_side": mean_side_of(config),
         "scoring": {"top_share": config.scoring.top_share, "top_least": config.scoring.top_least},
         "false_alarm_rate": line.false_alarm_rate,
         "router": {
@@ -309,151 +298,9 @@ def _write_network(folder: Path, name: str, data: bytes, format: Format) -> None
     openvino.save_model(network, folder / f"{name}{NETWORKS['openvino']}", compress_to_fp16=False)
 
 
-def _traced(
-    name: str,
-    module: nn.Module,
-    example: tuple[Tensor, ...],
-    inputs: list[str],
-    outputs: list[str],
-    *,
-    batch: bool = False,
-    free: Iterable[str] = (),
-) -> bytes:
-    """A module in ONNX; `batch` leaves the first length of everything open, `free` that of these inputs."""
-    axes = (
-        {key: {0: "batch"} for key in (*inputs, *outputs)} if batch else {key: {0: "count"} for key in free}
-    )
+def _traced(name: str, trace: Callable[[], bytes]) -> bytes:
     try:
-        return exported(module, example, inputs=inputs, outputs=outputs, axes=axes)
+        return trace()
     except Exception as error:  # of any kind: none of them says what its converter may raise
         reason = str(error).strip().split("\n", 1)[0] or type(error).__name__
         raise ExportError(f"the {name} network cannot be written: {reason}") from error
-
-
-def _inputs(product: Product, grid: tuple[int, int], mean_side: int) -> dict[str, np.ndarray]:
-    """What the network takes of a product, as the other side will make it of the product's file."""
-    tensors = {name: tensor.numpy() for name, tensor in product.tensors().items()}
-    correction = product.densities.correction
-    weight = 0.0 if correction is None else correction.weight
-    return network_inputs(tensors, grid, mean_side=mean_side, correction_weight=weight)
-
-
-def _density(
-    base: Base,
-    config: LineConfig,
-    product: Product,
-    inputs: dict[str, np.ndarray],
-    grid: tuple[int, int],
-    name: str,
-) -> bytes:
-    patches = torch.randn(1, *grid, base.channels, generator=torch.Generator().manual_seed(0))
-    names = sorted(inputs)
-    values = [torch.from_numpy(np.ascontiguousarray(inputs[key])) for key in names]
-    module = _Density(base, config, product, names).eval()
-    return _traced(
-        name,
-        module,
-        (patches, *values),
-        ["patches", *names],
-        ["map", "ordinary"],
-        free=[key for key in names if key == "coreset.patches"],
-    )
-
-
-class _Density(nn.Module):
-    """What a product says of an image's patches (1, h, w, D): its map, and that of how familiar they are.
-
-    Args:
-        base: the frozen base, part of the network.
-        config: all options.
-        product: one like those that are to be given.
-        names: of what is given of a product, in their order.
-    """
-
-    def __init__(self, base: Base, config: LineConfig, product: Product, names: Sequence[str]) -> None:
-        super().__init__()
-        self.base, self.scoring, self.names = base, config.scoring, names
-        # In a pair, so that neither is a part of this module: their numbers come from outside.
-        self.like = copy.deepcopy(product.densities.expert), product.densities.gaussians
-        self.begins_with_cells = config.flow.cells is not None
-        for name in names:
-            if name.startswith("flow."):
-                owner, last = _owner(self.like[0], name[5:])
-                owner._parameters.pop(last, None)
-                owner._buffers.pop(last, None)
-        self.densities = 1 + (config.scoring.cells is not None)
-
-    def forward(self, patches: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
-        given = dict(zip(self.names, values, strict=True))
-        expert, gaussians = self.like
-        cells = None if gaussians is None else _GivenCells(gaussians, given)
-        for name, value in given.items():
-            if name.startswith("flow."):
-                owner, last = _owner(expert, name[5:])
-                object.__setattr__(owner, last, value)
-        if self.begins_with_cells:
-            assert cells is not None
-            expert._modules["start_cells"] = CellWhitening(cells)  # type: ignore[arg-type]
-        scores = [self.base.score(expert, self.base.prepare(patches))]
-        if self.densities == 2:
-            assert cells is not None
-            scores.append(cells(patches))
-        if "coreset.patches" in given:
-            scores.append(distances(patches, given["coreset.patches"]))
-        positions = [
-            PositionCalibration(given[f"position.{i}.level"], given[f"position.{i}.spread"])  # type: ignore[arg-type]
-            for i in range(len(scores))
-        ]
-        found = combine(scores, positions, self.scoring)
-        if "correction.direction" in given:
-            assert cells is not None
-            along = cells.whiten(patches)[0] @ given["correction.direction"] - given["correction.level"]
-            found = found + given["correction.weight"] * along
-        return smooth(found, self.scoring.smoothing), density_map(scores, positions, self.scoring)
-
-
-def _owner(module: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The part of a module that has a number of this name, and what it is called there."""
-    *path, last = name.split(".")
-    for step in path:
-        module = getattr(module, step)
-    return module, last
-
-
-class _GivenCells(nn.Module):
-    """Cells whose numbers are given; see `CellGaussians.whiten`."""
-
-    def __init__(self, like: Any, given: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.grid, self.members, self.owners = like.grid, like._members, like._cell_of
-        self.given = {name[6:]: value for name, value in given.items() if name.startswith("cells.")}
-
-    def whiten(self, features: Tensor, patches: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Raw features of a whole grid to white ones, and the log-determinant per patch."""
-        own = self.given
-        x = (features - own["mean"]).flatten(1, 2)
-        gathered = x[:, self.members]
-        along = torch.einsum("bcnd,crd->bcnr", gathered, own["axes"]) * own["shrink"][:, None]
-        white = (gathered + torch.einsum("bcnr,crd->bcnd", along, own["axes"])).flatten(1, 2)
-        y = white[:, self.slots].unflatten(1, self.grid) / own["root"]
-        return y, own["log_dets"][self.owners].view(1, *self.grid)
-
-    @property
-    def slots(self) -> Tensor:
-        """Where each patch stands among the cells' members, (h w,)."""
-        slots = torch.empty(self.grid[0] * self.grid[1], dtype=torch.long)
-        flat = self.members.flatten()
-        slots[flat.flip(0)] = torch.arange(len(flat)).flip(0)
-        return slots
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Mahalanobis distance of every patch."""
-        return self.whiten(features)[0].norm(dim=-1)
-
-
-@dataclass(frozen=True)
-class _NoCells:
-    mean_side: int = 1
-
-
-_NO_CELLS = _NoCells()

@@ -12,6 +12,7 @@ from .features.extractor import Features
 from .flow.expert import Base
 from .intake import Intake
 from .judgement import Decision, Judgement
+from .judges import EagerJudge, Judge
 from .lesson import Lesson
 from .product import Product
 from .routing.gaussian import describe
@@ -37,6 +38,7 @@ class Line:
         changes: what the last update of a product changed, by product; not saved.
         unreadable: what was left out of a product's last lesson, each with the reason, by product.
         lessons: what each product was last taught from; products of older lines have none.
+        asks: who asks a product about an image.
     """
 
     false_alarm_rate: float
@@ -50,6 +52,7 @@ class Line:
     changes: dict[str, Changes] = field(default_factory=dict)
     unreadable: dict[str, tuple[str, ...]] = field(default_factory=dict)
     lessons: dict[str, Lesson] = field(default_factory=dict)
+    asks: Judge = field(default_factory=EagerJudge)
 
     def product(self, name: str) -> Product:
         """The product of this name; `TaskError` when there is none."""
@@ -73,7 +76,7 @@ class Line:
     def judge(self, name: str, features: Features) -> Judgement:
         """What a product says of one image's features."""
         assert self.base is not None
-        return self.products[name].inspect(self.base, features)
+        return self.asks.judge(self.base, self.products[name], features)
 
     def verdict(self, name: str) -> tuple[float | None, float]:
         """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""

@@ -99,13 +99,22 @@ class Product:
     @torch.no_grad()
     def inspect(self, base: Base, seen: Features) -> Judgement:
         """One image's features to what this product says of it."""
+        return self.judged(*self.maps(base, seen.patches), seen.pooled)
+
+    @torch.no_grad()
+    def maps(self, base: Base, patches: Tensor) -> tuple[Tensor, Tensor]:
+        """Patches (B, h, w, D) to raw maps, and to those of the densities alone, both (B, h, w)."""
         scoring = self.config.scoring
-        scores = self.densities.scores(base, seen.patches)
-        found = combine(scores, self.positions, scoring) + self.densities.known(seen.patches)
-        maps = smooth(found, scoring.smoothing)
-        place = float(image_scores(maps, scoring)[0])
-        strangeness = float(self.familiarity.of(density_map(scores, self.positions, scoring))[0])
-        whole = None if self.whole is None else float(self.whole(seen.pooled)[0])
+        scores = self.densities.scores(base, patches)
+        found = combine(scores, self.positions, scoring) + self.densities.known(patches)
+        return smooth(found, scoring.smoothing), density_map(scores, self.positions, scoring)
+
+    @torch.no_grad()
+    def judged(self, maps: Tensor, ordinary: Tensor, pooled: Tensor) -> Judgement:
+        """What follows from one image's two `maps` and its pooled features (1, E)."""
+        place = float(image_scores(maps, self.config.scoring)[0])
+        strangeness = float(self.familiarity.of(ordinary)[0])
+        whole = None if self.whole is None else float(self.whole(pooled)[0])
         return judged(self.calibration, maps[0].cpu().numpy(), place, whole, strangeness)
 
     def map_threshold(self, rate: float | None, threshold: float) -> float:

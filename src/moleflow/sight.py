@@ -22,8 +22,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
+from .compiling import cache_folder
 from .features.extractor import Extractor, Features
-from .features.runtime import cache_folder
 from .intake import Picture, without_border
 
 KEPT_DAYS = 7  # of a lesson that nobody took up again
