@@ -19,6 +19,7 @@ from moleflow.config import LineConfig
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.features.cache import FeatureCache
+from moleflow.judges import EagerJudge
 from moleflow.results import Prediction
 
 PRODUCTS = ("gear", "wood")
@@ -58,6 +59,7 @@ def test_the_bench_says_what_the_detector_says(single, products, shelf, quick, n
     scoring = replace(quick.scoring, single_up_to=single)
     config = replace(quick, scoring=scoring)
     line, method = new_line(config=config, seed=3), MoleFlow(setting(shelf, config))
+    line._line = replace(line._line, asks=EagerJudge())  # as the bench does
     exact = line.extractor.see
 
     def rounded(images):

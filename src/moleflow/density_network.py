@@ -137,8 +137,9 @@ class _GivenCells(nn.Module):
         own = self.given
         x = (features - own["mean"]).flatten(1, 2)
         gathered = x[:, self.members]
-        along = torch.einsum("bcnd,crd->bcnr", gathered, own["axes"]) * own["shrink"][:, None]
-        white = (gathered + torch.einsum("bcnr,crd->bcnd", along, own["axes"])).flatten(1, 2)
+        # Products of matrices: what engines make of an Einsum takes four times as long.
+        along = gathered @ own["axes"].transpose(1, 2) * own["shrink"][:, None]
+        white = (gathered + along @ own["axes"]).flatten(1, 2)
         y = white[:, self.slots].unflatten(1, self.grid) / own["root"]
         return y, own["log_dets"][self.owners].view(1, *self.grid)
 

@@ -107,7 +107,7 @@ Runtime = Annotated[
     RuntimeChoice,
     typer.Option(
         envvar=RUNTIME_VARIABLE,
-        help="What runs the backbone on the CPU; auto: the fastest that is installed and agrees with torch.",
+        help="What inspects on the CPU; auto: the fastest that is installed and agrees with torch.",
     ),
 ]
 Preset = Annotated[

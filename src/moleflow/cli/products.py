@@ -104,7 +104,7 @@ def list_products(line: Line) -> None:
         score, rate = _verdict(read, record)
         shown = "set by hand" if rate is None else f"{rate:.3%}"
         table.add_row(
-            printable(record.name), record.version, str(record.info.get("images")), f"{score:.4f}", shown
+            printable(record.name), record.version, str(record.info.get("images")), f"{score:.5g}", shown
         )
     new_screen().print(table)
     say(light_in_words(intake_of(read).intensity))
