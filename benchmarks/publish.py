@@ -124,7 +124,7 @@ def intervals(results: dict[str, Any]) -> str:
     head = [
         f"{column}{what}"
         for column in DIFFERENCES
-        for what in (", these products", ", such products", ": sd of seeds", "of orders")
+        for what in (", these products", ", such products", ": sd of seeds", ": sd of orders")
     ]
     level = f"{100 * found['level']:g} % intervals, {found['replicates']} draws"
     off = max((value for value in found["bins"].values()), default=0.0)

@@ -19,7 +19,7 @@ def describe(features: Tensor) -> Tensor:
     """Image descriptor (B, D) float64: spatial mean of raw patch features (B, h, w, D)."""
     # On the processor before it becomes float64: not every accelerator has that type. Image by image: that
     # fits the processor's cache, and a descriptor does not depend on its neighbours in the batch.
-    return torch.cat([image.cpu().double().mean((1, 2)) for image in features.split(1)])
+    return torch.cat([image.cpu().mean((1, 2), dtype=torch.float64) for image in features.split(1)])
 
 
 @dataclass(frozen=True, eq=False)
