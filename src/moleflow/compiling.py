@@ -31,7 +31,7 @@ from .errors import MoleFlowError
 from .runtime.engines import Run, open_network
 
 CACHE_VARIABLE = "MOLEFLOW_CACHE"
-TOLERANCE = 1e-3  # spreads by which a copy may differ from eager torch anywhere
+TOLERANCE = 1e-3  # by which a copy may differ from eager torch anywhere
 OPEN_AT_ONCE = 4  # of a kind
 
 _FORMAT = 1  # of what is kept; another one is made anew
@@ -51,7 +51,7 @@ class Recipe:
         of: what it is a copy of, in messages.
         facts: all that determines the computation, plain JSON.
         make: the network in ONNX; whatever it raises is told.
-        differ: how far a running copy is from eager torch, in spreads of what that says.
+        differ: how far a running copy is from eager torch, in spreads.
     """
 
     kind: str
@@ -136,7 +136,7 @@ def _running(key: str, engine: str, recipe: Recipe, threads: int) -> Run:
 def _agreed(copy: _Copy, recipe: Recipe) -> _Copy:
     if not copy.difference <= TOLERANCE:
         raise CopyError(
-            f"its copy of {recipe.of} differs by {copy.difference:.2g} spreads of the features, "
+            f"its copy of {recipe.of} differs by {copy.difference:.2g} spreads, "
             f"expected at most {TOLERANCE:g}"
         )
     return copy
