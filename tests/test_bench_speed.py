@@ -5,11 +5,12 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from moleflow import Detector
 from moleflow.bench import speed
 from moleflow.bench.speed import SpeedOptions, Table, measure_speed, speed_options
 from moleflow.bench.speed.table import in_turns, ratio
 from moleflow.cli import app
-from moleflow.errors import BenchError, ConfigError
+from moleflow.errors import BackboneError, BenchError, ConfigError
 
 SMALL = ["sizes=[64]", "batches=[1,2]", "rounds=1", "lessons=[3]", "products=[2]", "wide=[]", "image_size=64"]
 
@@ -52,6 +53,24 @@ def test_a_killed_run_goes_on_and_another_one_is_refused(tmp_path, monkeypatch):
     assert "## images\n\n|  | x |\n| --- | ---: |\n| a | 1 |\n\nsaid below" in text
     with pytest.raises(BenchError, match="other options"):
         measure_speed(SpeedOptions(tables=("images",)), tmp_path, command="c")
+
+
+def test_a_runtime_that_does_not_run_a_backbone_is_noted_and_the_others_are_measured(monkeypatch):
+    original = Detector.load.__func__
+
+    def load(cls, *args, runtime, **options):
+        line = original(cls, *args, runtime=runtime, **options)
+        if runtime == "openvino":
+            monkeypatch.setattr(line, "predict", refused)
+        return line
+
+    def refused(images):
+        raise BackboneError("no copy for it could be made")
+
+    monkeypatch.setattr(Detector, "load", classmethod(load))
+    table = speed.TABLES["images"](SpeedOptions(sizes=(64,), batches=(1,), rounds=1, wide=()))
+    assert [row[1] for row in table.rows] == ["torch", "onnxruntime"]
+    assert "openvino does not run efficientnet_lite0: no copy for it could be made." in table.note
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from moleflow import Detector, compiling
 from moleflow.cli import app
 from moleflow.errors import BackboneError, ConfigError, LineError
 from moleflow.features import runtime
+from moleflow.features.backbones import get_backbone
 from moleflow.features.extractor import Extractor
 from moleflow.runtime import engines
 
@@ -59,6 +61,19 @@ def test_a_copy_says_what_eager_torch_says(name, tiles):
         assert found.pooled.shape == expected.pooled.shape
         assert 0 < apart(found, expected) < 1e-4  # not the same computation, and the same features
     assert compiled.describe() == eager.describe()
+
+
+@pytest.mark.parametrize("pool", [True, False])
+@pytest.mark.parametrize("width", [30, 56])  # of 40 and 112 channels, or nine times as many
+def test_a_copy_averages_channels_as_eager_torch_does(width, pool):
+    row = get_backbone("efficientnet_lite0")
+    row = replace(row, aggregation="mean", width=width, pool=pool)
+    batch = images(2)
+    found, expected = (
+        Extractor(row, image_size=SIZE, runtime=name).see(batch) for name in ("onnxruntime", "torch")
+    )
+    assert found.patches.shape == (2, SIZE[0] // 8, SIZE[1] // 8, width)
+    assert 0 < apart(found, expected) < 1e-4
 
 
 @pytest.mark.parametrize("name", NAMES)

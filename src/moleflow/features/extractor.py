@@ -337,7 +337,7 @@ class _GridFeatures(nn.Module):
         size = layer.shape[-2:]
         # As PatchCore: zeros around the picture, the nine values of a channel beside each other.
         values = F.unfold(layer, 3, padding=1) if self.spec.pool else layer.flatten(2)  # B,(9)C,hw
-        return F.adaptive_avg_pool1d(values.transpose(1, 2), width).transpose(1, 2).unflatten(2, size)
+        return _averaged_to(values.transpose(1, 2), width).transpose(1, 2).unflatten(2, size)
 
     def _stages(self, images: torch.Tensor, layers: tuple[int, ...]) -> list[torch.Tensor]:
         maps: list[torch.Tensor] = self.network.forward_intermediates(  # type: ignore[operator]
@@ -349,6 +349,22 @@ class _GridFeatures(nn.Module):
             intermediates_only=True,
         )
         return maps
+
+
+def _averaged_to(values: torch.Tensor, width: int) -> torch.Tensor:
+    """Channels (B, n, C) averaged to so many by adaptive pooling, which ONNX has no operator for."""
+    if not torch.onnx.is_in_onnx_export():
+        return F.adaptive_avg_pool1d(values, width)
+    channels = int(values.shape[2])
+    first = [i * channels // width for i in range(width)]
+    last = [-(-(i + 1) * channels // width) for i in range(width)]  # the one behind it
+    share = torch.tensor([1 / (end - start) for start, end in zip(first, last, strict=True)])
+    pooled = torch.zeros(())
+    for step in range(max(end - start for start, end in zip(first, last, strict=True))):
+        inside = torch.tensor([start + step < end for start, end in zip(first, last, strict=True)])
+        taken = [min(start + step, end - 1) for start, end in zip(first, last, strict=True)]
+        pooled = pooled + values[..., taken] * (share * inside)
+    return pooled
 
 
 def _aggregation(spec: BackboneSpec) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import torch
 
 from ...data.images import resize
 from ...detector import Detector
+from ...errors import BackboneError
 from ...features.backbones import get_backbone
 from ...features.runtime import COMPILED, RuntimeName
 from ...runtime.engines import installed
@@ -39,20 +40,31 @@ def images(
     sizes: Sequence[int], batches: Sequence[int], rounds: int, *, wide: Sequence[str], device: str
 ) -> Table:
     """The default backbone at each size, and wide ones with random weights at their own."""
-    rows = [row for size in sizes for row in _compared("efficientnet_lite0", None, size, batches, rounds)]
+    rows: list[list[str]] = []
+    notes = [NOTE]
+    for size in sizes:
+        rows += _compared("efficientnet_lite0", None, size, batches, rounds, notes)
     for name in wide:
         size = get_backbone(name).image_size[0]
-        rows += _compared(name, "random", size, batches, rounds)
+        rows += _compared(name, "random", size, batches, rounds, notes)
         if device != "cpu":
-            rows += _compared(name, "random", size, batches, rounds, device=device)
-    no_card = "" if device != "cpu" or torch.cuda.is_available() else " No card: none was measured."
-    return Table("Images", HEAD, rows, NOTE + no_card, words=2)
+            rows += _compared(name, "random", size, batches, rounds, notes, device=device)
+    if device == "cpu" and not torch.cuda.is_available():
+        notes.append("No card: none was measured.")
+    return Table("Images", HEAD, rows, " ".join(notes), words=2)
 
 
 def _compared(
-    backbone: str, weights: str | None, size: int, batches: Sequence[int], rounds: int, *, device: str = "cpu"
+    backbone: str,
+    weights: str | None,
+    size: int,
+    batches: Sequence[int],
+    rounds: int,
+    notes: list[str],
+    *,
+    device: str = "cpu",
 ) -> list[list[str]]:
-    """One backbone on every runtime of a device."""
+    """One backbone on every runtime of a device; those that cannot run it are noted."""
     with tempfile.TemporaryDirectory() as folder:
         line = Detector(backbone, weights=weights, image_size=size, device=device, runtime="torch")
         line.add_task("drawn", drawn(TAUGHT, size))
@@ -60,7 +72,14 @@ def _compared(
         names: list[RuntimeName] = ["torch"]
         if device == "cpu":
             names += [name for name in COMPILED if installed(name)]  # type: ignore[misc]
-        lines = {n: Detector.load(Path(folder) / "line", device=device, runtime=n) for n in names}
+        lines = {}
+        for name in names:
+            line = Detector.load(Path(folder) / "line", device=device, runtime=name)
+            try:
+                line.predict(drawn(1, size))
+                lines[name] = line
+            except BackboneError as error:
+                notes.append(f"{name} does not run {backbone}: {error}.")
     return [row for batch in batches for row in _rows(backbone, lines, size, batch, rounds)]
 
 
