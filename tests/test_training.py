@@ -21,7 +21,7 @@ from moleflow.flow.bijections import Place
 from moleflow.flow.coupling import NeighbourContext
 from moleflow.flow.expert import Base, Expert
 from moleflow.left_out import flows_left_out, learn_first_base
-from moleflow.training import LeftOut, Windows, learn_base, learn_expert, loss_of, sample_windows
+from moleflow.training import SMALL, LeftOut, Windows, fit, learn_base, learn_expert, loss_of, sample_windows
 
 FLOW = FlowConfig(
     cells=Cells(side=2, rank=3, mean_side=3),
@@ -784,3 +784,26 @@ def test_windows_depend_on_the_generator_alone():
     ]
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+@pytest.mark.parametrize(("numbers", "threads"), [(64, 1), (SMALL, 1), (SMALL + 1, 3)])
+def test_small_weights_are_learned_on_one_thread_and_large_ones_on_as_many_as_there_are(numbers, threads):
+    weights = [nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(numbers))]
+    seen, before = [], torch.get_num_threads()
+
+    def loss(generator):
+        seen.append(torch.get_num_threads())
+        return sum(own.square().mean() for own in weights)
+
+    def failing(generator):
+        raise KeyboardInterrupt
+
+    torch.set_num_threads(3)
+    try:
+        fit(weights, loss, TrainingConfig(), steps=2, seed=0)
+        assert seen == [threads, threads]
+        with pytest.raises(KeyboardInterrupt):
+            fit(weights, failing, TrainingConfig(), steps=2, seed=0)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

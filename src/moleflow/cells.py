@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .config import Cells
 from .packing import levels, packed, unpacked
+from .threads import one_thread
 
 
 class CellGaussians(nn.Module):
@@ -269,6 +270,7 @@ class _Spectrum:
 
 
 @torch.no_grad()
+@one_thread()
 def fit_without_each(
     features: Tensor, blocks: Sequence[int | None], config: Cells
 ) -> tuple[CellGaussians, list[CellGaussians]]:

@@ -22,10 +22,12 @@ from .config import FlowConfig, TrainingConfig
 from .errors import TrainingError
 from .flow.bijections import Place
 from .flow.expert import Base, Expert
+from .threads import one_thread
 
 Progress = Callable[[float], None]  # called with the share done, 0..1
 
 RETREATS = 4
+SMALL = 2**18  # numbers of the largest weight up to which one thread learns
 START_IMAGES = 64
 CHECK_EVERY = 25  # steps between sound states kept to retreat to
 ASK_EVERY = 10  # steps between two looks at what was left out
@@ -273,43 +275,45 @@ def fit(
     Raises:
         TrainingError: not finite after `RETREATS` retreats.
     """
-    generator = torch.Generator(device="cpu").manual_seed(seed)
-    rate, retreats = training.learning_rate, 0
-    optimiser, schedule = _optimiser(owned, rate, steps)
-    sound = [p.detach().clone() for p in owned]
-    best = None if ruler is None else _Best(owned, ruler)
-    for step in range(steps):
-        loss = step_loss(generator)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(owned, training.clip)
-        if torch.isfinite(loss) and torch.isfinite(norm):
-            if step % CHECK_EVERY == 0:  # before the step: these weights have just shown a finite loss
-                sound = [p.detach().clone() for p in owned]
-            optimiser.step()
-            schedule.step()
-        else:
-            retreats, rate = retreats + 1, rate / 2
-            if retreats > RETREATS:
-                raise TrainingError(
-                    f"learning did not stay finite: step {step} of {steps} gave loss {loss.item()} after "
-                    f"{RETREATS} retreats to half the learning rate; are the images of one product?"
-                )
-            _restore(owned, sound)
-            optimiser, schedule = _optimiser(owned, rate, steps, done=step)
-        if progress:
-            progress((step + 1) / steps)
-        if best is not None and ((step + 1) % ASK_EVERY == 0 or step + 1 == steps):
-            best.ask(step + 1)
-            if best.worse == PATIENCE:
-                if progress:
-                    progress(1.0)
-                break
-    if best is not None:
-        _restore(owned, best.values)
-    for parameter in owned:
-        parameter.grad = None  # as large as the weights, and never used again
-    return 1.0 if best is None else best.step / steps
+    small = max(p.numel() for p in owned) <= SMALL
+    with one_thread(small and owned[0].device.type == "cpu"):
+        generator = torch.Generator(device="cpu").manual_seed(seed)
+        rate, retreats = training.learning_rate, 0
+        optimiser, schedule = _optimiser(owned, rate, steps)
+        sound = [p.detach().clone() for p in owned]
+        best = None if ruler is None else _Best(owned, ruler)
+        for step in range(steps):
+            loss = step_loss(generator)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(owned, training.clip)
+            if torch.isfinite(loss) and torch.isfinite(norm):
+                if step % CHECK_EVERY == 0:  # before the step: these weights have just shown a finite loss
+                    sound = [p.detach().clone() for p in owned]
+                optimiser.step()
+                schedule.step()
+            else:
+                retreats, rate = retreats + 1, rate / 2
+                if retreats > RETREATS:
+                    raise TrainingError(
+                        f"learning did not stay finite: step {step} of {steps} gave loss {loss.item()} after "
+                        f"{RETREATS} retreats to half the learning rate; are the images of one product?"
+                    )
+                _restore(owned, sound)
+                optimiser, schedule = _optimiser(owned, rate, steps, done=step)
+            if progress:
+                progress((step + 1) / steps)
+            if best is not None and ((step + 1) % ASK_EVERY == 0 or step + 1 == steps):
+                best.ask(step + 1)
+                if best.worse == PATIENCE:
+                    if progress:
+                        progress(1.0)
+                    break
+        if best is not None:
+            _restore(owned, best.values)
+        for parameter in owned:
+            parameter.grad = None  # as large as the weights, and never used again
+        return 1.0 if best is None else best.step / steps
 
 
 class _Best:
