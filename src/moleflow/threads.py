@@ -10,7 +10,9 @@ import torch
 
 @contextmanager
 def one_thread(only: bool = True) -> Iterator[None]:
-    """Torch computes on one thread meanwhile, in the thread of Python that asks, where `only` says so.
+    """Where `only` says so torch computes on one thread meanwhile, in the thread of Python that asks.
+
+    In those that begin meanwhile as well; those that there are keep what they have.
 
     Products of small matrices have threads mostly wait for each other. Where these wait asleep, as those of
     the command line do, two took two to six times as long as one; awake a fifth less, and the processor of
