@@ -47,19 +47,25 @@ def layered(config):
     return replace(config, flow=flow, scoring=replace(config.scoring, cells=config.flow.cells))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [lambda config: config, layered, lambda config: override(config, NO_FLOW)],
-    ids=["default", "layered", "lean"],
-)
+@pytest.mark.parametrize("options", [{}, NO_FLOW], ids=["default", "lean"])
 def test_a_network_says_what_eager_torch_says(new_line, quick, pictures, options, cache):
-    line = new_line(config=options(quick))
+    line = new_line(config=override(quick, options))
     for product in ("gear", "wood"):
         line.add_task(product, pictures(product, 6))
     shown = [*pictures("gear", 1, first=80), *pictures("wood", 1, first=80)]
     shown += pictures("gear", 1, first=80, kind="missing_tooth")
     same_as_eager(line, shown)
     assert len(list(cache.glob("*.onnx"))) == 1
+
+
+def test_cells_beside_a_flow_are_left_to_torch_without_a_word(new_line, quick, pictures, cache, recwarn):
+    line = new_line(config=layered(quick))
+    line.add_task("gear", pictures("gear", 6))
+    found = told(line.predict(pictures("gear", 2, first=80)))
+    with asked_by(line, EagerJudge()):
+        assert told(line.predict(pictures("gear", 2, first=80))) == found
+    assert not cache.exists()
+    assert not [one for one in recwarn if "eager torch" in str(one.message)]
 
 
 def test_a_product_that_knows_defects_has_a_network_of_its_own(new_line, pictures, cache):

@@ -47,7 +47,8 @@ class NetworkJudge:
 
     One network serves all products of a base that are learned alike, for a product's numbers are among its
     inputs. It is a copy as of `compiling`, compared on images drawn from the cells of the first product that
-    asks for it. Threads may share a judge.
+    asks for it. Products with cells beside their flow, as lines had them before, are left to torch and say
+    what they said. Threads may share a judge.
 
     Args:
         fall_back: leave it to eager torch, with a warning that says why, where there can be no such copy.
@@ -77,6 +78,8 @@ class NetworkJudge:
             return self._known[product]
 
     def _prepare(self, base: Base, product: Product) -> tuple[Run, Arrays] | None:
+        if product.config.scoring.cells is not None:
+            return None  # torch has another formula for cells beside a flow, whose rounding is its own
         grid = base.position.shape[0], base.position.shape[1]
         given = given_of(product, grid)
         try:
