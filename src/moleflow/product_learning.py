@@ -27,6 +27,8 @@ from .left_out import (
 )
 from .product import Densities, Product, combine, density_map
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
+from .threads import side_by_side
+from .training import is_small
 from .verdict.calibration import TwoVoices, Voice
 from .verdict.maps import PositionCalibration, image_scores, smooth, strongest
 from .verdict.unknown import ORDINARY, Familiarity
@@ -95,15 +97,16 @@ def learn_product(
     blocks = make_blocks(len(seen), config.scoring, groups=groups, copies=copies)
     memory = _remembered(previous, seen, seed)
     bases = (base, *(without or (base, base)))
-    flows = flows_left_out(bases, seen.patches, memory.patches, blocks, config, seed, progress)
+    before = None if previous is None else previous.densities.coreset
+    known = None if before is None else before.patches
+    flows, (coreset, left_out_coreset) = side_by_side(
+        lambda: flows_left_out(bases, seen.patches, memory.patches, blocks, config, seed, progress),
+        lambda: coreset_left_out(seen.patches, memory.patches, known, blocks, config.scoring, seed),
+        at_once=is_small(base.parameters()),
+    )
     learned = time.perf_counter()
     progress("calibration", 0.0)
     cells, left_out_cells = cells_left_out(seen.patches, memory.patches, blocks, config.scoring)
-    before = None if previous is None else previous.densities.coreset
-    known = None if before is None else before.patches
-    coreset, left_out_coreset = coreset_left_out(
-        seen.patches, memory.patches, known, blocks, config.scoring, seed
-    )
     progress("calibration", 0.5)
     densities = Densities(flows.final, cells, coreset)
     others = (left_out_cells, left_out_coreset)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -33,6 +34,8 @@ CHECK_EVERY = 25  # steps between sound states kept to retreat to
 ASK_EVERY = 10  # steps between two looks at what was left out
 PATIENCE = 2  # looks in a row that were worse than an earlier one, after which learning ends
 RULER_PATCHES = 2048  # of the left-out images, the same at every look
+
+_seeding = threading.RLock()
 
 
 @dataclass(eq=False)
@@ -275,8 +278,7 @@ def fit(
     Raises:
         TrainingError: not finite after `RETREATS` retreats.
     """
-    small = max(p.numel() for p in owned) <= SMALL
-    with one_thread(small and owned[0].device.type == "cpu"):
+    with one_thread(is_small(owned)):
         generator = torch.Generator(device="cpu").manual_seed(seed)
         rate, retreats = training.learning_rate, 0
         optimiser, schedule = _optimiser(owned, rate, steps)
@@ -314,6 +316,11 @@ def fit(
         for parameter in owned:
             parameter.grad = None  # as large as the weights, and never used again
         return 1.0 if best is None else best.step / steps
+
+
+def is_small(owned: Iterable[Tensor]) -> bool:
+    """Whether one thread learns these weights about as fast as several would."""
+    return all(weight.numel() <= SMALL and weight.device.type == "cpu" for weight in owned)
 
 
 class _Best:
@@ -434,10 +441,14 @@ def _restore(owned: Iterable[nn.Parameter], sound: Iterable[Tensor]) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator while modules are constructed, and puts it back after."""
-    state = torch.get_rng_state()
-    torch.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.set_rng_state(state)
+    """Seeds torch's global generator while modules are constructed, and puts it back after.
+
+    One thread at a time: the generator is that of all of them.
+    """
+    with _seeding:
+        state = torch.get_rng_state()
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)

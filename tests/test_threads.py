@@ -1,0 +1,136 @@
+"""What is computed side by side, and on how many threads."""
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from moleflow.config import LineConfig, override
+from moleflow.features.extractor import Features
+from moleflow.flow.expert import Base
+from moleflow.product_learning import learn_product
+from moleflow.threads import one_thread, side_by_side
+from moleflow.training import SMALL, seeded
+
+GRID, CHANNELS = (8, 8), 16
+
+
+@pytest.fixture
+def three_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_both_are_computed_at_the_same_time_on_one_thread_each():
+    meeting = threading.Barrier(2, timeout=20)  # each waits for the other
+
+    def here() -> tuple[int, int]:
+        meeting.wait()
+        return threading.get_ident(), torch.get_num_threads()
+
+    (first, own), (second, others) = side_by_side(here, here, at_once=True)
+    assert first == threading.get_ident() != second
+    assert own == others == 1
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.parametrize(("threads", "at_once"), [(1, True), (3, False)])
+def test_they_are_computed_in_turn_where_there_is_one_thread_or_it_is_not_worth_it(threads, at_once):
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(threads)
+    try:
+        told = side_by_side(
+            lambda: seen.append(torch.get_num_threads()) or threading.get_ident(),
+            lambda: seen.append(torch.get_num_threads()) or threading.get_ident(),
+            at_once=at_once,
+        )
+    finally:
+        torch.set_num_threads(before)
+    assert told == (threading.get_ident(), threading.get_ident())
+    assert seen == [threads, threads]
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize("which", ["first", "second", "both"])
+def test_an_error_comes_through_once_the_other_has_ended(which):
+    ended = []
+
+    def computed(name: str) -> None:
+        ended.append(name)
+        if which in (name, "both"):
+            raise ValueError(name)
+
+    with pytest.raises(ValueError, match="second" if which == "second" else "first"):
+        side_by_side(lambda: computed("first"), lambda: computed("second"), at_once=True)
+    assert sorted(ended) == ["first", "second"]
+    assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_weights_drawn_in_two_threads_are_those_of_their_seeds():
+    def drawn(seed: int) -> list[Tensor]:
+        values = []
+        for _ in range(200):
+            with seeded(seed):
+                values.append(torch.rand(64))
+        return values
+
+    state = torch.get_rng_state()
+    both = side_by_side(lambda: drawn(1), lambda: drawn(2), at_once=True)
+    for seed, values in zip((1, 2), both, strict=True):
+        expected = torch.rand(64, generator=torch.Generator().manual_seed(seed))
+        assert all(torch.equal(value, expected) for value in values)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_product_learned_side_by_side_is_the_one_learned_in_turn(monkeypatch):
+    config = override(LineConfig(), {"training.steps": 12, "scoring.coreset.patches": 20})
+    generator = torch.Generator().manual_seed(0)
+    seen = Features(
+        torch.randn(10, *GRID, CHANNELS, generator=generator).half(), torch.randn(10, 6, generator=generator)
+    )
+    with seeded(0):
+        base = Base(GRID, CHANNELS, config.flow).requires_grad_(False).eval()
+    threads: set[str] = set()
+    genuine = torch.randperm  # what only the coreset draws with
+
+    def spy(*args, **more):
+        threads.add(threading.current_thread().name)
+        return genuine(*args, **more)
+
+    monkeypatch.setattr(torch, "randperm", spy)
+    beside = learn_product(base, seen, config, seed=3)
+    assert any(name.startswith("beside") for name in threads)
+    with one_thread():
+        in_turn = learn_product(base, seen, config, seed=3)
+    for one, other in zip(beside.parts().items(), in_turn.parts().items(), strict=True):
+        assert one == other
+    assert beside.calibration == in_turn.calibration
+    assert beside.familiarity == in_turn.familiarity
+    for name, tensor in beside.densities.expert.kept().items():
+        assert torch.equal(tensor, in_turn.densities.expert.kept()[name]), name
+    assert torch.equal(beside.densities.coreset.codes, in_turn.densities.coreset.codes)
+    maps = [product.maps(base, seen.patches.float())[0] for product in (beside, in_turn)]
+    assert torch.equal(*maps)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_large_flow_learns_on_all_threads(monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "moleflow.product_learning.side_by_side",
+        lambda first, second, *, at_once: asked.append(at_once) or (first(), second()),
+    )
+    seen = Features(torch.randn(4, 4, 4, 8), torch.randn(4, 6))
+    for hidden in (8, 1 + SMALL // 8):
+        config = override(LineConfig(), {"training.steps": 1, "flow.hidden": hidden})
+        with seeded(0):
+            base = Base((4, 4), 8, config.flow).requires_grad_(False).eval()
+        learn_product(base, seen, config, seed=0)
+    assert asked == [True, False]
