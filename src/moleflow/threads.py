@@ -20,7 +20,7 @@ def one_thread(only: bool = True) -> Iterator[None]:
     In those that begin meanwhile as well; those that there are keep what they have.
 
     Products of small matrices have threads mostly wait for each other. Where these wait asleep, as those of
-    the command line do, two took two to six times as long as one; awake a fifth less, and the processor of
+    the command line do, two took three to four times as long as one; awake a fifth less, and the processor of
     whatever else was computed.
     """
     before = torch.get_num_threads()
