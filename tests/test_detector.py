@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -632,6 +633,70 @@ def test_exactly_one_kind_of_threshold_is_asked_for(line, values):
 def test_a_threshold_by_hand_is_finite(line, threshold):
     with pytest.raises(CalibrationError, match="finite"):
         line.set_threshold("gear", threshold=threshold)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"threshold": "3"}, CalibrationError),
+        ({"threshold": [3.0]}, CalibrationError),
+        ({"threshold": True}, CalibrationError),
+        ({"false_alarm_rate": "0.1"}, CalibrationError),
+    ],
+)
+def test_a_threshold_is_a_number(line, options, error):
+    with pytest.raises(error, match="is a finite number, got"):
+        line.set_threshold("gear", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"seed": "a"}, "expected a whole number of 64 bits as seed, got 'a'"),
+        ({"seed": None}, "as seed, got None"),
+        ({"seed": 1.5}, "as seed, got 1.5"),
+        ({"seed": True}, "as seed, got True"),
+        ({"seed": 2**70}, "as seed, got"),
+        ({"config": {}}, "expected a LineConfig as config, got dict"),
+        ({"false_alarm_rate": None}, "a false-alarm rate is a finite number, got None"),
+        ({"false_alarm_rate": "0.1"}, "a false-alarm rate is a finite number, got '0.1'"),
+    ],
+)
+def test_what_a_line_cannot_begin_with_is_refused_at_once(new_line, options, message):
+    with pytest.raises(ConfigError, match=message):
+        new_line(**options)
+
+
+def test_a_threshold_waits_for_a_lesson_and_is_of_no_product_that_is_gone_by_then(loaded, pictures):
+    answers = []
+
+    def late():
+        with pytest.raises(TaskError, match="'wood' is no product of this line"):
+            loaded.set_threshold("wood", false_alarm_rate=0.2)
+        answers.append("refused")
+
+    asking = threading.Thread(target=late)
+    with loaded._learning:  # as a lesson holds it
+        asking.start()
+        asking.join(0.2)
+        assert not answers
+        loaded._line = loaded._line.without("wood", loaded.config.router)
+    asking.join()
+    assert answers == ["refused"]
+    loaded.add_task("wood", pictures("wood", 6))
+    assert loaded.info("wood").false_alarm_rate == 0.01
+
+
+@pytest.mark.parametrize("runtime", ["torch", "auto"])
+def test_whatever_mode_the_caller_computes_in_a_line_inspects_and_learns(saved, probe, pictures, runtime):
+    line = Detector.load(saved, device="cpu", runtime=runtime)
+    with torch.inference_mode():
+        said_then = said(line.predict(probe))
+        line.add_task("cog", pictures("circuit_board", 6))
+    line.update_task("gear", pictures("gear", 6, first=300))
+    with torch.no_grad():
+        line.update_task("wood", pictures("wood", 6, first=300))
+    assert said_then == said(Detector.load(saved, device="cpu", runtime=runtime).predict(probe))
 
 
 def test_thresholds_survive_save_and_load_and_change_back(loaded):

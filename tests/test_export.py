@@ -1,6 +1,7 @@
 """An exported line says what the line says, without torch, or it is not written."""
 
 import errno
+import hashlib
 import importlib
 import json
 import os
@@ -135,8 +136,10 @@ def lean(config):
         (layered, {}),
         (lean, {"fit": "letterbox"}),
         (lambda config: config, {"tiles": (1, 2)}),
+        (lambda config: config, {"image_size": 16}),
+        (lambda config: replace(config, scoring=replace(config.scoring, smoothing=9.0)), {}),
     ],
-    ids=["layered", "lean", "tiles"],
+    ids=["layered", "lean", "tiles", "four patches", "wide smoothing"],
 )
 def test_every_kind_of_line_is_exported(new_line, quick, pictures, probe, tmp_path, change, wishes):
     line = new_line(config=change(quick), **wishes)
@@ -227,6 +230,8 @@ def test_a_damaged_export_is_refused(out, tmp_path, probe, name, harm):
         ({"format": 2, "library": "9.9"}, r"expected format 1 or earlier, got 2: .* moleflow 9\.9"),
         ({"engine": "abacus"}, "expected an engine among onnxruntime, openvino"),
         ({"router": None}, "expected a complete exported line"),
+        ({"scoring": {}}, "expected a complete exported line"),
+        ({"false_alarm_rate": "often"}, "expected a complete exported line"),
         ({"products": [{"name": "../gear"}]}, "complete exported line|name"),
         ({"files": {}}, "expected the SHA-256 of router.safetensors"),
     ],
@@ -270,6 +275,35 @@ def test_what_was_opened_outlasts_an_export_that_takes_its_place(out, line, prob
     inspector.hold()
     shutil.rmtree(folder)
     assert_same(inspector.predict(probe), line.predict(probe))
+
+
+def test_an_export_that_takes_the_place_of_one_in_use_is_named(out, tmp_path, probe):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    inspector = Inspector(folder)
+    index = json.loads((folder / "exported.json").read_text())
+    data = (folder / "products" / "gear.json").read_bytes() + b" "
+    (folder / "products" / "gear.json").write_bytes(data)
+    files = index["files"] | {"products/gear.json": hashlib.sha256(data).hexdigest()}
+    (folder / "exported.json").write_text(json.dumps(index | {"files": files}))
+    with pytest.raises(LineError, match="exported anew since it was opened; open it again to go on with"):
+        inspector.predict(probe)
+    assert Inspector(folder).predict(probe)
+
+
+def test_a_network_that_the_engine_cannot_run_is_named(out, tmp_path, probe):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    index = json.loads((folder / "exported.json").read_text())
+    (folder / "backbone.onnx").write_bytes(b"no network")
+    files = index["files"] | {"backbone.onnx": hashlib.sha256(b"no network").hexdigest()}
+    (folder / "exported.json").write_text(json.dumps(index | {"files": files}))
+    with pytest.raises(LineError, match=r"backbone\.onnx: onnxruntime cannot run it"):
+        Inspector(folder).predict(probe)
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5, "2"])
+def test_threads_are_a_number_of_them(out, threads):
+    with pytest.raises(ConfigError, match="expected at least 1 thread"):
+        Inspector(out, threads=threads)
 
 
 def test_an_export_to_a_link_is_where_the_link_leads(saved, out, tmp_path):

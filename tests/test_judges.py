@@ -22,6 +22,7 @@ def cache(tmp_path, monkeypatch):
     """An empty folder of copies, and none opened."""
     monkeypatch.setenv(compiling.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(compiling, "_open", {})
+    monkeypatch.setattr(compiling, "_impossible", {})
     return tmp_path / "cache" / "densities"
 
 
@@ -132,6 +133,7 @@ def test_a_copy_is_made_once_and_serves_all_products(saved, probe, cache, monkey
     (known,) = cache.glob("*.json")
     assert json.loads(known.read_text())["difference"] < 1e-4
     monkeypatch.setattr(compiling, "_open", {})
+    monkeypatch.setattr(compiling, "_impossible", {})
     monkeypatch.setattr(judges, "density_network", None)  # another would have to be made by it
     assert told(Detector.load(saved, device="cpu").predict(probe)) == said
 

@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -15,7 +19,7 @@ from moleflow.cli import app
 from moleflow.errors import BackboneError, ConfigError, LineError
 from moleflow.features import runtime
 from moleflow.features.backbones import get_backbone
-from moleflow.features.extractor import Extractor
+from moleflow.features.extractor import Extractor, Features
 from moleflow.runtime import engines
 
 NAMES = ("onnxruntime", "openvino")
@@ -27,6 +31,7 @@ def cache(tmp_path, monkeypatch):
     """An empty folder of copies, and none opened."""
     monkeypatch.setenv(compiling.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(compiling, "_open", {})
+    monkeypatch.setattr(compiling, "_impossible", {})
     return tmp_path / "cache" / "backbones"
 
 
@@ -101,6 +106,7 @@ def test_auto_takes_the_first_that_is_installed(monkeypatch, cache):
 def test_a_copy_is_made_once(monkeypatch, cache):
     first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
     monkeypatch.setattr(compiling, "_open", {})
+    monkeypatch.setattr(compiling, "_impossible", {})
     monkeypatch.setattr(runtime, "exported_backbone", no_export)
     assert torch.equal(Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1)), first)
     with pytest.raises(BackboneError, match="no copy for it could be made"):  # another size is another copy
@@ -112,6 +118,7 @@ def test_a_copy_is_made_once(monkeypatch, cache):
 def test_a_damaged_copy_is_made_anew(monkeypatch, cache, suffix):
     first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
     monkeypatch.setattr(compiling, "_open", {})
+    monkeypatch.setattr(compiling, "_impossible", {})
     (kept,) = cache.glob(f"*{suffix}")
     whole = kept.read_bytes()
     kept.write_bytes(whole[: len(whole) // 2])
@@ -122,6 +129,7 @@ def test_a_damaged_copy_is_made_anew(monkeypatch, cache, suffix):
 def test_a_kept_copy_that_the_engine_refuses_is_made_anew(monkeypatch, cache):
     first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
     monkeypatch.setattr(compiling, "_open", {})
+    monkeypatch.setattr(compiling, "_impossible", {})
     (network,), (known,) = cache.glob("*.onnx"), cache.glob("*.json")
     whole = network.read_bytes()
     network.write_bytes(b"no network")
@@ -160,9 +168,105 @@ def test_a_copy_that_says_something_else_is_refused(monkeypatch, cache):
         Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
     monkeypatch.setitem(engines._OPENERS, "onnxruntime", original)  # what was found is remembered
     monkeypatch.setattr(runtime, "installed", lambda name: name == "onnxruntime")
-    with pytest.warns(UserWarning, match="runs in eager torch, not in onnxruntime: its copy"):
+    with pytest.warns(UserWarning, match="the backbone does not run in onnxruntime: its copy"):
         found = Extractor(image_size=SIZE, runtime="auto").features(images(1))
     assert torch.equal(found, Extractor(image_size=SIZE).features(images(1)))
+
+
+@pytest.mark.parametrize("which", [0, 1], ids=["patches", "pooled"])
+def test_a_copy_that_says_what_is_no_number_is_refused(monkeypatch, cache, which):
+    original = engines._OPENERS["onnxruntime"]
+
+    def wrong(network, threads):
+        run = original(network, threads)
+        return lambda inputs: [
+            output * np.float32("nan") if i == which else output for i, output in enumerate(run(inputs))
+        ]
+
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", wrong)
+    with pytest.raises(BackboneError, match="differs by nan spreads"):
+        Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
+
+
+def test_a_copy_that_another_version_of_the_library_made_is_made_anew(monkeypatch, cache):
+    Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
+    monkeypatch.setattr(compiling, "_open", {})
+    monkeypatch.setattr(compiling, "_library", lambda: "another")
+    Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
+    assert len(list(cache.glob("*.onnx"))) == 2
+
+
+def test_copies_that_nobody_asks_for_any_more_go_when_another_is_made(monkeypatch, cache):
+    def see(size):
+        monkeypatch.setattr(compiling, "_open", {})
+        Extractor(image_size=size, runtime="onnxruntime").features(images(1, size))
+
+    for size in (SIZE, (64, 64)):
+        see(size)
+    (cache / "killed.onnx.0123").write_bytes(b"half a copy")
+    long_ago = time.time() - (compiling.UNUSED_DAYS + 1) * 86_400
+    for path in cache.iterdir():
+        os.utime(path, (long_ago, long_ago))
+    see(SIZE)  # of use again
+    see((96, 64))
+    assert sorted(path.suffix for path in cache.iterdir() if path.suffix != ".lock") == 2 * [".json"] + 2 * [
+        ".onnx"
+    ]
+    monkeypatch.setattr(runtime, "exported_backbone", no_export)
+    see(SIZE)
+
+
+def test_a_lock_that_is_not_given_up_costs_time_alone(monkeypatch, cache):
+    monkeypatch.setattr(compiling, "WAIT", 0.05)
+    locked = []
+    original = compiling.FileLock
+
+    def held(path, timeout):
+        lock = original(path)
+        lock.acquire()
+        locked.append(lock)
+        return original(path, timeout=timeout, is_singleton=False)
+
+    monkeypatch.setattr(compiling, "FileLock", held)
+    Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
+    assert len(locked) == 1
+    assert not list(cache.glob("*.onnx"))
+
+
+def test_a_user_without_a_home_keeps_nothing(monkeypatch):
+    def homeless(name):
+        raise RuntimeError("could not determine the home directory")
+
+    monkeypatch.delenv(compiling.CACHE_VARIABLE, raising=False)
+    monkeypatch.setattr(compiling, "user_cache_path", homeless)
+    monkeypatch.setattr(compiling, "_open", {})
+    extractor = Extractor(image_size=SIZE, runtime="onnxruntime")
+    assert extractor.features(images(1)).isfinite().all()
+    assert extractor.runtime.startswith("onnxruntime")
+
+
+def test_a_batch_of_any_size_is_seen_as_its_images_are(cache):
+    extractor = Extractor(image_size=SIZE, runtime="onnxruntime")
+    some = images(2 * engines.AT_ONCE + 1)
+    seen = extractor.see(some)
+    assert seen.patches.shape[0] == seen.pooled.shape[0] == len(some)
+    assert apart(seen, Features.of([extractor.see(part) for part in some.split(4)])) < 1e-4
+
+
+def test_what_an_uninstalled_engine_left_behind_is_no_engine(tmp_path, monkeypatch):
+    (tmp_path / "leftover" / "capi").mkdir(parents=True)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert not engines.installed("leftover")
+    assert engines.installed("numpy")
+
+
+def test_nobody_is_told_of_inspections(tmp_path):
+    """ONNX Runtime begins to report when it is imported: it keeps a queue in the user's folder for caches."""
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    program = "from moleflow.runtime import engines; engines.imported('onnxruntime')"
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True)
+    assert not list(tmp_path.rglob("*onnxruntime*"))
 
 
 def test_what_a_converter_raises_is_told(monkeypatch, cache):

@@ -11,7 +11,7 @@ from moleflow.config import LineConfig, override
 from moleflow.features.extractor import Features
 from moleflow.flow.expert import Base
 from moleflow.product_learning import learn_product
-from moleflow.threads import one_thread, side_by_side
+from moleflow.threads import one_thread, side_by_side, usual
 from moleflow.training import SMALL, seeded
 
 GRID, CHANNELS = (8, 8), 16
@@ -69,6 +69,54 @@ def test_an_error_comes_through_once_the_other_has_ended(which):
         side_by_side(lambda: computed("first"), lambda: computed("second"), at_once=True)
     assert sorted(ended) == ["first", "second"]
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_thread_that_comes_in_meanwhile_goes_back_to_what_there_was():
+    """Also where it began while another one computed on one thread, which is what it then begins with."""
+    inside, over = threading.Event(), threading.Event()
+    seen = []
+
+    def first() -> None:
+        with one_thread():
+            inside.set()
+            over.wait(20)
+        seen.append(torch.get_num_threads())
+
+    def second() -> None:
+        inside.wait(20)
+        with one_thread():
+            seen.append(usual())
+            over.set()
+            other.join()
+            with one_thread():
+                pass
+            seen.append(torch.get_num_threads())
+        seen.append(torch.get_num_threads())
+
+    other = threading.Thread(target=first)
+    other.start()
+    inside.wait(20)
+    late = threading.Thread(target=second)
+    late.start()
+    late.join()
+    assert seen == [3, 3, 1, 3]
+    assert torch.get_num_threads() == usual() == 3
+    begun = []
+    after = threading.Thread(target=lambda: begun.append(torch.get_num_threads()))
+    after.start()
+    after.join()
+    assert begun == [3]
+
+
+def test_where_more_threads_are_wished_for_nothing_is_put_back():
+    before = torch.get_num_threads()
+    try:
+        with one_thread(only=False):
+            torch.set_num_threads(before + 1)
+        assert torch.get_num_threads() == before + 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.usefixtures("three_threads")

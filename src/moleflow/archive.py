@@ -174,6 +174,7 @@ def restore(
 def _stored(store: LineStore, task: TaskRecord, base: Base, config: LineConfig) -> Stored:
     """A product that is read from the disk when it is needed."""
 
+    @torch.inference_mode(False)  # whoever asks first: it is kept, and may be learned on
     def read() -> Product:
         try:
             return Product.from_saved(base, config, store.read_expert(task), task.info)

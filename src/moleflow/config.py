@@ -7,13 +7,15 @@ A part is left out by passing None in its place and changed by passing another o
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
 
-from .errors import ConfigError
+from .errors import ConfigError, MoleFlowError
 
 C = TypeVar("C")
 
@@ -253,6 +255,21 @@ class LineConfig:
                 "LineConfig: the flow begins with cells, so scoring.cells would say the same again; "
                 "expected one of flow.cells and scoring.cells to be left out"
             )
+
+
+def a_number(value: Any, what: str, error: type[MoleFlowError] = ConfigError) -> float:
+    """A finite number that somebody passed; anything else raises `error`, which names `what` it should be."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not real or not math.isfinite(value):
+        raise error(f"{what} is a finite number, got {value!r}")
+    return float(value)
+
+
+def a_seed(value: Any) -> int:
+    """A seed that somebody passed. Raises ConfigError for what is none."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or not -(2**63) <= int(value) < 2**63:
+        raise ConfigError(f"expected a whole number of 64 bits as seed, got {value!r}")
+    return int(value)
 
 
 def check(

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, overload
 
-import numpy as np
 import torch
 
 from .archive import Archive, restore
 from .beginning import Beginning, FitWish, Wishes, begin, intake_of, see_each
-from .config import LineConfig, override, stored_line, to_dict
+from .config import LineConfig, a_number, a_seed, override, stored_line, to_dict
 from .data.intensity import parse_intensity
 from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
@@ -100,16 +99,18 @@ class Detector:
         base: Literal["auto", "learn"] | None = None,
         config: LineConfig | None = None,
     ) -> None:
-        if not 0 < false_alarm_rate < 1:
+        if not 0 < a_number(false_alarm_rate, "a false-alarm rate") < 1:
             raise ConfigError(f"a false-alarm rate lies between 0 and 1, got {false_alarm_rate}")
+        if config is not None and not isinstance(config, LineConfig):
+            raise ConfigError(f"expected a LineConfig as config, got {type(config).__name__}")
         if preset is not None and config is not None:
             raise ConfigError("expected a preset or a config, got both")
         self.preset = None if config is not None else get_preset(preset or DEFAULT).name
-        self.seed, self.false_alarm_rate = seed, false_alarm_rate
+        self.seed, self.false_alarm_rate = a_seed(seed), float(false_alarm_rate)
         # What extractor and intake are settled by, with the first product.
         self._wishes = Wishes(image_size, smallest_defect, fit, parse_intensity(intensity))
         self._at_size = partial(
-            Extractor, backbone, weights=weights, tiles=tiles, device=device, runtime=runtime, seed=seed
+            Extractor, backbone, weights=weights, tiles=tiles, device=device, runtime=runtime, seed=self.seed
         )
         self.extractor = self._at_size(image_size=image_size)
         self.config = config or get_preset(preset or DEFAULT).at(self.extractor.dim)
@@ -118,7 +119,7 @@ class Detector:
         self._settled = False
         self._random_weights = str(weights) == "random"
         asks = judge_for(self.extractor.device, runtime)
-        self._line = Line(false_alarm_rate, intake_of(self.extractor), asks=asks)
+        self._line = Line(self.false_alarm_rate, intake_of(self.extractor), asks=asks)
         self._archive = Archive()
         self._damaged: dict[str, str] = {}
         self._learning = threading.Lock()
@@ -386,17 +387,16 @@ class Detector:
             false_alarm_rate: share of good images that may be called defective.
             threshold: or the score itself, in the unit of `pred_score`.
         """
-        product = self._line.product(name)
         if (false_alarm_rate is None) == (threshold is None):
             raise ConfigError("expected a false-alarm rate or a threshold, exactly one of them")
-        if false_alarm_rate is not None:
-            product.calibration.threshold(false_alarm_rate)
-            verdict = {"false_alarm_rate": float(false_alarm_rate)}
-        else:
-            if threshold is None or not np.isfinite(threshold):
-                raise CalibrationError(f"a threshold is a finite number, got {threshold}")
-            verdict = {"threshold": float(threshold)}
         with self._learning:
+            product = self._line.product(name)
+            if false_alarm_rate is not None:
+                rate = a_number(false_alarm_rate, "a false-alarm rate", CalibrationError)
+                product.calibration.threshold(rate)
+                verdict = {"false_alarm_rate": rate}
+            else:
+                verdict = {"threshold": a_number(threshold, "a threshold", CalibrationError)}
             overrides = self._line.overrides | {check_task_name(name): verdict}
             self._line = replace(self._line, overrides=overrides)
         return self.info(name)
@@ -614,18 +614,19 @@ class Detector:
     ) -> TaskInfo:
         extractor, line = self._begun(sources)
         sight = Sight(extractor)
-        line = learn(
-            line,
-            name,
-            sources,
-            remembered=self._remembered(name),
-            sight=sight,
-            config=self.config,
-            seed=self.seed,
-            options=options,
-            progress=progress or _silent,
-            known_defects=known_defects,
-        )
+        with torch.inference_mode(False), torch.enable_grad():  # whatever the caller computes in
+            line = learn(
+                line,
+                name,
+                sources,
+                remembered=self._remembered(name),
+                sight=sight,
+                config=self.config,
+                seed=self.seed,
+                options=options,
+                progress=progress or _silent,
+                known_defects=known_defects,
+            )
         sight.forget()
         self.extractor, self._line = extractor, line
         return self.info(name)

@@ -19,8 +19,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import numpy as np
-
 from .beginning import see_each
 from .data.factory import PRODUCTS, make_sample
 from .data.images import resize
@@ -34,6 +32,7 @@ from .intake import Picture
 from .product import ROUTER, Product
 from .results import Prediction
 from .runtime import Inspector
+from .runtime.arrays import apart
 from .runtime.engines import installed
 from .runtime.line import FORMAT, INDEX, NETWORKS
 from .store.tensors import dump_tensors, sha256_of
@@ -155,12 +154,12 @@ def compare(
         for task in (None, *detector.tasks):
             one = inspect(ours, picture, own, see=partial(see_each, detector.extractor), task=task)
             two = inspect(theirs, picture, other, see=inspector._see, task=task)
-            scores.append(_apart(two.pred_score, one.pred_score))
-            maps.append(_apart(two.patch_map, one.patch_map))
+            scores.append(apart(two.pred_score, one.pred_score))
+            maps.append(apart(two.patch_map, one.patch_map))
             if one.routing is not None and two.routing is not None:
                 names = list(one.routing.distances)
                 found, expected = ([r.distances[n] for n in names] for r in (two.routing, one.routing))
-                gaps.append(_apart(found, expected))
+                gaps.append(apart(found, expected))
             verdicts += not _same(one, two)
         progress("comparing", (number + 1) / count)
     return Agreement(count, max(scores), max(maps), max(gaps), verdicts)
@@ -173,16 +172,9 @@ def _seen_together(inspector: Inspector, pictures: Iterable[Picture]) -> Iterato
         yield from zip(some, inspector._see(some), strict=True)
 
 
-def _apart(found: Any, expected: Any) -> float:
-    """Largest difference, of what lies beyond 1 as a share; infinite where one is no number."""
-    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
-    apart = np.abs(found - expected) / np.maximum(1, np.abs(expected))
-    return float(np.where(np.isfinite(apart), apart, np.inf).max())
-
-
 def _same(one: Prediction, two: Prediction) -> bool:
     """Whether two verdicts are the same but where a score lies on its threshold."""
-    on_threshold = _apart(one.pred_score, one.threshold) <= TOLERANCE
+    on_threshold = apart(one.pred_score, one.threshold) <= TOLERANCE
     same_label = one.pred_label == two.pred_label or on_threshold
     return one.task == two.task and one.known == two.known and same_label
 

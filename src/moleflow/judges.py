@@ -7,7 +7,6 @@ import warnings
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 
 from .compiling import CopyError, Recipe, opened
@@ -19,7 +18,7 @@ from .features.runtime import RuntimeName
 from .flow.expert import Base
 from .judgement import Judgement
 from .product import Product
-from .runtime.arrays import Arrays
+from .runtime.arrays import Arrays, apart
 from .runtime.engines import Run, installed
 from .store import fingerprint
 
@@ -117,6 +116,7 @@ def recipe(base: Base, product: Product, given: Arrays) -> Recipe:
         facts,
         make=lambda: density_network(base, product, given),
         differ=lambda run: _difference(base, product, given, run),
+        alike=False,  # another product may be nowhere as far from torch
     )
 
 
@@ -129,10 +129,8 @@ def _difference(base: Base, product: Product, given: Arrays, run: Run) -> float:
         if gaussians is None
         else gaussians.sample(COMPARED, chance)
     )
-    apart = 0.0
-    for image in drawn.split(1):
-        found = run({PATCHES: image.numpy(), **given})
-        for one, other in zip(product.maps(base, image), found, strict=True):
-            expected = one.numpy()
-            apart = max(apart, float((np.abs(expected - other) / np.maximum(1, np.abs(expected))).max()))
-    return apart
+    return max(
+        apart(other, one.numpy())
+        for image in drawn.split(1)
+        for one, other in zip(product.maps(base, image), run({PATCHES: image.numpy(), **given}), strict=True)
+    )

@@ -494,8 +494,9 @@ def _with_product(
     before: Line, name: str, product: Product, *, material: Material, config: LineConfig
 ) -> Line:
     overrides = dict(before.overrides)
-    if "threshold" in overrides.get(name, {}):  # scores have a new scale
-        del overrides[name]
+    # Scores have a new scale; and a product that is new begins with nobody's wishes.
+    if name not in before.products or "threshold" in overrides.get(name, {}):
+        overrides.pop(name, None)
     after = before.with_products(
         before.products.with_product(name, product),
         config.router,

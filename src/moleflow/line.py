@@ -6,6 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+
 from .config import RouterConfig
 from .errors import TaskError
 from .features.extractor import Features
@@ -73,6 +75,8 @@ class Line:
         assert self.router is not None
         return self.router.decide(describe(features.patches))[0]
 
+    @torch.inference_mode(False)  # what is worked out of a product is kept, and may be learned on
+    @torch.no_grad()
     def judge(self, name: str, features: Features) -> Judgement:
         """What a product says of one image's features."""
         assert self.base is not None

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from moleflow.compiling import CopyError, Recipe, exported, opened
 from moleflow.errors import BackboneError, ConfigError
-from moleflow.runtime.engines import ENGINES, Run, installed
+from moleflow.runtime.engines import AT_ONCE, ENGINES, Run, installed
 
 RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
 COMPILED = ENGINES  # in the order that "auto" asks for them
@@ -35,8 +35,10 @@ class Compiled(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images uint8 (B, 3, h, w) on the processor to (B, h', w', D) and (B, E), within `TOLERANCE`."""
-        patches, pooled = self._run({"images": images.contiguous().numpy()})
-        return torch.from_numpy(patches), torch.from_numpy(pooled)
+        batches = images.contiguous().split(AT_ONCE) if len(images) else (images,)
+        parts = zip(*(self._run({"images": batch.numpy()}) for batch in batches), strict=True)
+        patches, pooled = (torch.from_numpy(np.concatenate(own)) for own in parts)
+        return patches, pooled
 
 
 def check_runtime(wish: str) -> RuntimeName:
@@ -77,7 +79,7 @@ def compiled(
         identity["name"],
         {"size": size, **identity},
         make=lambda: exported_backbone(module, pictures[:2]),
-        differ=lambda run: max(_differences(module, run, some) for some in (pictures, pictures[:1])),
+        differ=lambda run: float(np.max([_difference(module, run, p) for p in (pictures, pictures[:1])])),
     )
     for name in COMPILED if wish == "auto" else (wish,):
         if not installed(name):
@@ -88,7 +90,7 @@ def compiled(
         except CopyError as error:
             if wish != "auto":
                 raise BackboneError(str(error)) from error
-            warnings.warn(f"the backbone runs in eager torch, not in {name}: {error}", stacklevel=2)
+            warnings.warn(f"the backbone does not run in {name}: {error}", stacklevel=2)
     return None
 
 
@@ -103,13 +105,18 @@ def probe(size: tuple[int, int], count: int = 3) -> Tensor:
 
 
 @torch.no_grad()
-def _differences(module: nn.Module, run: Run, pictures: Tensor) -> float:
-    """The largest difference between a copy and eager torch, in spreads of what eager torch says."""
+def _difference(module: nn.Module, run: Run, pictures: Tensor) -> float:
+    """The largest between a copy and eager torch, in spreads of what that says; nan where one is none."""
     expected = [output.numpy() for output in module(pictures)]
     found = run({"images": pictures.numpy()})
-    return max(
-        float(np.abs(one - other).max() / max(one.std(), 1e-12))
-        for one, other in zip(expected, found, strict=True)
+    # Not Python's own max, to which what is no number is less than everything.
+    return float(
+        np.max(
+            [
+                np.abs(one - other).max() / max(one.std(), 1e-12)
+                for one, other in zip(expected, found, strict=True)
+            ]
+        )
     )
 
 

@@ -35,8 +35,8 @@ class Inspector:
     """
 
     def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
-        if threads is not None and threads < 1:
-            raise ConfigError(f"expected at least 1 thread, got {threads}")
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise ConfigError(f"expected at least 1 thread, got {threads!r}")
         self._line = ExportedLine(path, threads=threads or os.cpu_count() or 1)
 
     @property

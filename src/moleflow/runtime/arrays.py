@@ -6,6 +6,7 @@ The counterpart of `packing` and of what `CellGaussians` works out, without torc
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -121,3 +122,10 @@ def mean_of_highest(patch_map: np.ndarray, share: float, least: int) -> float:
     flat = patch_map.ravel()
     count = min(len(flat), max(least, round(share * len(flat))))
     return float(np.partition(flat, len(flat) - count)[-count:].mean(dtype=np.float64))
+
+
+def apart(found: Any, expected: Any) -> float:
+    """Largest difference of two arrays, of what lies beyond 1 as a share; infinite where one is no number."""
+    found, expected = np.asarray(found, np.float64), np.asarray(expected, np.float64)
+    gaps = np.abs(found - expected) / np.maximum(1, np.abs(expected))
+    return float(np.where(np.isfinite(gaps), gaps, np.inf).max())

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import os
 import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 ENGINES = ("onnxruntime", "openvino")  # the faster one first
+AT_ONCE = 8  # images: what an engine needs for more it keeps for as long as it lives
 
 Run = Callable[[Mapping[str, np.ndarray]], "list[np.ndarray]"]
 
+# ONNX Runtime reports to its maker as soon as it is imported, unless told before. What stands beside a belt
+# talks to nobody; who wants it to sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 
 def installed(engine: str) -> bool:
-    """Whether an engine could be imported."""
-    return importlib.util.find_spec(engine) is not None
+    """Whether an engine could be imported. A folder that an uninstalled one left behind is none."""
+    found = importlib.util.find_spec(engine)
+    return found is not None and found.origin is not None
+
+
+def imported(engine: str) -> ModuleType:
+    """An engine's package. Raises whatever importing it raises."""
+    return importlib.import_module(engine)
 
 
 def open_network(engine: str, network: bytes | Path, threads: int) -> Run:
@@ -33,8 +47,7 @@ def open_network(engine: str, network: bytes | Path, threads: int) -> Run:
 
 
 def _open_onnxruntime(network: bytes | Path, threads: int) -> Run:
-    import onnxruntime
-
+    onnxruntime = imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     # Threads that go on turning after a pass take the processor from what is computed next.
@@ -46,8 +59,7 @@ def _open_onnxruntime(network: bytes | Path, threads: int) -> Run:
 
 
 def _open_openvino(network: bytes | Path, threads: int) -> Run:
-    import openvino
-
+    openvino = imported("openvino")
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = core.compile_model(core.read_model(network), "CPU", settings)

@@ -26,7 +26,7 @@ from ..verdict.calibration import ScoreCalibration, TwoVoices, calibration_from_
 from ..verdict.drift import Reference
 from ..verdict.unknown import Familiarity
 from .arrays import mean_of_highest, network_inputs, part, whole_distance
-from .engines import ENGINES, Run, open_network
+from .engines import AT_ONCE, ENGINES, Run, open_network
 
 FORMAT = 1
 INDEX = "exported.json"
@@ -116,6 +116,12 @@ class ExportedLine:
             self.intake = Intake.from_settings(self.size, self._index["intake"], cell=self._index["cell"])
             self.entries = {check_task_name(entry["name"]): entry for entry in self._index["products"]}
             self.engine = str(self._index["engine"])
+            # What is needed later is missed now, not in the middle of a shift.
+            self._scoring = {name: self._index["scoring"][name] for name in ("top_share", "top_least")}
+            self._rate = float(self._index["false_alarm_rate"])
+            self._mean_side, self._files = int(self._index["mean_side"]), dict(self._index["files"])
+            self._rejected = float(self._index["router"]["false_rejection_rate"])
+            self._overrides = {name: dict(entry["overrides"]) for name, entry in self.entries.items()}
             self._router = _Router(self._index["router"], self._arrays("router.safetensors"))
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise LineError(
@@ -151,8 +157,11 @@ class ExportedLine:
 
     def see(self, images: np.ndarray) -> list[Seen]:
         """What the backbone sees of images uint8 (B, 3, h, w), each by itself."""
-        patches, pooled = self._network("backbone")({"images": images})
-        return [Seen(patches[i : i + 1], pooled[i : i + 1]) for i in range(len(images))]
+        run, seen = self._network("backbone"), []
+        for start in range(0, len(images), AT_ONCE):
+            patches, pooled = run({"images": images[start : start + AT_ONCE]})
+            seen += [Seen(patches[i : i + 1], pooled[i : i + 1]) for i in range(len(patches))]
+        return seen
 
     def decide(self, features: Seen) -> Decision:
         """Which product one image's features are nearest to."""
@@ -160,7 +169,7 @@ class ExportedLine:
 
     def judge(self, name: str, features: Seen) -> Judgement:
         """What a product says of one image's features."""
-        product, scoring = self.products[name], self._index["scoring"]
+        product, scoring = self.products[name], self._scoring
         inputs = {"patches": features.patches, **product.arrays}
         maps, ordinary = self._network(product.network)(inputs)
         place = mean_of_highest(maps[0], scoring["top_share"], scoring["top_least"])
@@ -169,8 +178,7 @@ class ExportedLine:
 
     def verdict(self, name: str) -> tuple[float | None, float]:
         """The false-alarm rate a product's threshold follows from (None: set by hand), and the threshold."""
-        overrides = self.entries[name]["overrides"]
-        return verdict_of(self.products[name].calibration, overrides, self._index["false_alarm_rate"])
+        return verdict_of(self.products[name].calibration, self._overrides[name], self._rate)
 
     def read_product(self, name: str) -> ExportedProduct:
         """A product from its two files."""
@@ -181,18 +189,16 @@ class ExportedLine:
             weight = float(told["correction_weight"])
             return ExportedProduct(
                 calibration=calibration_from_dict(told["calibration"]),
-                familiarity=Familiarity.from_dict(
-                    told["strangeness"], rate=self._index["router"]["false_rejection_rate"]
-                ),
+                familiarity=Familiarity.from_dict(told["strangeness"], rate=self._rejected),
                 reference=Reference.from_dict(told["reference"]) if told["reference"] else None,
                 pose=Pose.from_saved(part(tensors, "pose."), told["pose"]) if told["pose"] else None,
                 arrays=network_inputs(
-                    tensors, self.grid, mean_side=self._index["mean_side"], correction_weight=weight
+                    tensors, self.grid, mean_side=self._mean_side, correction_weight=weight
                 ),
                 whole=part(tensors, "whole."),
                 network=str(entry["network"]),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise LineError(f"{self.path}: product {name!r} is incomplete: {error!r}") from error
 
     def _network(self, name: str) -> Run:
@@ -210,6 +216,8 @@ class ExportedLine:
                     f"{self.path}: this line runs on {self.engine}, which is not installed: "
                     f"pip install {self.engine}"
                 ) from error
+            except Exception as error:  # of any engine: none says what it may raise
+                raise LineError(f"{file}: {self.engine} cannot run it: {error}") from error
         return self._networks[name]
 
     def _arrays(self, file: str) -> dict[str, np.ndarray]:
@@ -220,12 +228,27 @@ class ExportedLine:
 
     def _bytes(self, file: str) -> bytes:
         """A file, if it is the one that was written."""
-        expected = self._index["files"].get(file)
+        expected = self._files.get(file)
         if expected is None:
             raise LineError(f"{self.path / INDEX}: expected the SHA-256 of {file}, found none")
-        data = read_bytes(self.path, self.path / file)
-        check_sha256(self.path / file, data, expected)
+        try:
+            data = read_bytes(self.path, self.path / file)
+            check_sha256(self.path / file, data, expected)
+        except LineError as error:
+            if self._replaced():
+                raise LineError(
+                    f"{self.path}: exported anew since it was opened; open it again to go on with {file}"
+                ) from error
+            raise
         return data
+
+    def _replaced(self) -> bool:
+        """Whether another export lies there now."""
+        try:
+            now = parse_json(read_bytes(self.path, self.path / INDEX), self.path / INDEX)
+        except LineError:
+            return False
+        return bool(now != self._index)
 
 
 class _Router:

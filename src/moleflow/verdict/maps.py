@@ -62,7 +62,7 @@ def smooth(maps: Tensor, sigma: float) -> Tensor:
     if sigma <= 0:
         return maps
     radius = max(1, math.ceil(3 * sigma))
-    radius = min(radius, maps.shape[1] - 1, maps.shape[2] - 1)
+    radius = min(radius, int(maps.shape[1]) - 1, int(maps.shape[2]) - 1)  # a number where it is traced, too
     if radius < 1:
         return maps
     at = torch.arange(-radius, radius + 1, dtype=maps.dtype, device=maps.device)
