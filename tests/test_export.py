@@ -306,6 +306,17 @@ def test_threads_are_a_number_of_them(out, threads):
         Inspector(out, threads=threads)
 
 
+def test_what_killed_exports_left_is_cleared_away(saved, tmp_path):
+    left = [tmp_path / name for name in (".out.01234567", ".out.89abcdef", ".out.mine", ".other.01234567")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "backbone.onnx").write_bytes(b"half")
+        if folder.name != ".out.89abcdef":  # which another process is writing
+            os.utime(folder, (0, 0))
+    export_line(saved, tmp_path / "out")
+    assert [folder.exists() for folder in left] == [False, True, True, True]
+
+
 def test_an_export_to_a_link_is_where_the_link_leads(saved, out, tmp_path):
     folder = Path(shutil.copytree(out, tmp_path / "real"))
     (folder / "old").touch()

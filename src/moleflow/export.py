@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from glob import escape
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -41,6 +43,7 @@ Format = Literal["onnx", "openvino"]
 ENGINE: dict[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 TOLERANCE = 1e-3  # by which a score may differ: in spreads of good images, or as a share of a larger score
+ABANDONED = 86_400.0  # seconds after which nobody writes there any more
 AT_ONCE = 3  # pictures of a pass, so that a network that takes no other number shows
 DRAWN = 4  # pictures of each drawn product that both are shown where none are given
 
@@ -110,6 +113,7 @@ def export_line(
     beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        _clear(out)
         _write(detector, beside, format, progress)
         progress("comparing", 0.0)
         inspector = Inspector(beside, threads=threads)
@@ -192,6 +196,13 @@ def _pictures(detector: Detector, images: Any) -> tuple[Iterable[Picture], int]:
     ]
     drawn += [picture.numpy().transpose(1, 2, 0) for picture in probe(size)]
     return [Picture(number, pixels, size) for number, pixels in enumerate(drawn)], len(drawn)
+
+
+def _clear(out: Path) -> None:
+    """Deletes what killed exports to the same place have left beside it."""
+    for left in out.parent.glob(f".{escape(out.name)}.{8 * '[0-9a-f]'}"):
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _put(beside: Path, out: Path) -> None:
