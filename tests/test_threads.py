@@ -155,8 +155,8 @@ def test_a_product_learned_side_by_side_is_the_one_learned_in_turn(monkeypatch):
     monkeypatch.setattr(torch, "randperm", spy)
     beside = learn_product(base, seen, config, seed=3)
     assert any(name.startswith("beside") for name in threads)
-    with one_thread():
-        in_turn = learn_product(base, seen, config, seed=3)
+    torch.set_num_threads(1)
+    in_turn = learn_product(base, seen, config, seed=3)
     for one, other in zip(beside.parts().items(), in_turn.parts().items(), strict=True):
         assert one == other
     assert beside.calibration == in_turn.calibration

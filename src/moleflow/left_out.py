@@ -21,7 +21,8 @@ from .coreset import PatchCoreset, coresets_without_each
 from .correction import Correction
 from .data.sources import evenly
 from .flow.expert import Base, Expert
-from .training import LeftOut, learn_base, learn_expert
+from .threads import side_by_side
+from .training import LeftOut, is_small, learn_base, learn_expert
 from .verdict.maps import PositionCalibration
 from .whole import WholeGaussian
 
@@ -29,6 +30,7 @@ Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 
 HALF_SHARE = 0.25  # of the flow's steps for each of the two flows that calibrate; the final one has the rest
 FINAL_SHARE = 1 - 2 * HALF_SHARE
+WORTH_A_THREAD = 4  # images that are asked about on one
 LEAST_WHOLE = 3  # images without which a Gaussian of whole pictures has no spread to speak of
 GAP_IMAGES = 12  # of each half, by which a flow's optimism about what it learned from is measured
 
@@ -208,9 +210,19 @@ def _part_of(progress: Progress, start: float, share: float) -> Callable[[float]
     return lambda done: progress("learning", min(1.0, start + share * done))
 
 
-@torch.no_grad()
 def _scores(base: Base, expert: Expert, patches: Tensor) -> Tensor:
-    return torch.cat([base.score(expert, base.prepare(image)) for image in patches.split(1)])
+    """Patch scores (n, h, w), image by image, half of them beside the other half."""
+
+    @torch.no_grad()  # of each thread
+    def of(images: Tensor) -> list[Tensor]:
+        return [base.score(expert, base.prepare(image)) for image in images.split(1) if len(image)]
+
+    middle = len(patches) // 2
+    worth_it = middle >= WORTH_A_THREAD and is_small(base.parameters())
+    first, second = side_by_side(
+        partial(of, patches[:middle]), partial(of, patches[middle:]), at_once=worth_it
+    )
+    return torch.cat([*first, *second])
 
 
 def _together(patches: Tensor, memory: Tensor) -> Tensor:

@@ -80,7 +80,7 @@ def side_by_side(first: Callable[[], A], second: Callable[[], B], *, at_once: bo
         at_once: where there are threads for both. Worth it where several would mostly wait for each other
             within each of them; large products of matrices use all threads better in turn.
     """
-    if not at_once or torch.get_num_threads() == 1:
+    if not at_once or usual() == 1:
         return first(), second()
     with one_thread(), ThreadPoolExecutor(1, "beside") as beside:
         other = beside.submit(one_thread()(second))

@@ -82,16 +82,16 @@ def measured(path: Path, rounds: int) -> list[str]:
     line = Detector.load(path, device="cpu")
     at_first = _megabytes()
     shown = drawn(FEW, line.intake.size[0], first=1000)
-    features = [line.extractor.see(line.extractor.stack([line.intake.read(0, one).pixels])) for one in shown]
     few, fresh = cycle(line.tasks[:FEW]), cycle(reversed(line.tasks))
     line.predict(shown[0])
     taken: tuple[list[float], list[float], list[float]] = ([], [], [])
-    for one, seen in list(zip(shown, features, strict=True)) * rounds:
-        taken[0].append(timed(partial(line._line.decide, seen)))
+    for one in shown * rounds:
+        seen = line.extractor.see(line.extractor.stack([line.intake.read(0, one).pixels]))
+        taken[0].append(timed(partial(line._line.decide, seen)))  # right behind the backbone, as on the belt
         taken[1].append(timed(partial(line.predict, one, task=next(few))))
         taken[2].append(timed(partial(line.predict, one, task=next(fresh))))
     for name in line.tasks:
-        line._line.judge(name, features[0])
+        line._line.judge(name, seen)
     route, warm, other = (1e3 * statistics.median(values) for values in taken)
     return [
         f"{statistics.median(opened):.2f}",
