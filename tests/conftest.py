@@ -7,12 +7,17 @@ import tempfile
 
 import pytest
 import torch
+import typer.testing
 
 from moleflow import Cells, Coreset, Detector, Dia, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
 from moleflow.archive import Archive
 from moleflow.data.factory import make_sample
 
 SIZE = 64
+
+
+# Every call of the command line would build all its commands anew.
+typer.testing._get_command = functools.cache(typer.testing._get_command)
 
 
 def pytest_configure(config):

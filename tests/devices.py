@@ -7,16 +7,18 @@ array made of a card's tensor. Values and gradients are the processor's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_flatten, tree_map
 
 CARD = torch.device("cuda", 0)
+
+# Most of what calls are made of.
+_FLAT = (Tensor, str, int, float, bool, torch.device, torch.dtype, torch.Size, type(None))
 
 _CROSSING = {"to", "cpu", "copy_", "type", "_has_compatible_shallow_copy_type"}  # devices, by their nature
 _SILENT = {"item", "tolist", "__float__", "__int__", "__bool__", "__index__", "__repr__", "__format__"}
@@ -49,8 +51,8 @@ class Pretend(TorchFunctionMode):
             _mark(copied, on_card(args[0]))
             return copied
         wanted = _wanted(name, args, kwargs)
-        args, kwargs = tree_map(_plain, (args, kwargs))
-        tensors = [value for value in tree_flatten((args, kwargs))[0] if isinstance(value, Tensor)]
+        args, kwargs = _each(_plain, args), _each(_plain, kwargs)
+        tensors = _tensors((args, kwargs))
         of_card = any(map(on_card, tensors))
         if name in ("numpy", "__array__") and of_card:
             raise Misplaced("an array cannot be made of a tensor on a card: .cpu() first")
@@ -63,6 +65,33 @@ class Pretend(TorchFunctionMode):
             return result  # in place: it lies where it lay
         lies = of_card if wanted is None else wanted == CARD
         return _placed(result, args, lies=lies)
+
+
+def _each(function: Callable[[Any], Any], value: Any) -> Any:
+    """What a function makes of all in tuples, lists and dictionaries; torch has a way that takes longer."""
+    if isinstance(value, _FLAT):
+        return function(value)
+    if isinstance(value, dict):
+        return {name: _each(function, one) for name, one in value.items()}
+    if isinstance(value, tuple | list):
+        parts = [_each(function, one) for one in value]
+        if isinstance(value, list):
+            return parts
+        if type(value) is tuple:
+            return tuple(parts)
+        # A tuple with names, torch's own take their parts as one.
+        return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+    return function(value)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    """All that lie in tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, _FLAT):
+        return []
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, tuple | list) else ()
+    return [tensor for part in parts for tensor in _tensors(part)]
 
 
 def _wanted(name: str, args: Any, kwargs: Any) -> torch.device | None:
@@ -88,7 +117,7 @@ def _plain(value: Any) -> Any:
 def _check(name: str, args: Any, tensors: list[Tensor]) -> None:
     """Refuses tensors of two devices; single numbers may come from the processor, and so may indices."""
     if name in ("__getitem__", "__setitem__", "index", "index_put_"):
-        index = [one for one in tree_flatten(args[1])[0] if isinstance(one, Tensor)]
+        index = _tensors(args[1])
         if any(map(on_card, index)) and not on_card(args[0]):
             raise Misplaced(f"{name}: indices on a card into a tensor on the processor")
         slices = not index  # a slice is filled by a copy, which crosses devices
@@ -101,7 +130,7 @@ def _check(name: str, args: Any, tensors: list[Tensor]) -> None:
 
 
 def _placed(result: Any, args: Any, *, lies: bool) -> Any:
-    given = {id(value) for value in tree_flatten(args)[0] if isinstance(value, Tensor)}
+    given = {id(value) for value in _tensors(args)}
 
     def place(value: Any) -> Any:
         if not isinstance(value, Tensor):
@@ -111,7 +140,7 @@ def _placed(result: Any, args: Any, *, lies: bool) -> Any:
         _mark(value, lies)
         return value
 
-    return tree_map(place, result)
+    return _each(place, result)
 
 
 def _mark(value: Tensor, lies: bool) -> None:

@@ -36,6 +36,7 @@ QUICK = {
     "flow.hidden": 16,
     "flow.dia.hidden": 16,
     "training.steps": 2,
+    "scoring.coreset.patches": 60,
     "training.base_steps": 2,
     "training.patches": 128,
     "flow.cells": {"side": 2, "rank": 4, "mean_side": 4, "ridge": 0.3},

@@ -33,6 +33,7 @@ SIZE = 96
 SMALL = {
     "training.base_steps": 1,
     "training.steps": 2,
+    "scoring.coreset.patches": 60,
     "training.patches": 64,
     "flow.hidden": 16,
     "flow.mixer": None,

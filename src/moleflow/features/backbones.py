@@ -300,19 +300,6 @@ def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0)
 
     Raises BackboneError when the weights cannot be had or are another model's.
     """
-    if spec.embedded and weights is None:  # small, and always the same: read and hashed once
-        built = _embedded_network(spec)
-        return replace(built, module=copy.deepcopy(built.module))
-    return _built(spec, weights, seed)
-
-
-@functools.lru_cache(maxsize=2)
-def _embedded_network(spec: BackboneSpec) -> Network:
-    """The row's model with the weights that are installed with this package; not to be changed."""
-    return _built(spec, None, 0)
-
-
-def _built(spec: BackboneSpec, weights: Weights, seed: int) -> Network:
     tensors = None if weights == "random" else _find_weights(spec, weights)
     # Drawing numbers that the file replaces takes most of a large transformer's loading time.
     skips = tensors is not None and is_model_in_modules(spec.tag.partition(".")[0], ["vision_transformer"])

@@ -1,8 +1,10 @@
 """The frozen backbone: uint8 images in, a vector per cell of a grid and one of the whole picture out."""
 
+import copy
+import functools
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from moleflow.errors import BackboneError, ConfigError, ImageError
 from moleflow.features.backbones import (
     BackboneSpec,
+    Network,
     Weights,
     build_network,
     get_backbone,
@@ -110,14 +113,13 @@ class Extractor:
         self.image_size = _as_pair(image_size if image_size is not None else self.spec.image_size)
         self.device = resolve_device(device)
         self._wish = check_runtime(runtime)
-        built = build_network(self.spec, weights, seed=seed)
-        network, self.weights_hash, self.pooled_hash = built.module, built.patch_hash, built.pooled_hash
-        self.step = _fit_to_size(network, self.spec, self.image_size)
-        if isinstance(network, EfficientNet | ResNet):
-            fold_batch_norms(network)
-        self.pooled = built.pooled
-        self.module: nn.Module = _GridFeatures(network, self.spec, built.pooled).eval().requires_grad_(False)
-        self.module.to(self.device).to(memory_format=torch.channels_last)
+        packaged = self.spec.embedded and weights is None
+        built = _packaged(self.spec) if packaged else _finished(self.spec, weights, seed)
+        self.weights_hash, self.pooled_hash, self.pooled = built.patch_hash, built.pooled_hash, built.pooled
+        self.module: nn.Module = built.module
+        self.step = _fit_to_size(self.module.network, self.spec, self.image_size)  # type: ignore[arg-type]
+        if self.device.type != "cpu":
+            self.module = copy.deepcopy(self.module).to(self.device)
         self._at_once = self.module
         self._measure()
         self._tile_grid = self.grid
@@ -283,6 +285,21 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return resolved
 
 
+@functools.lru_cache(maxsize=3)
+def _packaged(spec: BackboneSpec) -> Network:
+    """With the weights that are installed with this package: the same for every line in a process."""
+    return _finished(spec, None, 0)
+
+
+def _finished(spec: BackboneSpec, weights: Weights, seed: int) -> Network:
+    """The row's network as features are computed with it, on the processor."""
+    built = build_network(spec, weights, seed=seed)
+    if isinstance(built.module, EfficientNet | ResNet):
+        fold_batch_norms(built.module)
+    module = _GridFeatures(built.module, spec, built.pooled).eval().requires_grad_(False)
+    return replace(built, module=module.to(memory_format=torch.channels_last))
+
+
 class _GridFeatures(nn.Module):
     """Normalise, run the cut network, bring the taken layers to the finest one's grid, pool all stages.
 
@@ -427,4 +444,5 @@ def _fit_to_size(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) 
         )
     if hasattr(network, "set_input_size"):
         network.set_input_size(img_size=size)  # type: ignore[operator]
+        network.requires_grad_(False)
     return int(step)
