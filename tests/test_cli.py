@@ -398,6 +398,18 @@ def test_add_each_learns_a_product_a_folder(quick, shelf, tmp_path):
     assert "holds none" in sentence("add", line, "--each", shelf / "nothing")
 
 
+def test_one_photograph_is_told_in_the_singular_and_nothing_reaches_its_threshold(data, tmp_path):
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    shutil.copy(next((data / "gear" / "train" / "good").iterdir()), alone)
+    told = run("add", tmp_path / "line", "gear", alone, "--image-size", 64).stdout
+    assert "learned from 1 good image\n" in told
+    assert "threshold out of reach for 1.000% false alarms, from 1 in-sample image\n" in told
+    assert "1 photograph shows by itself a false-alarm rate" in told
+    assert "out of reach" in run("list", tmp_path / "line").stdout
+    assert "threshold out of reach" in run("threshold", tmp_path / "line", "gear").stdout
+
+
 def test_add_mixed_finds_the_products(quick, data, tmp_path):
     line, heap = tmp_path / "line", tmp_path / "heap"
     heap.mkdir()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -89,18 +90,21 @@ def shop(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def teach_press() -> None:
+@pytest.fixture(scope="module")
+def press(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The saved line that pages about daily use begin with."""
+    folder = tmp_path_factory.mktemp("lines") / "press"
     line = moleflow.Detector(device="cpu")
-    line.add_task("bottle", "photos/bottle/good")
-    line.save("lines/press")
+    line.add_task("bottle", photos / "photos" / "bottle" / "good")
+    line.save(folder)
+    return folder
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.exists() and runnable(page)], ids=name_of)
-def test_examples_run(page: Path, shop: Path) -> None:
+def test_examples_run(page: Path, shop: Path, request: pytest.FixtureRequest) -> None:
     blocks = runnable(page)
     if any("lines/press" in code for _, code in blocks):
-        teach_press()
+        shutil.copytree(request.getfixturevalue("press"), shop / "lines" / "press")
     names: dict[str, Any] = {"__name__": "example"}
     for line, code in blocks:
         # Blank lines in front, so that a traceback shows the page's own line numbers.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
 from .products import light_in_words, read_line, record_of
-from .screen import amount, as_text, complain, say
+from .screen import amount, as_text, as_threshold, complain, counted, say
 
 if TYPE_CHECKING:
     from ..detector import Detector
@@ -47,12 +47,13 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
     """What was learned, in short, and all that one should look at."""
     learned, intake = detector.info(product), detector.intake
     rate = "" if learned.false_alarm_rate is None else f" for {learned.false_alarm_rate:.3%} false alarms"
-    say(f"{learned.name}: version {learned.version} on {line}, learned from {learned.images} good images")
+    taught = counted(learned.images, "good image")
+    say(f"{learned.name}: version {learned.version} on {line}, learned from {taught}")
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in learned.seconds.items())
     say(f"  {sum(learned.seconds.values()):.1f} s ({stages}), {amount(learned.bytes)}")
     say(
-        f"  threshold {learned.threshold:.5g}{rate}, "
-        f"from {learned.calibration_images} {learned.calibration} images"
+        f"  threshold {as_threshold(learned.threshold)}{rate}, "
+        f"from {counted(learned.calibration_images, f'{learned.calibration} image')}"
     )
     say(f"  {light_in_words(intake.intensity)}")
     if learned.pose is not None:
@@ -63,7 +64,7 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
     for unreadable in learned.unreadable:
         complain(f"note: left out: {unreadable}")
     for other, count in learned.rerouted.items():
-        complain(f"note: {count} good images of {other} are now taken for another product")
+        complain(f"note: now taken for another product: {counted(count, 'good image')} of {other}")
     _say_beyond(intake, images)
     _say_squeezed(intake, images)
 
@@ -71,9 +72,9 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
 def _say_lesson(learned: TaskInfo) -> None:
     """How many images are independent, and every one that something speaks against or that comes again."""
     lesson = learned.lesson
-    counted = f"{lesson.images} images" if lesson.images != 1 else "1 image"
     if lesson.independent < lesson.images:
-        say(f"  {counted}, {lesson.independent} independent: the others show the same again")
+        taught = counted(lesson.images, "image")
+        say(f"  {taught}, {lesson.independent} independent: the others show the same again")
     if lesson.suspicious:
         fate = "left out" if lesson.dropped else "learned from; --drop-suspicious leaves such images out"
         count = len(lesson.suspicious)

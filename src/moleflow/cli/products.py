@@ -16,7 +16,9 @@ from .screen import (
     NOTHING_CHANGED,
     amount,
     as_text,
+    as_threshold,
     complain,
+    counted,
     failed,
     interruptible,
     new_screen,
@@ -91,7 +93,7 @@ def threshold(
     record = record_of(read, product)
     score, rate = _verdict(read, record)
     origin = "set by hand" if rate is None else f"for {rate:.3%} false alarms, from {_calibration(record)}"
-    say(f"{record.name}: threshold {score:.5g}, {origin}")
+    say(f"{record.name}: threshold {as_threshold(score)}, {origin}")
     _say_promise(record, rate, score)
 
 
@@ -104,7 +106,7 @@ def list_products(line: Line) -> None:
         score, rate = _verdict(read, record)
         shown = "set by hand" if rate is None else f"{rate:.3%}"
         table.add_row(
-            printable(record.name), record.version, str(record.info.get("images")), f"{score:.5g}", shown
+            printable(record.name), record.version, str(record.info.get("images")), as_threshold(score), shown
         )
     new_screen().print(table)
     say(light_in_words(intake_of(read).intensity))
@@ -286,7 +288,7 @@ def _calibration(record: TaskRecord) -> str:
     from ..verdict.calibration import calibration_from_dict
 
     calibration = calibration_from_dict(record.info["calibration"])
-    return f"{calibration.images} {calibration.kind} images"
+    return counted(calibration.images, f"{calibration.kind} image")
 
 
 def _before(available: Sequence[str], current: str, product: str) -> str:

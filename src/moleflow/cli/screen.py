@@ -16,6 +16,7 @@ SOME_FAILED = 3  # exit code: the work was done, but not on everything that was 
 INTERRUPTED = 130
 NOTHING_CHANGED = "nothing on disk was changed"
 LESSON_ENDED = "the line is as before; what the backbone saw is kept, and the same command goes on with it"
+OUT_OF_REACH = 1e6  # spreads of good images: no image scores so high
 PIPED_WIDTH = 240  # columns for tables that go to a file or another program
 
 
@@ -61,6 +62,16 @@ def new_table(*columns: str, numbers: int) -> Table:
 def amount(count: int) -> str:
     """Bytes in kB or MB."""
     return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
+def counted(count: int, what: str) -> str:
+    """So many of them, in English."""
+    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+
+
+def as_threshold(score: float) -> str:
+    """A threshold as a number, or that nothing gets there: one photograph alone shows no variation."""
+    return f"{score:.5g}" if abs(score) < OUT_OF_REACH else "out of reach"
 
 
 def as_text(value: object) -> str:

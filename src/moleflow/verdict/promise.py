@@ -32,8 +32,9 @@ class Promise:
 
     def sentences(self) -> tuple[str, ...]:
         """The same in plain words."""
-        counted = "1 photograph shows" if self.images == 1 else f"{self.images} independent photographs show"
-        told = [f"{counted} by themselves a false-alarm rate of {self.least_rate:.2%} at the least"]
+        counted = f"{self.images} independent photographs show by themselves"
+        shown = "1 photograph shows by itself" if self.images == 1 else counted
+        told = [f"{shown} a false-alarm rate of {self.least_rate:.2%} at the least"]
         if self.rate is None:
             return tuple(told)
         told.append(f"{self.rate:.2%} follows from a model of how good scores spread")
