@@ -177,8 +177,10 @@ def test_shapes(name: str, size: tuple[int, int], grid: tuple[int, int], dim: in
     extractor = Extractor(name, weights="random", image_size=size)
     assert (extractor.name, extractor.image_size) == (name, size)
     assert (extractor.grid, extractor.dim) == (grid, dim)
-    features = extractor.features(random_images(2, size))
+    seen = extractor.see(random_images(2, size))
+    features = seen.patches
     assert features.shape == (2, *grid, dim)
+    assert seen.pooled.shape == (2, extractor.pooled_dim)
     assert features.dtype == torch.float32
     assert features.is_contiguous()
     assert features.isfinite().all()

@@ -121,27 +121,24 @@ class Extractor:
         if self.device.type != "cpu":
             self.module = copy.deepcopy(self.module).to(self.device)
         self._at_once = self.module
-        self._measure()
-        self._tile_grid = self.grid
+        network: Any = self.module.network
+        self.dim = self.spec.dim(layer_channels(network, self.spec.layers))
+        self.pooled_dim = 2 * sum(layer_channels(network, self.pooled))  # a mean and a spread of each
+        self.cell = min(int(network.feature_info[layer]["reduction"]) for layer in self.spec.layers)
+        self._tile_grid = self._grid_of(self.image_size)
         counts = None if tiles == (1, 1) else tiles
         self.tiling = None if counts is None else Tiling.of(counts, self.image_size, self.step)
         if self.tiling is not None:
-            self.module = Tiled(self.module, self.tiling, self.grid).eval().to(self.device)
+            self.module = Tiled(self.module, self.tiling, self._tile_grid).eval().to(self.device)
             self.image_size = self.tiling.size
-            self._measure()
+        self.grid = self._grid_of(self.image_size)
         self._starting = threading.Lock()
         self._running: nn.Module | None = None
         self._expected: Mapping[str, Any] | None = None
 
-    def _measure(self) -> None:
-        """What a black image of the size at hand becomes."""
-        with torch.no_grad():
-            patches, pooled = self.module(
-                torch.zeros(1, 3, *self.image_size, dtype=torch.uint8).to(self.device)
-            )
-        _, rows, columns, self.dim = patches.shape
-        self.grid, self.pooled_dim = (rows, columns), pooled.shape[1]
-        self.cell = self.image_size[0] // rows
+    def _grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
+        """Rows and columns of patches of a picture: those of the finest layer taken."""
+        return size[0] // self.cell, size[1] // self.cell
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The patch features alone, float32 (B, h', w', D); otherwise as `see`."""
