@@ -301,7 +301,7 @@ def test_nothing_is_said_of_too_little(reference):
     assert judge([], reference).state == "unwatched"
     assert "10 are needed" in judge(seen(stream(np.random.default_rng(1), 9)), reference).sentence
     few = Reference.fit(stream(np.random.default_rng(1), 3))
-    assert "taught with 3 images" in judge(seen(stream(np.random.default_rng(1), 50)), few).sentence
+    assert "taught with 3 of the 4 images" in judge(seen(stream(np.random.default_rng(1), 50)), few).sentence
     assert "update the product" in judge(seen(stream(np.random.default_rng(1), 50)), None).sentence
 
 

@@ -189,7 +189,8 @@ def judge(seen: Sequence[Seen], reference: Reference | None) -> Report:
         reason = "taught before drift was watched; update the product to watch it"
         return Report("unwatched", None, reason, None, 0)
     if reference.images < LEAST_TAUGHT:
-        reason = f"taught with {reference.images} images, {LEAST_TAUGHT} are needed to tell drift from chance"
+        taught = f"{reference.images} of the {LEAST_TAUGHT} images"
+        reason = f"taught with {taught} needed to tell drift from chance"
         return Report("unwatched", None, reason, None, 0)
     recent = _recent(seen)
     if len(recent) < LEAST:

@@ -1,6 +1,7 @@
 // Numbers as people read them, in the page's language.
 import { spoken, t } from "./words.js";
 
+const OUT_OF_REACH = 1e6; // spreads of good images
 const NOTHING = "–"; // what is not known, as of a product that cannot be read
 
 export function decimal(value, digits = 2) {
@@ -8,6 +9,13 @@ export function decimal(value, digits = 2) {
   const options = { minimumFractionDigits: digits, maximumFractionDigits: digits };
   const written = new Intl.NumberFormat(spoken(), options).format(value);
   return Number(value.toFixed(digits)) === 0 ? written.replace(/^[-\u2212]/, "") : written; // no "-0.0"
+}
+
+/** Whether nothing scores so high: the threshold of one photograph, which shows no variation. */
+export const outOfReach = (threshold) => threshold >= OUT_OF_REACH;
+
+export function thresholdOf(value) {
+  return outOfReach(value) ? t("product.out_of_reach") : decimal(value);
 }
 
 export function whole(value) {

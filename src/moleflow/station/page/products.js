@@ -1,6 +1,6 @@
 // What the line knows: a card per product.
 import { el } from "./dom.js";
-import { bytes, decimal, shortRate, span, whole } from "./format.js";
+import { bytes, shortRate, span, thresholdOf, whole } from "./format.js";
 import { may, news, session } from "./session.js";
 import { t } from "./words.js";
 
@@ -41,7 +41,7 @@ function total(seconds) {
 export function figures({ images, threshold, false_alarm_rate: share, bytes: size, seconds }) {
   const pair = (key, value) => el("div", {}, el("dt", { text: t(key) }), el("dd", { text: value }));
   return el("dl", { class: "figures" },
-    pair("product.images", whole(images)), pair("product.threshold", decimal(threshold)),
+    pair("product.images", whole(images)), pair("product.threshold", thresholdOf(threshold)),
     pair("product.rate", threshold === null ? "–" : shortRate(share)), pair("product.bytes", bytes(size)),
     pair("product.seconds", span(total(seconds))));
 }

@@ -2,7 +2,7 @@
 import { ask } from "./api.js";
 import { button, el, errorPlace } from "./dom.js";
 import { confirmed } from "./dialogs.js";
-import { bytes, decimal, shortRate } from "./format.js";
+import { bytes, shortRate, thresholdOf } from "./format.js";
 import { card } from "./gallery.js";
 import { thumbnail } from "./pictures.js";
 import { said } from "./sentences.js";
@@ -37,7 +37,7 @@ export function reviewSection(job, act, signal) {
   return el("div", { class: "sections review" },
     el("section", {}, el("h2", { text: t("review.heading") }),
       el("dl", { class: "figures" },
-        pair("product.images", job.images), pair("product.threshold", decimal(review.threshold)),
+        pair("product.images", job.images), pair("product.threshold", thresholdOf(review.threshold)),
         pair("product.rate", shortRate(review.false_alarm_rate)), pair("product.bytes", bytes(review.bytes)),
         pair("review.suspects", new Set(review.suspects.map(({ index }) => index)).size)),
       review.promise && said(review.promise, { tag: "p", names: "lead" })),

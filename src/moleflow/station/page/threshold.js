@@ -2,7 +2,7 @@
 import { ask } from "./api.js";
 import { announce, button, clearError, el, errorPlace, showError } from "./dom.js";
 import { Curve } from "./charts.js";
-import { decimal, rate } from "./format.js";
+import { outOfReach, rate, thresholdOf } from "./format.js";
 import { look, may } from "./session.js";
 import { t } from "./words.js";
 
@@ -13,7 +13,8 @@ export function thresholdSection(product, path, { signal, changed }) {
   if (!curve?.length) return null;
   const points = [...curve].sort((a, b) => a.false_alarm_rate - b.false_alarm_rate);
   const start = nearest(points, product);
-  const chart = new Curve(points, product);
+  const drawn = points.filter((point) => !outOfReach(point.threshold));
+  const chart = outOfReach(threshold) || drawn.length < 2 ? null : new Curve(drawn, product);
   const slider = el("input", { type: "range", id: "rate", min: 0, max: points.length - 1, step: 1, value: start });
   const words = el("output", { class: "chosen-rate", htmlFor: "rate" });
   const past = el("p", { class: "past", role: "status" });
@@ -47,9 +48,9 @@ export function thresholdSection(product, path, { signal, changed }) {
     const point = chosen();
     const same = Number(slider.value) === start;
     const sentence = rate(same ? share : point.false_alarm_rate);
-    words.replaceChildren(el("b", { text: decimal(same ? threshold : point.threshold) }), " ", el("span", { text: sentence }));
-    slider.setAttribute("aria-valuetext", `${sentence}, ${t("heat.threshold")} ${decimal(same ? threshold : point.threshold)}`);
-    chart.choose(same ? null : point);
+    words.replaceChildren(el("b", { text: thresholdOf(same ? threshold : point.threshold) }), " ", el("span", { text: sentence }));
+    slider.setAttribute("aria-valuetext", `${sentence}, ${t("heat.threshold")} ${thresholdOf(same ? threshold : point.threshold)}`);
+    chart?.choose(same || outOfReach(point.threshold) ? null : point);
     apply.disabled = back.disabled = same;
     clearTimeout(timer);
     past.textContent = same ? t("threshold.in_force") : " ";
@@ -67,7 +68,7 @@ export function thresholdSection(product, path, { signal, changed }) {
         el("label", { htmlFor: "rate", text: t("threshold.slider") }), slider,
         el("div", { class: "slider-ends" }, el("span", { text: t("threshold.fewer") }), el("span", { text: t("threshold.more") })),
         past, may("teach") && el("div", { class: "row" }, apply, back), place),
-      el("figure", {}, chart.element, el("figcaption", { text: t("curve.caption") }))));
+      chart && el("figure", {}, chart.element, el("figcaption", { text: t("curve.caption") }))));
 }
 
 /** The point of the curve for the threshold in force; the nearest threshold where that was set by hand. */
