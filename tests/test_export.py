@@ -26,6 +26,7 @@ from moleflow.data.layouts import Item, read_dataset
 from moleflow.errors import ConfigError, ExportError, ImageError, LineError, TaskError
 from moleflow.export import TOLERANCE, compare, export_line
 from moleflow.runtime import Inspector, engines, is_exported
+from moleflow.runtime.line import hash_of
 from moleflow.store import LineStore
 
 ROOT = Path(__file__).parents[1]
@@ -238,10 +239,23 @@ def test_a_damaged_export_is_refused(out, tmp_path, probe, name, harm):
 )
 def test_an_index_that_says_something_else_is_refused(out, tmp_path, change, message):
     folder = Path(shutil.copytree(out, tmp_path / "copy"))
-    index = json.loads((folder / "exported.json").read_text())
-    (folder / "exported.json").write_text(json.dumps(index | change))
+    index = json.loads((folder / "exported.json").read_text()) | change
+    (folder / "exported.json").write_text(json.dumps(index | {"sha256": hash_of(index)}))
     with pytest.raises((LineError, TaskError), match=message):
         Inspector(folder)
+
+
+def test_an_index_that_was_changed_is_refused_and_one_of_before_is_not(out, tmp_path, probe):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    index = json.loads((folder / "exported.json").read_text())
+    (folder / "exported.json").write_text(json.dumps(index | {"false_alarm_rate": 0.5}))
+    with pytest.raises(LineError, match=r"exported\.json: damaged or changed"):
+        Inspector(folder)
+    (folder / "exported.json").write_text(json.dumps(dict(reversed(index.items()))))  # says the same
+    Inspector(folder)
+    del index["sha256"]
+    (folder / "exported.json").write_text(json.dumps(index))
+    assert_same(Inspector(folder).predict(probe), Inspector(out).predict(probe))
 
 
 def test_an_export_that_says_something_else_is_not_written(saved, out, tmp_path, monkeypatch):
@@ -284,7 +298,8 @@ def test_an_export_that_takes_the_place_of_one_in_use_is_named(out, tmp_path, pr
     data = (folder / "products" / "gear.json").read_bytes() + b" "
     (folder / "products" / "gear.json").write_bytes(data)
     files = index["files"] | {"products/gear.json": hashlib.sha256(data).hexdigest()}
-    (folder / "exported.json").write_text(json.dumps(index | {"files": files}))
+    index |= {"files": files}
+    (folder / "exported.json").write_text(json.dumps(index | {"sha256": hash_of(index)}))
     with pytest.raises(LineError, match="exported anew since it was opened; open it again to go on with"):
         inspector.predict(probe)
     assert Inspector(folder).predict(probe)
@@ -295,7 +310,8 @@ def test_a_network_that_the_engine_cannot_run_is_named(out, tmp_path, probe):
     index = json.loads((folder / "exported.json").read_text())
     (folder / "backbone.onnx").write_bytes(b"no network")
     files = index["files"] | {"backbone.onnx": hashlib.sha256(b"no network").hexdigest()}
-    (folder / "exported.json").write_text(json.dumps(index | {"files": files}))
+    index |= {"files": files}
+    (folder / "exported.json").write_text(json.dumps(index | {"sha256": hash_of(index)}))
     with pytest.raises(LineError, match=r"backbone\.onnx: onnxruntime cannot run it"):
         Inspector(folder).predict(probe)
 

@@ -36,7 +36,7 @@ from .results import Prediction
 from .runtime import Inspector
 from .runtime.arrays import apart
 from .runtime.engines import installed
-from .runtime.line import FORMAT, INDEX, NETWORKS
+from .runtime.line import FORMAT, INDEX, NETWORKS, OWN_HASH, hash_of
 from .store.tensors import dump_tensors, sha256_of
 
 Format = Literal["onnx", "openvino"]
@@ -249,7 +249,7 @@ def _write(detector: Detector, folder: Path, format: Format, progress: Progress)
     router = line.router
     (folder / "router.safetensors").write_bytes(dump_tensors(router.arrays(), "the router"))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    index = {
+    index: dict[str, Any] = {
         "format": FORMAT,
         "library": version("moleflow"),
         "engine": ENGINE[format],
@@ -271,6 +271,7 @@ def _write(detector: Detector, folder: Path, format: Format, progress: Progress)
         "products": entries,
         "files": {path.relative_to(folder).as_posix(): sha256_of(path.read_bytes()) for path in files},
     }
+    index[OWN_HASH] = hash_of(index)
     (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
 
 
