@@ -408,6 +408,8 @@ def test_one_photograph_is_told_in_the_singular_and_nothing_reaches_its_threshol
     assert "1 photograph shows by itself a false-alarm rate" in told
     assert "out of reach" in run("list", tmp_path / "line").stdout
     assert "threshold out of reach" in run("threshold", tmp_path / "line", "gear").stdout
+    low = run("threshold", tmp_path / "line", "gear", "--value", -2e6).stdout
+    assert "threshold -2e+06, set by hand" in low  # everything gets there
 
 
 def test_add_mixed_finds_the_products(quick, data, tmp_path):

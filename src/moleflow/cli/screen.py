@@ -71,7 +71,7 @@ def counted(count: int, what: str) -> str:
 
 def as_threshold(score: float) -> str:
     """A threshold as a number, or that nothing gets there: one photograph alone shows no variation."""
-    return f"{score:.5g}" if abs(score) < OUT_OF_REACH else "out of reach"
+    return f"{score:.5g}" if score < OUT_OF_REACH else "out of reach"
 
 
 def as_text(value: object) -> str:

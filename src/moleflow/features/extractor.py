@@ -289,7 +289,7 @@ def _packaged(spec: BackboneSpec) -> Network:
 
 
 def _finished(spec: BackboneSpec, weights: Weights, seed: int) -> Network:
-    """The row's network as features are computed with it, on the processor."""
+    """As `build_network`, its module all that features are computed with, on the processor."""
     built = build_network(spec, weights, seed=seed)
     if isinstance(built.module, EfficientNet | ResNet):
         fold_batch_norms(built.module)
