@@ -30,6 +30,7 @@ from moleflow.features.backbones import (
     hash_tensors,
     stored_backbone,
 )
+from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor, resolve_device
 
 DOCS = Path(__file__).parents[1] / "docs" / "backbones.md"
@@ -625,3 +626,39 @@ def test_cuda_agrees_with_cpu(lite: Extractor) -> None:
     assert on_gpu.device.type == "cuda"
     expected = lite.features(images)
     assert (on_gpu.cpu() - expected).abs().max() < 1e-2 * expected.abs().max()
+
+
+# What the bench keeps
+
+
+def test_features_are_found_again_by_name_content_and_alteration(lite: Extractor, tmp_path: Path) -> None:
+    pixels = [image.permute(1, 2, 0).numpy() for image in random_images(2, (64, 96))]
+    seen: list[int] = []
+
+    def read(i: int) -> np.ndarray:
+        seen.append(i)
+        return pixels[i]
+
+    def asked(folder: str, *names: str, alteration: str = "") -> bool:
+        """Whether the backbone had to look."""
+        seen.clear()
+        found = cache.features([(tmp_path / folder / name, alteration) for name in names], read)
+        assert found.patches.shape == (len(names), 8, 12, 152)
+        return bool(seen)
+
+    cache = FeatureCache(tmp_path / "cache", lite)
+    for folder in ("here", "there"):
+        (tmp_path / folder).mkdir()
+        for name in ("a.png", "b.png"):
+            (tmp_path / folder / name).write_bytes(name.encode())
+    assert asked("here", "a.png", "b.png")
+    assert not asked("here", "a.png", "b.png")
+    os.utime(tmp_path / "here" / "a.png", (0, 0))
+    assert not asked("here", "a.png", "b.png")
+    assert not asked("there", "a.png", "b.png")
+    assert asked("here", "b.png", "a.png")
+    assert asked("here", "a.png", "b.png", alteration="darker")
+    (tmp_path / "there" / "b.png").rename(tmp_path / "there" / "c.png")  # a change may be drawn by the name
+    assert asked("there", "a.png", "c.png")
+    (tmp_path / "here" / "b.png").write_bytes(b"c.png")
+    assert asked("here", "a.png", "b.png")

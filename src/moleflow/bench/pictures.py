@@ -153,6 +153,6 @@ def _alteration(item: Item) -> Alteration | None:
 def _sources(items: Sequence[Item]) -> list[tuple[Path, str]]:
     changes = (_alteration(item) for item in items)
     return [
-        (item.path, "" if change is None else f"{change.key} {item.kind}")
+        (item.path, "" if change is None else f"{change.key} {item.split} {item.kind}")
         for item, change in zip(items, changes, strict=True)
     ]

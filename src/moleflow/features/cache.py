@@ -6,8 +6,8 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ Progress = Callable[[int, int], None]  # images done, images in all
 class FeatureCache:
     """Features of lists of images: patches in float16, a memory-mapped file for each list, and pooled ones.
 
-    A file's name is a hash over the backbone (weights, layers, image size) and the images' paths, sizes,
-    times of change and alterations: other images or another backbone never meet old features. Files are
-    written beside their place and renamed, so that a killed run leaves none half done.
+    A file's name is a hash over the backbone (weights, layers, image size) and the images' names, contents
+    and alterations: other images or another backbone never meet old features, and images that were moved or
+    copied find theirs. Files are written beside their place and renamed, so that a killed run leaves none
+    half done.
 
     Args:
         folder: where the files lie; made when it is missing.
@@ -46,7 +47,8 @@ class FeatureCache:
         """Features of N images, patches (N, h, w, D) float16; written first where they are not on disk yet.
 
         Args:
-            sources: path and alteration ("" for none) of every image, for the file's name.
+            sources: path and alteration ("" for none) of every image, for the file's name. An alteration may
+                depend on the image's own name.
             read: image i, uint8 (h, w, 3) RGB at the extractor's size.
             progress: told while features are computed.
 
@@ -67,8 +69,8 @@ class FeatureCache:
         told = hashlib.sha256(json.dumps(self.extractor.describe(), sort_keys=True).encode())
         for path, alteration in sources:
             found = path.stat()
-            line: list[Any] = [str(path.absolute()), found.st_size, found.st_mtime_ns, alteration]
-            told.update(json.dumps(line).encode())
+            content = _content(path.absolute(), found.st_size, found.st_mtime_ns)
+            told.update(json.dumps([path.name, content, alteration]).encode())
         return told.hexdigest()[:32]
 
     def _write(
@@ -102,6 +104,12 @@ class FeatureCache:
         finally:
             part.unlink(missing_ok=True)
             beside.unlink(missing_ok=True)
+
+
+@lru_cache(maxsize=100_000)
+def _content(path: Path, size: int, changed: int) -> str:
+    """A hash of a file's bytes; read once in a process while size and time of change stay."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _pooled_path(path: Path) -> Path:
