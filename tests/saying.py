@@ -1,8 +1,11 @@
 """What a line says, what it is made of and what lies in its folder, comparable to the bit."""
 
 import dataclasses
+import json
 
 import torch
+
+from moleflow.store.index import OWN_HASH, hash_of
 
 THREE = ("gear", "wood", "bottle_cap")
 ALTERED = (6, 6)  # in so many ways are two images of a lesson taken again
@@ -66,3 +69,8 @@ def files(folder):
         for path in sorted(folder.rglob("*"))
         if path.is_file() and path.name != ".lock"
     }
+
+
+def write_index(path, document):
+    """An index with a hash of what it says now, as if the library had written it so."""
+    path.write_text(json.dumps(document | {OWN_HASH: hash_of(document)}))

@@ -26,8 +26,8 @@ from moleflow.data.layouts import Item, read_dataset
 from moleflow.errors import ConfigError, ExportError, ImageError, LineError, TaskError
 from moleflow.export import TOLERANCE, compare, export_line
 from moleflow.runtime import Inspector, engines, is_exported
-from moleflow.runtime.line import hash_of
 from moleflow.store import LineStore
+from saying import write_index
 
 ROOT = Path(__file__).parents[1]
 FORMATS = ("onnx", "openvino")
@@ -240,7 +240,7 @@ def test_a_damaged_export_is_refused(out, tmp_path, probe, name, harm):
 def test_an_index_that_says_something_else_is_refused(out, tmp_path, change, message):
     folder = Path(shutil.copytree(out, tmp_path / "copy"))
     index = json.loads((folder / "exported.json").read_text()) | change
-    (folder / "exported.json").write_text(json.dumps(index | {"sha256": hash_of(index)}))
+    write_index(folder / "exported.json", index)
     with pytest.raises((LineError, TaskError), match=message):
         Inspector(folder)
 
@@ -299,7 +299,7 @@ def test_an_export_that_takes_the_place_of_one_in_use_is_named(out, tmp_path, pr
     (folder / "products" / "gear.json").write_bytes(data)
     files = index["files"] | {"products/gear.json": hashlib.sha256(data).hexdigest()}
     index |= {"files": files}
-    (folder / "exported.json").write_text(json.dumps(index | {"sha256": hash_of(index)}))
+    write_index(folder / "exported.json", index)
     with pytest.raises(LineError, match="exported anew since it was opened; open it again to go on with"):
         inspector.predict(probe)
     assert Inspector(folder).predict(probe)
@@ -311,7 +311,7 @@ def test_a_network_that_the_engine_cannot_run_is_named(out, tmp_path, probe):
     (folder / "backbone.onnx").write_bytes(b"no network")
     files = index["files"] | {"backbone.onnx": hashlib.sha256(b"no network").hexdigest()}
     index |= {"files": files}
-    (folder / "exported.json").write_text(json.dumps(index | {"sha256": hash_of(index)}))
+    write_index(folder / "exported.json", index)
     with pytest.raises(LineError, match=r"backbone\.onnx: onnxruntime cannot run it"):
         Inspector(folder).predict(probe)
 

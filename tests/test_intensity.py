@@ -28,6 +28,7 @@ from moleflow.data.intensity import (
 )
 from moleflow.errors import ConfigError, ImageError, LineError
 from moleflow.intake import Intake
+from saying import write_index
 
 RNG = np.random.default_rng(0)
 DEEP = RNG.integers(0, 65536, (6, 8, 3), dtype=np.uint16)
@@ -606,7 +607,7 @@ def test_a_line_from_before_the_range_says_what_it_said(new_line, pictures, tmp_
     line.save(saved)
     document = json.loads((saved / "line.json").read_text())
     del document["settings"]["intake"]
-    (saved / "line.json").write_text(json.dumps(document))
+    write_index(saved / "line.json", document)
     old = Detector.load(saved, device="cpu")
     assert old.intake.intensity == FULL
     assert [p.pred_score for p in old.predict(probe)] == [p.pred_score for p in line.predict(probe)]
@@ -630,7 +631,7 @@ def test_a_line_from_before_the_range_says_what_it_said(new_line, pictures, tmp_
 def test_a_line_with_a_broken_range_is_refused(saved, broken):
     document = json.loads((saved / "line.json").read_text())
     document["settings"]["intake"] = broken
-    (saved / "line.json").write_text(json.dumps(document))
+    write_index(saved / "line.json", document)
     with pytest.raises((LineError, ConfigError)):
         Detector.load(saved, device="cpu")
 

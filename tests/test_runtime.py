@@ -21,6 +21,7 @@ from moleflow.features import runtime
 from moleflow.features.backbones import get_backbone
 from moleflow.features.extractor import Extractor, Features
 from moleflow.runtime import engines
+from saying import write_index
 
 NAMES = ("onnxruntime", "openvino")
 SIZE = (64, 96)
@@ -297,13 +298,13 @@ def test_a_line_remembers_what_its_backbone_saw(saved, probe):
     witness = document["settings"]["witness"]
     assert witness["runtime"].startswith("onnxruntime ")
     witness["patches"][5] += 0.1
-    (saved / "line.json").write_text(json.dumps(document))
+    write_index(saved / "line.json", document)
     other = Detector.load(saved, device="cpu")
     for _ in range(2):
         with pytest.raises(BackboneError, match=r"features here differ by .* \(onnxruntime .*at most 0.01"):
             other.predict(probe)
     del document["settings"]["witness"]  # as of lines before it
-    (saved / "line.json").write_text(json.dumps(document))
+    write_index(saved / "line.json", document)
     assert len(Detector.load(saved, device="cpu").predict(probe)) == len(probe)
 
 
@@ -311,7 +312,7 @@ def test_a_line_remembers_what_its_backbone_saw(saved, probe):
 def test_a_witness_that_is_none_is_a_damaged_line(saved, witness):
     document = json.loads((saved / "line.json").read_text())
     document["settings"]["witness"] = witness
-    (saved / "line.json").write_text(json.dumps(document))
+    write_index(saved / "line.json", document)
     with pytest.raises(LineError, match="expected a complete line"):
         Detector.load(saved, device="cpu")
 

@@ -18,7 +18,7 @@ from moleflow.errors import (
 )
 from moleflow.results import STAGES
 from moleflow.store import LineStore
-from saying import THREE, by_task, files, said, snapshot
+from saying import THREE, by_task, files, said, snapshot, write_index
 
 # On disk
 
@@ -244,7 +244,7 @@ def flip(path):
 
 def newer(path):
     document = json.loads(path.read_text())
-    path.write_text(json.dumps(document | {"format": document["format"] + 1}))
+    write_index(path, document | {"format": document["format"] + 1})
 
 
 DAMAGES = {
@@ -270,7 +270,7 @@ def test_a_damaged_line_is_refused_by_name(saved, kind):
 def test_a_line_with_incomplete_settings_is_refused(saved, drop):
     document = json.loads((saved / "line.json").read_text())
     del document["settings"][drop]
-    (saved / "line.json").write_text(json.dumps(document))
+    write_index(saved / "line.json", document)
     with pytest.raises(LineError, match=drop):
         Detector.load(saved, device="cpu")
 
@@ -278,7 +278,7 @@ def test_a_line_with_incomplete_settings_is_refused(saved, drop):
 def test_an_option_of_a_later_library_is_refused(saved):
     document = json.loads((saved / "line.json").read_text())
     document["settings"]["config"]["flow"]["quantum"] = 1
-    (saved / "line.json").write_text(json.dumps(document))
+    write_index(saved / "line.json", document)
     with pytest.raises(MoleFlowError, match="quantum"):
         Detector.load(saved, device="cpu")
 

@@ -16,6 +16,7 @@ from moleflow.errors import LineBusyError, LineError, TaskError
 from moleflow.store import LineStore, TaskRecord, check_task_name, files, fingerprint
 from moleflow.store import line as line_module
 from moleflow.store.tensors import sha256_of
+from saying import write_index
 
 BASE = {"flow.weight": torch.arange(6.0).reshape(2, 3), "flow.bias": torch.zeros(2, dtype=torch.float64)}
 PRINT = fingerprint(BASE)
@@ -63,7 +64,7 @@ def edit(store, change):
     path = store.path / "line.json"
     document = json.loads(path.read_text())
     change(document)
-    path.write_text(json.dumps(document))
+    write_index(path, document)
 
 
 # Names
@@ -271,8 +272,7 @@ def test_a_number_of_a_version_that_went_is_not_given_again(line):
 
 def test_a_damaged_list_of_what_went_is_named(line):
     line.remove("bottle")
-    index = line.path / "line.json"
-    index.write_text(index.read_text().replace('"bottle": "0001"', '"bottle": "../1"'))
+    edit(line, lambda document: document["removed"].update(bottle="../1"))
     with pytest.raises(LineError, match=r"line.json: expected a version like '0001' for 'bottle'"):
         line.read()
 
@@ -460,6 +460,25 @@ def test_bytes_that_are_not_safetensors(line):
     edit(line, lambda document: document["base"].update(sha256=sha256_of(b"\xff" * 40)))
     with pytest.raises(LineError, match="expected safetensors"):
         line.read()
+
+
+def test_an_index_that_says_something_else_than_was_written_is_refused(line):
+    path = line.path / "line.json"
+    line.override("bottle", {"threshold": 4.0})
+    document = json.loads(path.read_text())
+    path.write_text(json.dumps(dict(reversed(document.items()))))  # says the same
+    assert line.read_task("bottle").overrides == {"threshold": 4.0}
+    path.write_text(path.read_text().replace("4.0", "4.5"))
+    for call in (line.read, lambda: line.put(record())):
+        with pytest.raises(LineError, match=r"line\.json: damaged or changed: .* without its key 'sha256'"):
+            call()
+    document = json.loads(path.read_text())
+    del document["sha256"]
+    path.write_text(json.dumps(document))
+    assert line.read_task("bottle").overrides == {"threshold": 4.5}
+    line.override("bottle", {"threshold": 5.0, "of channels": {2: 0.1, 10: 0.2}})
+    assert "sha256" in json.loads(path.read_text())
+    assert line.read_task("bottle").overrides["of channels"] == {"2": 0.1, "10": 0.2}
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"\xff\xfe", b'{"format": NaN}', b"[" * 100_000, b"null"])

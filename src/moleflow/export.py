@@ -36,7 +36,8 @@ from .results import Prediction
 from .runtime import Inspector
 from .runtime.arrays import apart
 from .runtime.engines import installed
-from .runtime.line import FORMAT, INDEX, NETWORKS, OWN_HASH, hash_of
+from .runtime.line import FORMAT, INDEX, NETWORKS
+from .store.index import OWN_HASH, hash_of
 from .store.tensors import dump_tensors, sha256_of
 
 Format = Literal["onnx", "openvino"]

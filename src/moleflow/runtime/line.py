@@ -19,9 +19,9 @@ from ..intake import Intake
 from ..judgement import Decision, Judgement, judged, map_threshold, nearest
 from ..pose import Pose
 from ..store.files import read_bytes
-from ..store.index import parse_json
+from ..store.index import parse_json, require_own_hash
 from ..store.names import check_task_name
-from ..store.tensors import check_sha256, sha256_of
+from ..store.tensors import check_sha256
 from ..verdict.calibration import ScoreCalibration, TwoVoices, calibration_from_dict, verdict_of
 from ..verdict.drift import Reference
 from ..verdict.unknown import Familiarity
@@ -30,7 +30,6 @@ from .engines import AT_ONCE, ENGINES, Run, open_network
 
 FORMAT = 1
 INDEX = "exported.json"
-OWN_HASH = "sha256"  # in the index: of all else that it says
 NETWORKS = {"onnxruntime": ".onnx", "openvino": ".xml"}  # what each engine reads
 PRODUCTS_AT_ONCE = 64  # whose arrays stay in memory
 
@@ -90,12 +89,6 @@ class Products(Mapping[str, ExportedProduct]):
         return len(self._line.entries)
 
 
-def hash_of(index: Mapping[str, Any]) -> str:
-    """SHA-256 of what an index says, but for this hash itself."""
-    said = {name: value for name, value in index.items() if name != OWN_HASH}
-    return sha256_of(json.dumps(said, sort_keys=True).encode())
-
-
 class ExportedLine:
     """What an export holds; every file is checked against its SHA-256 when it is read.
 
@@ -117,9 +110,7 @@ class ExportedLine:
                     f"{self.path / INDEX}: expected format {FORMAT} or earlier, got {self._index['format']}: "
                     f"it was written by moleflow {self._index['library']}"
                 )
-            said = hash_of(self._index)
-            if self._index.get(OWN_HASH, said) != said:  # exports of before have none
-                raise LineError(f"{index}: damaged or changed: expected what was written; export again")
+            require_own_hash(self._index, index, "export again")
             backbone = self._index["backbone"]
             self.size = int(backbone["image_size"][0]), int(backbone["image_size"][1])
             self.grid = int(self._index["grid"][0]), int(self._index["grid"][1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -16,6 +17,9 @@ from .tensors import check_sha256, sha256_of
 
 FORMAT = 2  # 2: verdicts of two voices, intake, lessons; 1 is read as well
 """Number of the folder layout below; a line with a larger one was written by a later library."""
+
+OWN_HASH = "sha256"
+"""Key of an index: a hash of all else that it says. Older ones have none."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Index:
     def to_json(self) -> dict[str, Any]:
         """As it stands in line.json."""
         base = {"file": BASE, "sha256": self.base_sha256, "fingerprint": self.fingerprint}
-        return {
+        said = {
             "format": FORMAT,
             "library": library_version(),
             "settings": self.settings,
@@ -55,6 +59,25 @@ class Index:
             "tasks": [asdict(entry) for entry in self.entries.values()],
             **({"removed": self.removed} if self.removed else {}),
         }
+        return {**said, OWN_HASH: hash_of(said)}
+
+
+def hash_of(index: Mapping[str, Any]) -> str:
+    """SHA-256 of what an index says, but for this hash itself; the same however its text is laid out."""
+    said = {name: value for name, value in index.items() if name != OWN_HASH}
+    read_back = json.loads(json.dumps(said))  # whose keys are text: numbers are sorted otherwise
+    return sha256_of(json.dumps(read_back, sort_keys=True).encode())
+
+
+def require_own_hash(index: Mapping[str, Any], path: Path, way_out: str) -> None:
+    """LineError, with the path and a way out, for an index that says something else than was written."""
+    found = hash_of(index)
+    expected = index.get(OWN_HASH, found)
+    if found != expected:
+        raise LineError(
+            f"{path}: damaged or changed: expected content of SHA-256 {expected!s:.16}, found {found[:16]}; "
+            f"{way_out}"
+        )
 
 
 def find_entry(index: Index, name: str, path: Path) -> Entry:
@@ -122,6 +145,7 @@ def foreign_base(what: str, expected: str, found: str) -> str:
 def parse_index(document: dict[str, Any], path: Path) -> Index:
     """line.json, checked; LineError, with the path."""
     _check_format(document, path)
+    require_own_hash(document, path, f"without its key {OWN_HASH!r} it is taken as it stands")
     base = _get(document, "base", dict, path)
     if _get(base, "file", str, path) != BASE:
         raise LineError(f"{path}: expected the base in {BASE}, found {base['file']!r}")
