@@ -75,7 +75,7 @@ def main() -> None:
 
 def remember_once() -> None:
     """What is learned of good images alone is kept between lessons on the same ones."""
-    for name in ("flows_left_out", "coreset_left_out", "whole_left_out"):
+    for name in ("begin_flow", "finish_flow", "CoresetLeftOut", "whole_left_out"):
         original = getattr(product_learning, name)
         original = getattr(original, "original", original)
         setattr(product_learning, name, once(original))

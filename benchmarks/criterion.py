@@ -51,7 +51,7 @@ from moleflow.bench.ranking import Agreement, agreement, areas, drawn_again, ran
 from moleflow.bench.synthetic import KINDS, SyntheticDefect
 from moleflow.cells import CellGaussians
 from moleflow.config import Cells, Coreset, LineConfig, ScoringConfig, Whole
-from moleflow.coreset import coresets_without_each
+from moleflow.coreset import Candidates
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import Item, Product, read_dataset
 from moleflow.data.sources import evenly
@@ -366,7 +366,8 @@ class Judge:
         learned, found = self.look.learned.patches, {}
         for patches in sorted({one.coreset for one in CONFIGURATIONS} - {0}):
             options = Coreset(patches=patches)
-            coreset, _ = coresets_without_each(learned, [None] * len(learned), options, seed=self.seed)
+            candidates = Candidates.of(learned, [None] * len(learned), options, seed=self.seed)
+            (coreset,) = candidates.coresets()
             found[patches] = self._all(coreset)
         return found
 

@@ -12,10 +12,11 @@ from torch import Tensor
 import moleflow.coreset
 from moleflow.blocks import make_blocks
 from moleflow.config import Coreset, ScoringConfig
-from moleflow.coreset import NOBODY, PatchCoreset, _selections, coresets_without_each, greedy_centres
+from moleflow.coreset import NOBODY, Candidates, PatchCoreset, _selections, greedy_centres
 from moleflow.errors import TrainingError
 from moleflow.flow.whitening import layer_norm
-from moleflow.left_out import coreset_left_out
+from moleflow.left_out import CoresetLeftOut
+from moleflow.threads import Beside
 
 GRID, CHANNELS = (4, 5), 7
 ALL = Coreset(patches=10_000, candidates=10_000, bits=8)
@@ -31,6 +32,11 @@ def raw(images: int, seed: int = 0, level: float = 0.0) -> Tensor:
 
 def coreset_of(features: Tensor, options: Coreset = ALL, seed: int = 0) -> PatchCoreset:
     return coresets_without_each(features, [None] * len(features), options, seed=seed)[0]
+
+
+def coresets_without_each(features, blocks, options, **more):
+    *without, whole = Candidates.of(features, blocks, options, **more).coresets()
+    return whole, without
 
 
 def same(first: PatchCoreset, second: PatchCoreset) -> bool:
@@ -328,11 +334,17 @@ def test_nothing_known_is_as_if_nothing_was_said():
 # -- of a product ------------------------------------------------------------------------------------
 
 
+def left_out_of(features, memory, known, blocks, scoring):
+    remembered = CoresetLeftOut(features, memory, known, blocks, scoring, 4, Beside(None))
+    remembered.go_on()
+    return remembered.outcome()
+
+
 def test_every_image_is_judged_by_the_coreset_without_its_own_block():
     features, scoring = raw(6), ScoringConfig(coreset=ALL, blocks=3, single_up_to=2)
     blocks = make_blocks(6, scoring)
     assert blocks.count == 3
-    coreset, left_out = coreset_left_out(features, features[:0], None, blocks, scoring, 4)
+    coreset, left_out = left_out_of(features, features[:0], None, blocks, scoring)
     every, without = coresets_without_each(features, blocks.left_out, ALL, seed=4)
     assert same(coreset, every)
     for i, block in enumerate(blocks.left_out):
@@ -344,22 +356,22 @@ def test_an_earlier_versions_patches_stand_for_its_images_and_else_the_memory_do
     features, memory, scoring = raw(6), raw(4, seed=8), ScoringConfig(coreset=ALL)
     blocks = make_blocks(6, scoring)
     known = layer_norm(raw(1, seed=9).reshape(-1, CHANNELS))[:5]
-    remembering, _ = coreset_left_out(features, memory, known, blocks, scoring, 4)
+    remembering, _ = left_out_of(features, memory, known, blocks, scoring)
     assert len(remembering.codes) == 6 * 20 + 5
-    drawn, _ = coreset_left_out(features, memory, None, blocks, scoring, 4)
+    drawn, _ = left_out_of(features, memory, None, blocks, scoring)
     assert len(drawn.codes) == 10 * 20
 
 
 def test_a_single_image_is_judged_by_the_coreset_that_has_it():
     features, scoring = raw(1), ScoringConfig(coreset=ALL)
-    coreset, left_out = coreset_left_out(features, features[:0], None, make_blocks(1, scoring), scoring, 4)
+    coreset, left_out = left_out_of(features, features[:0], None, make_blocks(1, scoring), scoring)
     assert torch.equal(left_out, coreset(features))
 
 
 def test_without_a_coreset_there_is_none():
     features, scoring = raw(3), ScoringConfig(coreset=None)
     blocks = make_blocks(3, scoring)
-    assert coreset_left_out(features, features[:0], None, blocks, scoring, 4) == (None, None)
+    assert left_out_of(features, features[:0], None, blocks, scoring) == (None, None)
 
 
 @pytest.mark.parametrize("at_hand", [1, 2, 9, 60, 2048])

@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from moleflow import left_out
 from moleflow.config import LineConfig, override
 from moleflow.features.extractor import Features
 from moleflow.flow.expert import Base
 from moleflow.product_learning import learn_product
-from moleflow.threads import one_thread, side_by_side, usual
+from moleflow.threads import Beside, beside, one_thread, side_by_side, usual
 from moleflow.training import seeded
 
 GRID, CHANNELS = (8, 8), 16
@@ -67,8 +68,42 @@ def test_an_error_comes_through_once_the_other_has_ended(which):
 
     with pytest.raises(ValueError, match="second" if which == "second" else "first"):
         side_by_side(lambda: computed("first"), lambda: computed("second"), at_once=True)
-    assert sorted(ended) == ["first", "second"]
+    # What the other thread had not come to by then is left undone, if the first failed.
+    assert sorted(ended) == ["first", "second"] or ended == ["first"]
     assert torch.get_num_threads() == 3
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_what_the_other_thread_has_not_come_to_is_done_by_the_one_that_asks():
+    done: list[tuple[str, int]] = []
+    begun, go_on = threading.Event(), threading.Event()
+
+    def work(name: str) -> str:
+        done.append((name, threading.get_ident()))
+        begun.set()
+        assert name != "first" or go_on.wait(20)
+        return name
+
+    with beside(True) as other:
+        first, second = (other.begin(lambda name=name: work(name)) for name in ("first", "second"))
+        other.begin(lambda: work("nobody asks"))
+        assert begun.wait(20)
+        assert second() == "second"
+        go_on.set()
+        assert first() == "first"
+    here = threading.get_ident()
+    assert done[1] == ("second", here)
+    assert done[0][0] == "first"
+    assert done[0][1] != here
+
+
+def test_where_there_is_no_other_thread_work_is_done_when_it_is_asked_about():
+    done: list[int] = []
+    asked = Beside(None).begin(lambda: done.append(threading.get_ident()))
+    assert not done
+    asked()
+    asked()
+    assert done == [threading.get_ident()]
 
 
 @pytest.mark.usefixtures("three_threads")
@@ -146,25 +181,33 @@ def test_a_product_learned_side_by_side_is_the_one_learned_in_turn(monkeypatch):
     with seeded(0):
         base = Base(GRID, CHANNELS, config.flow).requires_grad_(False).eval()
     threads: set[str] = set()
-    genuine = torch.randperm  # what only the coreset draws with
+    genuine, short_flow = torch.randperm, left_out._short_flow  # only the coreset draws with the first
+    meeting = threading.Barrier(2, timeout=20)  # each waits for the other
 
     def spy(*args, **more):
         threads.add(threading.current_thread().name)
         return genuine(*args, **more)
 
-    monkeypatch.setattr(torch, "randperm", spy)
-    beside = learn_product(base, seen, config, seed=3)
-    assert any(name.startswith("beside") for name in threads)
+    def met(*args, **more):
+        meeting.wait()
+        return short_flow(*args, **more)
+
+    with monkeypatch.context() as watched:
+        watched.setattr(torch, "randperm", spy)
+        watched.setattr(left_out, "_short_flow", met)
+        together = learn_product(base, seen, config, seed=3)
+    assert all(name.startswith("beside") for name in threads)
+    assert threads
     torch.set_num_threads(1)
     in_turn = learn_product(base, seen, config, seed=3)
-    for one, other in zip(beside.parts().items(), in_turn.parts().items(), strict=True):
+    for one, other in zip(together.parts().items(), in_turn.parts().items(), strict=True):
         assert one == other
-    assert beside.calibration == in_turn.calibration
-    assert beside.familiarity == in_turn.familiarity
-    for name, tensor in beside.densities.expert.kept().items():
+    assert together.calibration == in_turn.calibration
+    assert together.familiarity == in_turn.familiarity
+    for name, tensor in together.densities.expert.kept().items():
         assert torch.equal(tensor, in_turn.densities.expert.kept()[name]), name
-    assert torch.equal(beside.densities.coreset.codes, in_turn.densities.coreset.codes)
-    maps = [product.maps(base, seen.patches.float())[0] for product in (beside, in_turn)]
+    assert torch.equal(together.densities.coreset.codes, in_turn.densities.coreset.codes)
+    maps = [product.maps(base, seen.patches.float())[0] for product in (together, in_turn)]
     assert torch.equal(*maps)
 
 
@@ -172,8 +215,7 @@ def test_a_product_learned_side_by_side_is_the_one_learned_in_turn(monkeypatch):
 def test_a_large_flow_learns_on_all_threads(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "moleflow.product_learning.side_by_side",
-        lambda first, second, *, at_once: asked.append(at_once) or (first(), second()),
+        "moleflow.product_learning.beside", lambda at_once: asked.append(at_once) or beside(False)
     )
     monkeypatch.setattr("moleflow.training.SMALL", 2**12)
     seen = Features(torch.randn(4, 4, 4, 8), torch.randn(4, 6))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
+import threading
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
@@ -13,14 +15,15 @@ import torch
 from torch import Tensor, nn
 
 from moleflow import training
-from moleflow.blocks import make_blocks
+from moleflow.blocks import Blocks, make_blocks
 from moleflow.cells import CellGaussians
 from moleflow.config import Cells, Context, Dia, FlowConfig, LineConfig, Lora, Mixer, TrainingConfig
 from moleflow.errors import TrainingError
 from moleflow.flow.bijections import Place
 from moleflow.flow.coupling import NeighbourContext
 from moleflow.flow.expert import Base, Expert
-from moleflow.left_out import flows_left_out, learn_first_base
+from moleflow.left_out import Flows, begin_flow, finish_flow, learn_first_base
+from moleflow.threads import Beside, beside
 from moleflow.training import SMALL, LeftOut, Windows, fit, learn_base, learn_expert, loss_of, sample_windows
 
 FLOW = FlowConfig(
@@ -36,6 +39,7 @@ every_flow = pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS.keys())
 QUICK = TrainingConfig(steps=12, base_steps=12, patches=96, window=3)
 LONGER = TrainingConfig(steps=120, base_steps=120, patches=256, window=3, learning_rate=3e-3, noise=0.3)
 GRID, CHANNELS = (5, 6), 8
+NOBODY = Beside(None)
 
 
 def product(which: int, images: int = 12, *, seed: int = 0) -> Tensor:
@@ -416,26 +420,46 @@ def line_of(early_stop: bool, flow: FlowConfig = FLOW) -> LineConfig:
 def said_of(patches: Tensor, config: LineConfig) -> tuple[Base, Expert]:
     blocks = make_blocks(len(patches), config.scoring)
     first = learn_first_base(patches, config, seed=0)
-    bases = (first.final, *(first.without or (first.final, first.final)))
-    flows = flows_left_out(bases, patches, patches[:0], blocks, config, 0, lambda stage, share: None)
-    return first.final, flows.final
+    return first.final, flow_of(first.final, first.without, patches, blocks, config).final
 
 
+def flow_of(
+    base: Base,
+    without: tuple[Base, Base] | None,
+    patches: Tensor,
+    blocks: Blocks,
+    config: LineConfig,
+    told: Callable[[float], None] = lambda share: None,
+    other: Beside = NOBODY,
+) -> Flows:
+    given = (patches, patches[:0], blocks, config, 0)
+    beginning = begin_flow(without or (base, base), *given, told, other)
+    return finish_flow(base, beginning, *given, met=without is None)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("images", [1, 4])
-def test_learning_that_ends_early_is_told_to_its_end(images):
+def test_learning_that_ends_early_is_told_to_its_end(images, threads, monkeypatch):
+    monkeypatch.setattr("moleflow.threads.usual", lambda: threads)
     told: list[float] = []
+    asked: set[int] = set()
+
+    def tell(share: float) -> None:
+        told.append(share)
+        asked.add(threading.get_ident())
+
     patches, config = product(1, images=images), line_of(early_stop=True)
     blocks = make_blocks(images, config.scoring)
     base = first_base()
-    flows_left_out(
-        (base,) * 3, patches, patches[:0], blocks, config, 0, lambda stage, share: told.append(share)
-    )
+    with beside(True) as other:
+        flow_of(base, None, patches, blocks, config, tell, other)
     assert told == sorted(told)
     assert told[-1] == 1
-    learned: list[float] = []
-    learn_first_base(patches, config, seed=0, progress=learned.append)
-    assert learned == sorted(learned)
-    assert learned[-1] == 1
+    told.clear()
+    learn_first_base(patches, config, seed=0, progress=tell)
+    assert told == sorted(told)
+    assert told[-1] == 1
+    assert asked == {threading.get_ident()}  # what shows progress need not stand two threads
 
 
 def test_a_lone_image_is_judged_by_what_the_flow_begins_with():

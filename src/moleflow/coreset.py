@@ -91,49 +91,71 @@ def distances(features: Tensor, patches: Tensor) -> Tensor:
     return torch.cat(nearest).clamp_min(0).sqrt().view(features.shape[:3])
 
 
-@torch.no_grad()
-def coresets_without_each(
-    features: Tensor,
-    blocks: Sequence[int | None],
-    options: Coreset,
-    *,
-    seed: int,
-    known: Tensor | None = None,
-) -> tuple[PatchCoreset, list[PatchCoreset]]:
-    """The coreset of all images, and for every block that of all images outside of it.
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """Patches that coresets of one product are selected from.
 
-    Selected greedily from a random part of all patches (`greedy_centres`).
-
-    Args:
-        features: raw patch features (N, h, w, D) of good images.
-        blocks: of each image, 0, 1, ... without a gap; None for one that is never left out.
-        options: how many.
-        seed: of what chance decides.
-        known: normalised patches (m, D) that are candidates whatever is left out.
-
-    Raises:
-        TrainingError: features that are no numbers.
+    Attributes:
+        points: normalised patches (n, D) float32.
+        kept: which of them are candidates without each block, and at last of all, (blocks + 1, n).
+        options: how many are selected.
     """
-    require_finite(features)
-    count, height, width, channels = features.shape
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(count * height * width, generator=generator)[: options.candidates].sort().values
-    image, place = drawn // (height * width), drawn % (height * width)
-    points = torch.cat(
-        [
-            layer_norm(features[i].reshape(-1, channels)[place[image == i].to(features.device)].float())
-            for i in image.unique().tolist()
-        ]
-    )
-    owner = torch.tensor([-1 if block is None else block for block in blocks])[image]
-    if known is not None and len(known):
-        points = torch.cat([points, known.to(points)])
-        owner = torch.cat([owner, torch.full((len(known),), -1)])
-    names = [*range(1 + max((block for block in blocks if block is not None), default=-1)), NOBODY]
-    kept = torch.stack([owner != name for name in names]).to(points.device)
-    chosen = _selections(points, kept, options.patches)
-    *without, whole = (PatchCoreset.of(points[own], options.bits) for own in chosen)
-    return whole, without
+
+    points: Tensor
+    kept: Tensor
+    options: Coreset
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        features: Tensor,
+        blocks: Sequence[int | None],
+        options: Coreset,
+        *,
+        seed: int,
+        known: Tensor | None = None,
+    ) -> Candidates:
+        """A random part of all patches.
+
+        Args:
+            features: raw patch features (N, h, w, D) of good images.
+            blocks: of each image, 0, 1, ... without a gap; None for one that is never left out.
+            options: how many.
+            seed: of what chance decides.
+            known: normalised patches (m, D) that are candidates whatever is left out.
+
+        Raises:
+            TrainingError: features that are no numbers.
+        """
+        require_finite(features)
+        count, height, width, channels = features.shape
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(count * height * width, generator=generator)
+        drawn = order[: options.candidates].sort().values
+        image, place = drawn // (height * width), drawn % (height * width)
+        points = torch.cat(
+            [
+                layer_norm(features[i].reshape(-1, channels)[place[image == i].to(features.device)].float())
+                for i in image.unique().tolist()
+            ]
+        )
+        owner = torch.tensor([-1 if block is None else block for block in blocks])[image]
+        if known is not None and len(known):
+            points = torch.cat([points, known.to(points)])
+            owner = torch.cat([owner, torch.full((len(known),), -1)])
+        names = [*range(1 + max((block for block in blocks if block is not None), default=-1)), NOBODY]
+        return cls(points, torch.stack([owner != name for name in names]).to(points.device), options)
+
+    def __len__(self) -> int:
+        """How many coresets there are to select."""
+        return len(self.kept)
+
+    @torch.no_grad()
+    def coresets(self, which: slice = slice(None)) -> list[PatchCoreset]:
+        """Without each of the blocks, and at last of all, or some of these; greedily (`greedy_centres`)."""
+        chosen = _selections(self.points, self.kept[which], self.options.patches)
+        return [PatchCoreset.of(self.points[own], self.options.bits) for own in chosen]
 
 
 NOBODY = -2  # owns no patch: what is left without it is everything
@@ -205,15 +227,17 @@ def _farthest(points: Tensor, norms: Tensor, nearest: Tensor, count: int, least:
 
 def _approach(nearest: Tensor, points: Tensor, norms: Tensor, found: Sequence[Sequence[int]]) -> None:
     """Lowers squared distances (k, n) to what each selection's newly found centres make them."""
-    ends = list(itertools.accumulate(map(len, found), initial=0))
-    centres = torch.tensor([index for own in found for index in own], device=points.device)
+    names = sorted(set(itertools.chain(*found)))  # selections that differ in a block find many of the same
+    place = {name: i for i, name in enumerate(names)}
+    asked = [torch.tensor([place[name] for name in own], device=points.device) for own in found]
+    centres = torch.tensor(names, device=points.device)
     own, own_norms = points[centres], norms[centres][:, None]
     for start in range(0, len(points), ROWS):
         rows = slice(start, start + ROWS)
         squared = torch.addmm(norms[rows].expand(len(own), -1), own, points[rows].T, alpha=-2).add_(own_norms)
-        for distances, first, last in zip(nearest, ends, ends[1:], strict=False):
-            if last > first:
-                torch.minimum(distances[rows], squared[first:last].amin(0), out=distances[rows])
+        for distances, chosen in zip(nearest, asked, strict=True):
+            if len(chosen):
+                torch.minimum(distances[rows], squared[chosen].amin(0), out=distances[rows])
 
 
 def greedy_centres(

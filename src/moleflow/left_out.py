@@ -6,7 +6,9 @@ and the final one goes on from the first of them. Closed forms are left out bloc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import operator
+import threading
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,16 +19,14 @@ from torch import Tensor
 from .blocks import Blocks, make_blocks
 from .cells import CellGaussians, fit_without_each
 from .config import Cells, LineConfig, ScoringConfig
-from .coreset import PatchCoreset, coresets_without_each
+from .coreset import Candidates, PatchCoreset
 from .correction import Correction
 from .data.sources import evenly
 from .flow.expert import Base, Expert
-from .threads import side_by_side
+from .threads import Beside, side_by_side
 from .training import LeftOut, is_small, learn_base, learn_expert
 from .verdict.maps import PositionCalibration
 from .whole import WholeGaussian
-
-Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 
 HALF_SHARE = 0.25  # of the flow's steps for each of the two flows that calibrate; the final one has the rest
 FINAL_SHARE = 1 - 2 * HALF_SHARE
@@ -74,25 +74,63 @@ def learn_first_base(
         share = _share_of_lone(config)
         return FirstBase(learn(patches, seed=seed, share=share, progress=progress), None)
     judges = [_judge(patches[blocks.half(parity)], config) for parity in (0, 1)]
-    halves = [
-        learn(
+    shares = _Shares(progress, HALF_SHARE, HALF_SHARE, FINAL_SHARE)
+    first, second = (
+        partial(
+            learn,
             patches[blocks.half(1 - parity)],
             seed=seed,
             share=HALF_SHARE,
             left_out=judges[parity],
-            progress=lambda done, parity=parity: progress(HALF_SHARE * (parity + done)),  # type: ignore[misc]
+            progress=shares.of(parity),
         )
         for parity in (0, 1)
-    ]
-    share = _share_left(judges)
-    final = learn(
-        patches,
-        seed=seed + 1,
-        share=share,
-        begun=halves[0],
-        progress=lambda done: progress(2 * HALF_SHARE + FINAL_SHARE * done),
     )
-    return FirstBase(final, (halves[0], halves[1]))
+    halves = side_by_side(first, second, at_once=_is_small(patches, config))
+    share = _share_left(map(_best_at_end, judges))
+    final = learn(patches, seed=seed + 1, share=share, begun=halves[0], progress=shares.of(2))
+    return FirstBase(final, halves)
+
+
+def _is_small(patches: Tensor, config: LineConfig) -> bool:
+    """Whether one thread learns a base for these as fast as several."""
+    with torch.device("meta"):
+        outline = Base((patches.shape[1], patches.shape[2]), patches.shape[3], config.flow)
+    return patches.device.type == "cpu" and is_small(outline.parameters())
+
+
+@dataclass(frozen=True, eq=False)
+class ShortFlow:
+    """A flow that saw half of the blocks.
+
+    Attributes:
+        expert: the flow.
+        left_out: what it says of the other half's patches (n, h, w), about their mean.
+        gap, ratio: by how much these are farther, and spread wider, than those of images that it saw.
+        best_at_end: whether it was still getting better when its steps were over.
+    """
+
+    expert: Expert
+    left_out: Tensor
+    gap: float
+    ratio: float
+    best_at_end: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Beginning:
+    """What a product's final flow goes on from.
+
+    Attributes:
+        cells: of all images; None where the flow does not begin with cells.
+        shorts: the flow without the first half of the blocks, and without the second; none where there are
+            no two halves.
+        progress: told the share of the final flow that is done.
+    """
+
+    cells: CellGaussians | None
+    shorts: tuple[ShortFlow, ...]
+    progress: Callable[[float], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,91 +142,173 @@ class Flows:
     left_out: Tensor
 
 
-def flows_left_out(
-    bases: tuple[Base, Base, Base],
+def begin_flow(
+    bases: tuple[Base, Base],
     patches: Tensor,
     memory: Tensor,
     blocks: Blocks,
     config: LineConfig,
     seed: int,
-    progress: Progress,
-) -> Flows:
-    """The flow in as many steps as one would take, two short flows included that each saw half of the blocks.
+    progress: Callable[[float], None],
+    other: Beside,
+) -> Beginning:
+    """The cells that a product's flow begins with, and two short flows that each saw half of the blocks.
 
     What the short ones say of the other half's blocks calibrates, behind cells without the block where the
-    flow begins with cells. With `TrainingConfig.early_stop` that half also says how far a short one goes, and
-    the final one goes no further unless both were still getting better; a flow that nothing is left out for
-    stays what it begins with, where that is a density. The final flow goes on from the first of them with all
-    images; its scores of images it learned from are corrected by the gap that the short ones show between the
-    images they learned from and those they did not.
+    flow begins with cells. With `TrainingConfig.early_stop` that half also says how far a short one goes.
 
     Args:
-        bases: of the final flow, and of each of the short ones.
+        bases: of each of the short ones.
+        other: on which one of the short ones may learn.
     """
-    base, *halves = bases
-    training, scoring, count = config.training, config.scoring, len(patches)
     cells: CellGaussians | None = None
     without: list[CellGaussians] = []
     if config.flow.cells is not None:
-        named = blocks.left_out if blocks.count > 1 else (None,) * count
+        named = blocks.left_out if blocks.count > 1 else (None,) * len(patches)
         labels = [*named, *[None] * len(memory)]
         cells, without = fit_without_each(_together(patches, memory), labels, config.flow.cells)
     if blocks.count < 2:
-        final = learn_expert(
-            base,
-            _together(patches, memory),
-            training,
-            seed=seed,
-            share=_share_of_lone(config),
-            cells=cells,
-            progress=_part_of(progress, 0.0, 1.0),
+        return Beginning(cells, (), progress)
+    shares = _Shares(progress, HALF_SHARE, HALF_SHARE, FINAL_SHARE)
+    first, second = (
+        partial(
+            _short_flow,
+            bases[parity],
+            patches,
+            memory,
+            blocks,
+            config,
+            seed,
+            parity=parity,
+            cells=(cells, without),
+            progress=shares.of(parity),
         )
-        scores = _scores(base, final, patches)
-        return Flows(final, PositionCalibration.fit(scores, scoring), scores)
-    left_out = torch.empty(patches.shape[:3], device=patches.device)
-    begun: Expert | None = None
-    gaps: list[tuple[float, float]] = []
-    judges = [_judge(patches[blocks.half(parity)], config) for parity in (0, 1)]
-    for parity in (0, 1):
-        out, learn = blocks.half(parity), blocks.half(1 - parity)
-        half = learn_expert(
-            halves[parity],
-            _together(patches[learn], memory),
-            training,
-            seed=seed,
-            share=HALF_SHARE,
-            cells=cells,
-            left_out=judges[parity],
-            progress=_part_of(progress, parity * HALF_SHARE, HALF_SHARE),
-        )
-        if cells is None:
-            left_out[out] = _scores(halves[parity], half, patches[out])
-        for block in range(parity, blocks.count, 2) if cells is not None else ():
-            images = blocks.images_of(block)
-            stranger = half.beginning_with(without[block])
-            left_out[images] = _scores(halves[parity], stranger, patches[images])
-        known = _scores(halves[parity], half, patches[evenly(learn, GAP_IMAGES)])
-        fresh = left_out[evenly(out, GAP_IMAGES)]
-        gaps.append((float(fresh.mean() - known.mean()), float(fresh.std() / known.std().clamp_min(1e-9))))
-        left_out[out] -= float(left_out[out].mean())  # each short flow has a level of its own
-        begun = begun or half
-    # A base that went on from where the short flows met it asks for an expert that has met it.
-    share = _share_left(judges) if base is halves[0] else FINAL_SHARE
+        for parity in (0, 1)
+    )
+    begun = other.begin(second)
+    return Beginning(cells, (first(), begun()), shares.of(2))
+
+
+def finish_flow(
+    base: Base,
+    beginning: Beginning,
+    patches: Tensor,
+    memory: Tensor,
+    blocks: Blocks,
+    config: LineConfig,
+    seed: int,
+    *,
+    met: bool,
+) -> Flows:
+    """The flow in as many steps as one would take, those of two short ones included.
+
+    It goes on from the first of them with all images, with `TrainingConfig.early_stop` only if both were
+    still getting better; a flow that nothing is left out for stays what it begins with, where that is a
+    density. Its scores of images it learned from are corrected by the gap that the short ones show between
+    the images they learned from and those they did not.
+
+    Args:
+        base: of the final flow.
+        beginning: of `begin_flow` with the same images and options.
+        met: whether the short flows met this very base, and not one that went on from theirs: that one asks
+            for an expert that has met it.
+    """
+    training, scoring, shorts = config.training, config.scoring, beginning.shorts
+    if not shorts:
+        share, begun = _share_of_lone(config), None
+    else:
+        share = _share_left(short.best_at_end for short in shorts) if met else FINAL_SHARE
+        begun = shorts[0].expert
     final = learn_expert(
         base,
         _together(patches, memory),
         training,
-        seed=seed + 1,
+        seed=seed + 1 if shorts else seed,
         share=share,
         begun=begun,
-        progress=_part_of(progress, 2 * HALF_SHARE, FINAL_SHARE),
+        cells=beginning.cells,
+        progress=beginning.progress,
     )
-    met = list(range(count)) if share else blocks.half(1)  # the first short flow's
-    known = _scores(base, final, patches[evenly(met, 4 * GAP_IMAGES)])
-    position = PositionCalibration.fit(known, scoring).moved(
-        float(np.mean([gap for gap, _ in gaps])), max(1.0, float(np.mean([ratio for _, ratio in gaps])))
+    if not shorts:
+        scores = _scores(base, final, patches)
+        return Flows(final, PositionCalibration.fit(scores, scoring), scores)
+    left_out = torch.empty(patches.shape[:3], device=patches.device)
+    for parity, short in enumerate(shorts):
+        left_out[blocks.half(parity)] = short.left_out
+    known = list(range(len(patches))) if share else blocks.half(1)  # the first short flow's
+    scores = _scores(base, final, patches[evenly(known, 4 * GAP_IMAGES)])
+    position = PositionCalibration.fit(scores, scoring).moved(
+        float(np.mean([short.gap for short in shorts])),
+        max(1.0, float(np.mean([short.ratio for short in shorts]))),
     )
     return Flows(final, position, left_out)
+
+
+def _short_flow(
+    base: Base,
+    patches: Tensor,
+    memory: Tensor,
+    blocks: Blocks,
+    config: LineConfig,
+    seed: int,
+    *,
+    parity: int,
+    cells: tuple[CellGaussians | None, list[CellGaussians]],
+    progress: Callable[[float], None],
+) -> ShortFlow:
+    """The flow that saw all blocks but those of this parity; `cells` are of all images, and without each."""
+    out, learn = blocks.half(parity), blocks.half(1 - parity)
+    of_all, without = cells
+    judge = _judge(patches[out], config)
+    expert = learn_expert(
+        base,
+        _together(patches[learn], memory),
+        config.training,
+        seed=seed,
+        share=HALF_SHARE,
+        cells=of_all,
+        left_out=judge,
+        progress=progress,
+    )
+    left_out = torch.empty(patches.shape[:3], device=patches.device)
+    if of_all is None:
+        left_out[out] = _scores(base, expert, patches[out])
+    for block in range(parity, blocks.count, 2) if of_all is not None else ():
+        images = blocks.images_of(block)
+        left_out[images] = _scores(base, expert.beginning_with(without[block]), patches[images])
+    known = _scores(base, expert, patches[evenly(learn, GAP_IMAGES)])
+    fresh = left_out[evenly(out, GAP_IMAGES)]
+    return ShortFlow(
+        expert,
+        left_out[out] - float(left_out[out].mean()),  # each short flow has a level of its own
+        gap=float(fresh.mean() - known.mean()),
+        ratio=float(fresh.std() / known.std().clamp_min(1e-9)),
+        best_at_end=_best_at_end(judge),
+    )
+
+
+class _Shares:
+    """Progress of parts that may go on at the same time; told by the thread that made it alone.
+
+    Args:
+        told: called with the share done.
+        shares: of the parts, which add up to 1.
+    """
+
+    def __init__(self, told: Callable[[float], None], *shares: float) -> None:
+        self._told, self._shares = told, shares
+        self._done = [0.0] * len(shares)
+        self._thread = threading.get_ident()
+
+    def of(self, part: int) -> Callable[[float], None]:
+        """What one part tells the share of itself."""
+
+        def tell(done: float) -> None:
+            self._done[part] = done
+            if threading.get_ident() == self._thread:
+                self._told(min(1.0, sum(map(operator.mul, self._shares, self._done))))
+
+        return tell
 
 
 def _judge(patches: Tensor, config: LineConfig) -> LeftOut | None:
@@ -200,14 +320,13 @@ def _share_of_lone(config: LineConfig) -> float:
     return 0.0 if config.flow.cells is not None and config.training.early_stop else 1.0
 
 
-def _share_left(judges: Sequence[LeftOut | None]) -> float:
+def _best_at_end(judge: LeftOut | None) -> bool:
+    return judge is None or judge.share == 1
+
+
+def _share_left(best_at_end: Iterable[bool]) -> float:
     """Of the steps, for the final flow: none where a short one was at its best before its end."""
-    at_end = all(judge is None or judge.share == 1 for judge in judges)
-    return FINAL_SHARE if at_end else 0.0
-
-
-def _part_of(progress: Progress, start: float, share: float) -> Callable[[float], None]:
-    return lambda done: progress("learning", min(1.0, start + share * done))
+    return FINAL_SHARE if all(best_at_end) else 0.0
 
 
 def _scores(base: Base, expert: Expert, patches: Tensor) -> Tensor:
@@ -236,27 +355,70 @@ def _cells_of(patches: Tensor, config: Cells) -> CellGaussians:
     return cells
 
 
-def coreset_left_out(
-    patches: Tensor, memory: Tensor, known: Tensor | None, blocks: Blocks, scoring: ScoringConfig, seed: int
-) -> tuple[PatchCoreset | None, Tensor | None]:
-    """The coreset, and what one without an image's block says of it (n, h, w).
+class CoresetLeftOut:
+    """A product's coreset, and what one without its block says of every image; computed beside the flow.
 
-    `known` are patches that an earlier version of the product remembers.
+    In parts, so that the flow finds the other thread free when it needs it, and the one that waits in the
+    end can help.
+
+    Args:
+        patches, memory: of the images, and drawn ones for those of an earlier version.
+        known: patches that an earlier version of the product remembers; the memory is not needed then.
+        blocks: of the images.
+        scoring: options.
+        seed: of the selection.
+        other: the thread, which begins with half of the coresets.
     """
-    if scoring.coreset is None:
-        return None, None
-    named: tuple[int | None, ...] = blocks.left_out if blocks.count > 1 else (None,) * len(patches)
-    together, labels = patches, named
-    if known is None and len(memory):
-        together, labels = _together(patches, memory), (*named, *[None] * len(memory))
-    coreset, without = coresets_without_each(together, labels, scoring.coreset, seed=seed, known=known)
-    if blocks.count < 2:
-        return coreset, torch.cat([coreset(image) for image in patches.split(1)])
-    left_out = torch.empty(patches.shape[:3], device=patches.device)
-    for block, others in enumerate(without):
-        for i in blocks.images_of(block):
-            left_out[i] = others(patches[i : i + 1])[0]
-    return coreset, left_out
+
+    def __init__(
+        self,
+        patches: Tensor,
+        memory: Tensor,
+        known: Tensor | None,
+        blocks: Blocks,
+        scoring: ScoringConfig,
+        seed: int,
+        other: Beside,
+    ) -> None:
+        self._patches, self._blocks, self._other = patches, blocks, other
+        self._options, self._seed = scoring.coreset, seed
+        self._lone = blocks.count < 2
+        self._labels: tuple[int | None, ...] = (None,) * len(patches) if self._lone else blocks.left_out
+        self._memory, self._known = memory if known is None else memory[:0], known
+        if self._options is not None:
+            self._candidates = other.begin(self._draw)
+            self._first = other.begin(lambda: self._select(first=True))
+
+    def go_on(self) -> None:
+        """The flow has no need of the other thread from now on: it selects the rest, and asks."""
+        if self._options is not None:
+            self._second = self._other.begin(lambda: self._select(first=False))
+            blocks = range(self._blocks.count)
+            self._asked = [self._other.begin(partial(self._said, block)) for block in blocks]
+
+    def outcome(self) -> tuple[PatchCoreset | None, Tensor | None]:
+        """The coreset of all images, and the left-out distances (n, h, w); None where options have none."""
+        if self._options is None:
+            return None, None
+        left_out = torch.empty(self._patches.shape[:3], device=self._patches.device)
+        for block in reversed(range(self._blocks.count)):  # the other thread comes from the front
+            left_out[self._blocks.images_of(block)] = self._asked[block]()
+        return self._second()[-1], left_out
+
+    def _draw(self) -> Candidates:
+        assert self._options is not None
+        images, labels = _together(self._patches, self._memory), (*self._labels, *[None] * len(self._memory))
+        return Candidates.of(images, labels, self._options, seed=self._seed, known=self._known)
+
+    def _select(self, *, first: bool) -> list[PatchCoreset]:
+        candidates = self._candidates()
+        middle = len(candidates) // 2
+        return candidates.coresets(slice(middle) if first else slice(middle, None))
+
+    def _said(self, block: int) -> Tensor:
+        coresets = [*self._first(), *self._second()]
+        judge = coresets[-1] if self._lone else coresets[block]
+        return torch.cat([judge(self._patches[i : i + 1]) for i in self._blocks.images_of(block)])
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -19,15 +20,16 @@ from .errors import ConfigError
 from .features.extractor import Features
 from .flow.expert import Base
 from .left_out import (
+    CoresetLeftOut,
+    begin_flow,
     cells_left_out,
-    coreset_left_out,
     correction_left_out,
-    flows_left_out,
+    finish_flow,
     whole_left_out,
 )
 from .product import Densities, Product, combine, density_map
 from .routing.gaussian import WITNESSES, DescriptorStatistics, describe
-from .threads import side_by_side
+from .threads import beside
 from .training import is_small
 from .verdict.calibration import TwoVoices, Voice
 from .verdict.maps import PositionCalibration, image_scores, smooth, strongest
@@ -96,14 +98,16 @@ def learn_product(
     started = time.perf_counter()
     blocks = make_blocks(len(seen), config.scoring, groups=groups, copies=copies)
     memory = _remembered(previous, seen, seed)
-    bases = (base, *(without or (base, base)))
+    halves = without or (base, base)
     before = None if previous is None else previous.densities.coreset
     known = None if before is None else before.patches
-    flows, (coreset, left_out_coreset) = side_by_side(
-        lambda: flows_left_out(bases, seen.patches, memory.patches, blocks, config, seed, progress),
-        lambda: coreset_left_out(seen.patches, memory.patches, known, blocks, config.scoring, seed),
-        at_once=is_small(base.parameters()),
-    )
+    images = seen.patches, memory.patches
+    with beside(is_small(base.parameters())) as other:
+        remembered = CoresetLeftOut(*images, known, blocks, config.scoring, seed, other)
+        beginning = begin_flow(halves, *images, blocks, config, seed, partial(progress, "learning"), other)
+        remembered.go_on()
+        flows = finish_flow(base, beginning, *images, blocks, config, seed, met=base is halves[0])
+        coreset, left_out_coreset = remembered.outcome()
     learned = time.perf_counter()
     progress("calibration", 0.0)
     cells, left_out_cells = cells_left_out(seen.patches, memory.patches, blocks, config.scoring)

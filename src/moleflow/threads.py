@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -70,19 +71,59 @@ def _end() -> None:
         _inside -= 1
 
 
+class Beside:
+    """Another thread of Python, for what the one that asks need not wait for."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None) -> None:
+        self._pool = pool
+
+    def begin(self, work: Callable[[], A]) -> Callable[[], A]:
+        """Hands over work, and returns what says what came of it, as often as it is asked.
+
+        Works are done in the order in which they are handed over. One that the other thread has not come to
+        by the time it is asked about, or cannot as there is none, is done by the one that asks.
+
+        Args:
+            work: must not depend on what is done meanwhile, nor change what that reads. It may ask about what
+                was handed over before it.
+        """
+        own = cache(work)
+        if self._pool is None:
+            return own
+        begun = self._pool.submit(one_thread()(work))
+        return lambda: own() if begun.cancel() else begun.result()
+
+
+@contextmanager
+def beside(at_once: bool) -> Iterator[Beside]:
+    """Another thread, both computing on one; none where there are no threads for both, or it is not wished.
+
+    At its end what the other thread is at has come to its end, and what it has not come to is forgotten.
+
+    Args:
+        at_once: worth it where several threads would mostly wait for each other within each work; large
+            products of matrices use all threads better in turn.
+    """
+    if not at_once or usual() == 1:
+        yield Beside(None)
+        return
+    pool = ThreadPoolExecutor(1, "beside")
+    with one_thread():
+        try:
+            yield Beside(pool)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
 def side_by_side(first: Callable[[], A], second: Callable[[], B], *, at_once: bool) -> tuple[A, B]:
     """What both compute: at the same time, each on one thread, or in turn; the same either way.
 
     Args:
         first: in the thread of Python that asks. What it raises comes before what `second` raises, and after
-            `second` has come to its end.
-        second: must not depend on the first, nor change what that one reads.
-        at_once: where there are threads for both. Worth it where several would mostly wait for each other
-            within each of them; large products of matrices use all threads better in turn.
+            `second` has come to its end where it had begun.
+        second, at_once: as of `Beside.begin` and `beside`.
     """
-    if not at_once or usual() == 1:
-        return first(), second()
-    with one_thread(), ThreadPoolExecutor(1, "beside") as beside:
-        other = beside.submit(one_thread()(second))
+    with beside(at_once) as other:
+        asked = other.begin(second)
         own = first()
-        return own, other.result()
+        return own, asked()
