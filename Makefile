@@ -5,7 +5,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python -m
 READY := $(VENV)/.ready
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-long test-slow lint clean
 
 demo: $(READY)
 	$(VENV)/bin/moleflow demo --out moleflow-demo
@@ -13,6 +13,9 @@ demo: $(READY)
 # One thread a worker: two workers on two cores are faster than one that shares them out.
 test: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal
+
+test-long: $(READY)
+	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "long and not slow"
 
 test-slow: $(READY)
 	$(RUN) pytest -m slow

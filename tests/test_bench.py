@@ -101,6 +101,7 @@ def test_isolated_methods_keep_every_bit_and_sequential_ones_do_not(work):
         ]
 
 
+@pytest.mark.long
 def test_an_interrupted_run_ends_with_the_same_bytes(work, monkeypatch):
     entries = ("moleflow", "fine-tuning")
     whole = work(*entries)
@@ -128,6 +129,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(work, monkeypatch):
     assert len(done) == 2 * len(list(parts.plan.units()))
 
 
+@pytest.mark.long
 def test_side_by_side_is_as_one_after_the_other(work):
     one = work("moleflow")
     two = work("moleflow", out="two")
@@ -135,6 +137,7 @@ def test_side_by_side_is_as_one_after_the_other(work):
     assert outcome(one) == outcome(two)
 
 
+@pytest.mark.long
 def test_an_unnamed_task_gets_an_expert_for_each_product_found(tmp_path, cache):
     for product in ("gear", "circuit_board", "wood"):
         write_product(product, tmp_path / "data", train=16, test_good=3, test_defective=4, size=128)
@@ -285,6 +288,7 @@ def test_a_failing_method_does_not_stop_the_others(work, monkeypatch):
     assert [one["entry"] for one in found["runs"] if one["complete"]] == ["padim"]
 
 
+@pytest.mark.long
 def test_left_out_products_are_tried(work):
     job = work("moleflow", "padim", "fine-tuning")
     assert run(job) == {}
@@ -295,6 +299,7 @@ def test_left_out_products_are_tried(work):
         assert min(found[entry].values()) > 0.5, found[entry]  # drawn products look nothing like each other
 
 
+@pytest.mark.long
 def test_costs_are_those_of_the_state(work):
     job = work("moleflow", "padim", "fine-tuning", "joint")
     assert run(job) == {}
@@ -507,6 +512,7 @@ def save(path, pixels):
     Image.fromarray(pixels).save(path)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("scenario", "streams", "tasks"),
     [

@@ -102,6 +102,7 @@ def same(one, other, *, rtol=0.0, atol=0.0) -> None:
             np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name in LEARNS_LONG else name for name in METHODS],

@@ -121,6 +121,7 @@ def test_no_image_is_left_out_by_a_flow_whose_base_has_seen_it(products, shelf, 
         assert len(images) == sum(map(len, lessons)) / 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stream", [at_once("s", PRODUCTS), Stream("s", tuple(Task((p,)) for p in PRODUCTS))])
 def test_products_inspected_together_are_learned_one_after_the_other(
     products, shelf, quick, tmp_path, stream

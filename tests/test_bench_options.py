@@ -229,6 +229,7 @@ def unchanged(name: str) -> str:
 WALK = [(name, field.name) for name, kind in OPTIONS.items() for field in dataclasses.fields(kind)]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "option"), [one for one in WALK if one not in NEEDS_WEIGHTS])
 def test_every_option_of_a_method_does_something(name, option):
     kind = OPTIONS[name].__name__
@@ -285,6 +286,7 @@ def line_with(change: tuple, *, layered: bool = False) -> str:
     return of_line("moleflow", LAYERED_START if layered else LINE_START, dict(change))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", LINE)
 def test_every_option_of_the_line_does_something(option):
     before = {"router.rank": CONFIG.router.rank} if option.startswith("router") else {}
@@ -293,6 +295,7 @@ def test_every_option_of_the_line_does_something(option):
     assert line_with(tuple(after.items())) != line_with(tuple(before.items()))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("option", AROUND_LAYERED)
 def test_every_option_of_a_flow_over_normalised_features_does_something(option):
     assert line_with(((option, AROUND_LAYERED[option]),), layered=True) != line_with((), layered=True)

@@ -186,6 +186,7 @@ def test_a_run_measures_everybody_alike_and_judges_by_our_metrics(ran):
     assert not list(out.rglob("arrays.npz"))  # maps are large, and judged
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on_and_other_options_measure_anew(ran):
     _, _, out = ran()
     (out / "work" / "patchcore-wood" / "result.json").unlink()
@@ -194,6 +195,7 @@ def test_a_killed_run_goes_on_and_other_options_measure_anew(ran):
     assert len(ran("--seed", "1")[0]) == len(PRODUCTS) * len(METHODS)
 
 
+@pytest.mark.long
 def test_a_peer_that_fails_is_named_and_the_others_are_told(ran, capsys):
     _, ended, out = ran(broken=[("patchcore", "gear")])
     assert "PatchCore on gear" in ended

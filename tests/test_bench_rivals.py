@@ -35,6 +35,7 @@ OWN_ROUTERS = ("gcr", "dinosaur")
 FEATURES_ALONE = [name for name in METHODS if name not in ("dne", "ucad")]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", FEATURES_ALONE)
 def test_a_state_comes_back_to_the_bit_and_learns_on(name):
     method = taught(name)

@@ -55,6 +55,7 @@ def test_a_killed_run_goes_on_and_another_one_is_refused(tmp_path, monkeypatch):
         measure_speed(SpeedOptions(tables=("images",)), tmp_path, command="c")
 
 
+@pytest.mark.long
 def test_a_runtime_that_does_not_run_a_backbone_is_noted_and_the_others_are_measured(monkeypatch):
     original = Detector.load.__func__
 

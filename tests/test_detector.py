@@ -71,6 +71,7 @@ def test_a_loaded_line_is_the_saved_one_to_the_bit(line, loaded, probe):
     assert (loaded.seed, loaded.false_alarm_rate) == (line.seed, line.false_alarm_rate)
 
 
+@pytest.mark.long
 def test_a_line_of_the_published_parts_comes_back_to_the_bit_and_is_another_line(
     new_line, quick, line, probe, pictures, tmp_path
 ):

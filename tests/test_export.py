@@ -92,6 +92,7 @@ def test_an_export_says_what_the_line_says(saved, line, probe, tmp_path, format)
     assert_same(inspector.predict(probe, batch_size=1), inspector.predict(probe, batch_size=3))
 
 
+@pytest.mark.long
 def test_an_aligned_product_is_exported_with_its_mean(new_line, pictures, tmp_path):
     line = new_line()
     line.add_task("gear", pictures("gear", 8), pose="on")
@@ -131,6 +132,7 @@ def lean(config):
     return replace(config, flow=flow, scoring=replace(config.scoring, coreset=None, whole=None))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("change", "wishes"),
     [
@@ -153,6 +155,7 @@ def test_every_kind_of_line_is_exported(new_line, quick, pictures, probe, tmp_pa
     assert_same(Inspector(tmp_path / "out").predict(shown), line.predict(shown))
 
 
+@pytest.mark.long
 def test_what_known_defects_taught_is_exported(saved, pictures, probe, tmp_path):
     line = Detector.load(saved, device="cpu")
     defects = pictures("gear", 3, first=600, kind="missing_tooth")
@@ -258,6 +261,7 @@ def test_an_index_that_was_changed_is_refused_and_one_of_before_is_not(out, tmp_
     assert_same(Inspector(folder).predict(probe), Inspector(out).predict(probe))
 
 
+@pytest.mark.long
 def test_an_export_that_says_something_else_is_not_written(saved, out, tmp_path, monkeypatch):
     folder = Path(shutil.copytree(out, tmp_path / "out"))
     before = tree(folder)
@@ -343,6 +347,7 @@ def test_an_export_to_a_link_is_where_the_link_leads(saved, out, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "link", "real"]
 
 
+@pytest.mark.long
 def test_an_earlier_export_is_replaced_and_nothing_else(saved, out, tmp_path, pictures):
     folder = Path(shutil.copytree(out, tmp_path / "out"))
     (folder / "products" / "gone.json").write_text("{}")

@@ -130,6 +130,7 @@ def lesson(tmp_path, pictures):
     return folder
 
 
+@pytest.mark.long
 def test_a_few_unreadable_images_are_left_out_and_listed(loaded, lesson):
     good = [path for path in find_images(lesson) if path.name != "007.png"]
     info = loaded.add_task("cloth", lesson)
@@ -163,6 +164,7 @@ def test_strict_learning_refuses_any(loaded, lesson):
             teach(name, lesson, strict=True)
 
 
+@pytest.mark.long
 def test_groups_keep_to_their_images_when_one_is_left_out(loaded, lesson, monkeypatch):
     given = {}
 

@@ -558,6 +558,7 @@ def test_a_12_bit_line_sees_hundreds_of_grey_levels(new_line, twelve, tmp_path):
     line.predict(glare)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", ["uint16", "int32 tensor", "float kelvin", "uint16 colour"])
 def test_a_saved_line_keeps_its_range(new_line, twelve, tmp_path, kind):
     convert = {

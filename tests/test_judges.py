@@ -69,6 +69,7 @@ def test_cells_beside_a_flow_are_left_to_torch_without_a_word(new_line, quick, p
     assert not [one for one in recwarn if "eager torch" in str(one.message)]
 
 
+@pytest.mark.long
 def test_a_product_that_knows_defects_has_a_network_of_its_own(new_line, pictures, cache):
     line = new_line()
     for product in ("gear", "wood"):
@@ -138,6 +139,7 @@ def test_a_copy_is_made_once_and_serves_all_products(saved, probe, cache, monkey
     assert told(Detector.load(saved, device="cpu").predict(probe)) == said
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["says something else", "cannot be made"])
 def test_where_there_can_be_no_copy_eager_torch_stands_in_and_says_so(saved, probe, cache, monkeypatch, how):
     line = Detector.load(saved, device="cpu")

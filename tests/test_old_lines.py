@@ -65,6 +65,7 @@ def test_a_product_of_the_first_format_is_updated_to_the_rules_of_today(old, pic
     assert (info.calibration, info.images) == ("left-out", 14)
 
 
+@pytest.mark.long
 def test_a_line_keeps_its_layers_side_by_side_when_its_backbones_row_changes(
     monkeypatch, quick, pictures, probe, tmp_path
 ):

@@ -214,6 +214,7 @@ def test_the_router_meets_images_as_they_come(line):
     assert known == ["cap", "cap", "cap", "wood"]
 
 
+@pytest.mark.long
 def test_an_update_keeps_the_mean():
     line = new_line()
     line.add_task("cap", lying_anywhere("bottle_cap", 4), pose="on")
@@ -258,6 +259,7 @@ def test_a_picture_with_a_border_is_turned_within_it():
     assert np.array_equal(turned.pixels[0], turned.own[0])  # the border goes on from the turned image
 
 
+@pytest.mark.long
 def test_what_is_left_out_and_grouped_stays_with_its_image():
     images = [*lying_anywhere("bottle_cap", 6), np.full((SIZE, SIZE, 3), 7, np.uint8)]
     line = new_line()

@@ -69,6 +69,7 @@ def test_a_copy_says_what_eager_torch_says(name, tiles):
     assert compiled.describe() == eager.describe()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("pool", [True, False])
 @pytest.mark.parametrize("width", [30, 56])  # of 40 and 112 channels, or nine times as many
 def test_a_copy_averages_channels_as_eager_torch_does(width, pool):
@@ -115,6 +116,7 @@ def test_a_copy_is_made_once(monkeypatch, cache):
     assert sorted(path.suffix for path in cache.iterdir()) == [".json", ".lock", ".lock", ".onnx"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("suffix", [".onnx", ".json"])
 def test_a_damaged_copy_is_made_anew(monkeypatch, cache, suffix):
     first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
@@ -127,6 +129,7 @@ def test_a_damaged_copy_is_made_anew(monkeypatch, cache, suffix):
     assert kept.read_bytes() == whole
 
 
+@pytest.mark.long
 def test_a_kept_copy_that_the_engine_refuses_is_made_anew(monkeypatch, cache):
     first = Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
     monkeypatch.setattr(compiling, "_open", {})
@@ -189,6 +192,7 @@ def test_a_copy_that_says_what_is_no_number_is_refused(monkeypatch, cache, which
         Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
 
 
+@pytest.mark.long
 def test_a_copy_that_another_version_of_the_library_made_is_made_anew(monkeypatch, cache):
     Extractor(image_size=SIZE, runtime="onnxruntime").features(images(1))
     monkeypatch.setattr(compiling, "_open", {})
@@ -197,6 +201,7 @@ def test_a_copy_that_another_version_of_the_library_made_is_made_anew(monkeypatc
     assert len(list(cache.glob("*.onnx"))) == 2
 
 
+@pytest.mark.long
 def test_copies_that_nobody_asks_for_any_more_go_when_another_is_made(monkeypatch, cache):
     def see(size):
         monkeypatch.setattr(compiling, "_open", {})

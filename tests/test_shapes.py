@@ -214,6 +214,7 @@ def test_an_oblong_product_settles_an_oblong_line(pictures: Any) -> None:
         line.settle(wide(pictures, 2))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "options",
     [{"fit": "letterbox", "image_size": 128}, {"tiles": (1, 2)}, {"image_size": (32, 96)}],

@@ -1,6 +1,7 @@
 """What a station does when something is amiss: a full disk, a read-only line, an old database, a backup."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -31,6 +32,7 @@ from moleflow.station.history.retention import Retention
 from moleflow.station.history.table import guarded
 from moleflow.station.problems import Unready
 from moleflow.store import LineStore
+from saying import write_index
 from station import SERVER, code_of, eventually, files, inspect, served, settings_of
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
@@ -338,7 +340,10 @@ def test_a_base_that_is_to_be_found_nowhere_is_named(saved, tmp_path):
     )
     before = hashlib.sha256(kept.read_bytes()).hexdigest()
     save_file(load_file(kept), kept, metadata={"of": "another writer"})  # the same tensors in other bytes
-    index.write_text(index.read_text().replace(before, hashlib.sha256(kept.read_bytes()).hexdigest()))
+    document = json.loads(index.read_text())
+    assert document["base"]["sha256"] == before
+    document["base"]["sha256"] = hashlib.sha256(kept.read_bytes()).hexdigest()
+    write_index(index, document)
     run("restore", tmp_path / "monday", saved)  # nothing is amiss with the one that is there
     (saved / "base.safetensors").write_bytes(b"")
     told = run("restore", tmp_path / "monday", saved, code=1).stderr

@@ -248,6 +248,7 @@ def test_what_cannot_be_a_lesson_is_refused(shared, pictures, probe):
     assert shared.get("/api/v1/jobs").json() == []
 
 
+@pytest.mark.long
 def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, pictures):
     """With a lesson of its own process: it says which past verdicts the draft turns, before it goes live."""
     with served(saved) as client:

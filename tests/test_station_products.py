@@ -166,6 +166,7 @@ def test_a_line_that_is_not_there_yet_is_begun_with_its_first_product(tmp_path):
         Station(settings_of(tmp_path / "photos"))
 
 
+@pytest.mark.long
 def test_an_exported_line_is_inspected_and_not_changed(saved, tmp_path, probe, line):
     export_line(saved, tmp_path / "out")
     with served(tmp_path / "out") as client:

@@ -253,6 +253,7 @@ def test_half_precision_features_learn_too(base):
     assert torch.isfinite(base.log_prob(expert, base.prepare(product(1).half()))).all()
 
 
+@pytest.mark.long
 @every_flow
 @pytest.mark.parametrize("missing", ["cells", "whitening", "mixer", "context", "lora", "dia"])
 def test_learning_works_without_any_one_part(flow, missing):
@@ -475,6 +476,7 @@ def test_a_lone_image_is_judged_by_what_the_flow_begins_with():
     assert any(weight.any() for name, weight in expert.state_dict().items() if name.endswith("last.weight"))
 
 
+@pytest.mark.long
 def test_images_that_have_nothing_in_common_leave_a_flow_near_what_it_begins_with():
     apart = torch.cat([product(which, images=1) for which in range(4)])
     worth = {}
@@ -610,6 +612,7 @@ PUBLISHED |= {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("whole", "flow", "how"), PUBLISHED.values(), ids=PUBLISHED.keys())
 def test_every_published_part_changes_what_is_learned_and_still_learns(whole, flow, how):
     plain = replace(LONGER, steps=40, base_steps=40, log_det_weight=how.get("log_det_weight", 1e-4))
@@ -629,6 +632,7 @@ def test_every_published_part_changes_what_is_learned_and_still_learns(whole, fl
     assert weights(expert) != weights(other)
 
 
+@pytest.mark.long
 @every_flow
 def test_the_full_mixer_learns_more_of_a_neighbourhood_than_the_symmetric_one_may(flow):
     moved = []

@@ -350,6 +350,7 @@ def test_the_rate_is_kept_on_another_session(between, blocks, each):
         assert np.mean(kept) <= np.mean(naive) + 1e-9
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("skew", [0.01, 0.3])
 @pytest.mark.parametrize("images", [4, 5, 6, 8, 10, 12, 20])
 def test_the_rate_is_kept_by_a_handful_of_photographs(images, skew):
