@@ -97,6 +97,30 @@ def test_what_the_other_thread_has_not_come_to_is_done_by_the_one_that_asks():
     assert done[0][1] != here
 
 
+@pytest.mark.usefixtures("three_threads")
+def test_what_one_thread_took_upon_itself_is_not_done_again_by_the_other():
+    """Neither where the other one needs it for what comes after."""
+    go_on, asked, done = threading.Event(), threading.Event(), []
+
+    def needed() -> int:
+        go_on.set()  # the other thread goes on to what needs this, while this is being done
+        assert asked.wait(20)
+        done.append(threading.get_ident())
+        return 7
+
+    def after() -> int:
+        asked.set()
+        return 2 * outcome()
+
+    with beside(True) as other:
+        other.begin(lambda: go_on.wait(20))
+        outcome = other.begin(needed)
+        later = other.begin(after)
+        assert outcome() == 7
+        assert later() == 14
+    assert done == [threading.get_ident()]
+
+
 def test_where_there_is_no_other_thread_work_is_done_when_it_is_asked_about():
     done: list[int] = []
     asked = Beside(None).begin(lambda: done.append(threading.get_ident()))

@@ -6,7 +6,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import cache
 from typing import TypeVar
 
 import torch
@@ -87,11 +86,24 @@ class Beside:
             work: must not depend on what is done meanwhile, nor change what that reads. It may ask about what
                 was handed over before it.
         """
-        own = cache(work)
+        own = _once(work)
         if self._pool is None:
             return own
         begun = self._pool.submit(one_thread()(work))
         return lambda: own() if begun.cancel() else begun.result()
+
+
+def _once(work: Callable[[], A]) -> Callable[[], A]:
+    """The same work, done by the first that asks; who asks meanwhile waits."""
+    doing, done = threading.Lock(), list[A]()
+
+    def own() -> A:
+        with doing:
+            if not done:
+                done.append(work())
+            return done[0]
+
+    return own
 
 
 @contextmanager
