@@ -84,6 +84,7 @@ def outcome(work):
     return {name: (work.out / name).read_bytes() for name in ("results.json", "results.csv")}
 
 
+@pytest.mark.long
 def test_isolated_methods_keep_every_bit_and_sequential_ones_do_not(work):
     job = work("moleflow", "task-separated", "padim", "fine-tuning")
     assert run(job) == {}

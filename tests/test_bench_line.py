@@ -85,6 +85,7 @@ def weights(base) -> list[bytes]:
     return [tensor.numpy().tobytes() for tensor in base.state_dict().values()]
 
 
+@pytest.mark.long
 def test_the_base_is_learned_from_all_products_of_the_first_task(products, shelf, quick):
     """And in halves that leave out half of every one of them, by which all of them are calibrated."""
     lessons = [shelf.pictures(products[name], "train") for name in PRODUCTS]

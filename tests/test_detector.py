@@ -688,6 +688,7 @@ def test_a_threshold_waits_for_a_lesson_and_is_of_no_product_that_is_gone_by_the
     assert loaded.info("wood").false_alarm_rate == 0.01
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("runtime", ["torch", "auto"])
 def test_whatever_mode_the_caller_computes_in_a_line_inspects_and_learns(saved, probe, pictures, runtime):
     line = Detector.load(saved, device="cpu", runtime=runtime)

@@ -540,6 +540,7 @@ def twelve(pictures):
     return take
 
 
+@pytest.mark.long
 def test_a_12_bit_line_sees_hundreds_of_grey_levels(new_line, twelve, tmp_path):
     photos = tmp_path / "good"
     photos.mkdir()

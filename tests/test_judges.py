@@ -48,6 +48,7 @@ def layered(config):
     return replace(config, flow=flow, scoring=replace(config.scoring, cells=config.flow.cells))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("options", [{}, NO_FLOW], ids=["default", "lean"])
 def test_a_network_says_what_eager_torch_says(new_line, quick, pictures, options, cache):
     line = new_line(config=override(quick, options))

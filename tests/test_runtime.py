@@ -93,6 +93,7 @@ def test_threads_share_a_copy(name):
     assert all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
 
 
+@pytest.mark.long
 def test_auto_takes_the_first_that_is_installed(monkeypatch, cache):
     assert Extractor(image_size=SIZE, runtime="auto").runtime.startswith("onnxruntime ")
     monkeypatch.setattr(runtime, "installed", lambda name: name == "openvino")
@@ -143,6 +144,7 @@ def test_a_kept_copy_that_the_engine_refuses_is_made_anew(monkeypatch, cache):
     assert network.read_bytes() == whole
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("cannot", ["make the folder", "keep the copy"])
 def test_a_folder_that_cannot_be_written_costs_time_alone(monkeypatch, cache, cannot):
     def full(*args):

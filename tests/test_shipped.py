@@ -78,6 +78,7 @@ def test_other_weights_and_the_original_find_none(extractor):
     assert found(extractor, get_preset("layered").at(extractor.dim).flow) is None
 
 
+@pytest.mark.long
 def test_the_first_product_decides_nothing_for_those_after_it():
     config = LineConfig(training=FEW)
     lines = [Detector(image_size=64, device="cpu", config=config) for _ in range(2)]
@@ -93,6 +94,7 @@ def test_the_first_product_decides_nothing_for_those_after_it():
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+@pytest.mark.long
 def test_lines_that_see_images_otherwise_do_not_fit_together():
     config = LineConfig(training=FEW)
     wishes = ({}, {"fit": "letterbox"}, {"intensity": (10, 200)})

@@ -201,6 +201,7 @@ def test_an_update_remembers_who_taught_the_base(new_line, quick, pictures, tmp_
     assert "base" in again.info("gear").seconds  # those that have not seen half of the images
 
 
+@pytest.mark.long
 def test_a_line_says_and_keeps_what_was_suspicious(new_line, pictures, tmp_path):
     line = new_line()
     good = pictures("gear", 8)

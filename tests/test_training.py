@@ -172,6 +172,7 @@ def test_learning_an_expert_lowers_the_held_out_loss(base):
     assert held_out_loss(base, learned, unseen, LONGER) < held_out_loss(base, start, unseen, LONGER) - 0.2
 
 
+@pytest.mark.long
 def test_an_expert_prefers_its_own_product(base):
     experts = [learn_expert(base, product(which), LONGER, seed=1) for which in (1, 2)]
     for own, expert in enumerate(experts):
@@ -196,6 +197,7 @@ def test_the_cells_are_the_products_own_and_of_all_its_images():
     assert weights(expert.gaussians) != weights(cells_of(training.some(features)))
 
 
+@pytest.mark.long
 def test_cells_that_are_given_are_begun_with_and_stay_as_they_are():
     fresh = learn_base(product(0), FLOW, QUICK, seed=3)
     cells = cells_of(product(1, seed=4))
@@ -463,6 +465,7 @@ def test_learning_that_ends_early_is_told_to_its_end(images, threads, monkeypatc
     assert asked == {threading.get_ident()}  # what shows progress need not stand two threads
 
 
+@pytest.mark.long
 def test_a_lone_image_is_judged_by_what_the_flow_begins_with():
     lone, test = product(1, images=1), product(1, seed=50)
     base, expert = said_of(lone, line_of(early_stop=True))
