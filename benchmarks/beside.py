@@ -108,8 +108,8 @@ def inspections(line: Path, photograph: Path, turns: str) -> Callable[..., float
     """Begins to inspect; what is returned ends it and says the mean in milliseconds."""
     command = [sys.executable, "-c", INSPECTING, str(line), str(photograph)]
     environment = os.environ | {"GOMP_SPINCOUNT": turns}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    process = subprocess.Popen(command, env=environment, text=True, **pipes)
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, env=environment, text=True, stdin=pipe, stdout=pipe)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdout.readline()  # it has opened the line

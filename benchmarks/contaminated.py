@@ -42,8 +42,9 @@ def main() -> None:
                 told = ", ".join(f"{name} {value:.1f}" for name, value in columns if not np.isnan(value))
                 print(f"{product.name}, seed {seed}, {share:g} %, {how}: {told}", flush=True)
     print("\n| product | defects | | " + " | ".join(COLUMNS) + " |\n|---|---:|---|" + "---:|" * len(COLUMNS))
-    for (name, share, how), found in rows.items():
-        print(f"| {name} | {share:g} % | {how} | " + " | ".join(map(spread, zip(*found, strict=True))) + " |")
+    for (name, share, how), several in rows.items():
+        means = map(spread, zip(*several, strict=True))
+        print(f"| {name} | {share:g} % | {how} | " + " | ".join(means) + " |")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads"
     print(f"\n{machine}, torch {torch.__version__}")
 

@@ -15,6 +15,7 @@ import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from moleflow.flow.expert import Base, Expert
 from moleflow.presets import layered
 
 DRAWN = ("gear", "wood", "bottle_cap")
+KINDS: tuple[Literal["layer", "sphere"], ...] = ("layer", "sphere")
 
 
 @torch.no_grad()
@@ -44,7 +46,7 @@ def main() -> None:
     print("product: statistics' log|det| over layer / sphere; least spread over layer / sphere; p/R")
     for name, images in products(options, extractor.image_size):
         features = torch.cat([extractor.features(extractor.stack([image])) for image in images])
-        found = {kind: started(extractor, features, kind) for kind in ("layer", "sphere")}
+        found = {kind: started(extractor, features, kind) for kind in KINDS}
         square = found["sphere"][1].square().sum(-1) / extractor.dim
         reached = (1 - square) / (1 + square)
         print(
@@ -69,7 +71,9 @@ def products(options: argparse.Namespace, size: tuple[int, int]) -> Iterator[tup
         yield name, [resize(read_image(paths[i]), size) for i in some]
 
 
-def started(extractor: Extractor, features: torch.Tensor, kind: str) -> tuple[float, torch.Tensor]:
+def started(
+    extractor: Extractor, features: torch.Tensor, kind: Literal["layer", "sphere"]
+) -> tuple[float, torch.Tensor]:
     """log|det| of the statistics, and the prepared features that they are of."""
     flow = replace(layered(LineConfig()).flow, normalisation=kind)
     base = Base(extractor.grid, extractor.dim, flow)

@@ -42,6 +42,7 @@ from moleflow.metrics import image_auroc
 from moleflow.product import Product, combine
 from moleflow.product_learning import learn_product
 from moleflow.shipped import shipped_base
+from moleflow.verdict.calibration import TwoVoices
 from moleflow.verdict.maps import image_scores, smooth
 
 RATE = 0.01
@@ -66,8 +67,8 @@ def main() -> None:
                     )
                     print(f"{product.name}, seed {seed}, {known} shown, {how}: {told}", flush=True)
     print("\n| shown | | " + " | ".join(COLUMNS) + " |\n|---:|---|" + "---:|" * len(COLUMNS))
-    for (known, how), found in rows.items():
-        means = np.nanmean(np.array(found), axis=0)
+    for (known, how), several in rows.items():
+        means = np.nanmean(np.array(several), axis=0)
         print(f"| {known} | {how} | " + " | ".join(f"{mean:.1f}" for mean in means) + " |")
     machine = f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} threads"
     print(f"\n{machine}, torch {torch.__version__}")
@@ -161,8 +162,10 @@ def judged(
         along = torch.stack([own.float() @ correction.direction for own in seen.white])
         maps = maps + correction.weight * (along - correction.level)
     places = image_scores(smooth(maps, scoring.smoothing), scoring).tolist()
-    scores = np.array([product.calibration.score(*both) for both in zip(places, seen.wholes, strict=True)])
-    alarms = scores > product.calibration.threshold(RATE)
+    calibration = product.calibration
+    assert isinstance(calibration, TwoVoices)
+    scores = np.array([calibration.score(*both) for both in zip(places, seen.wholes, strict=True)])
+    alarms = scores > calibration.threshold(RATE)
 
     def auroc(bad: np.ndarray) -> float:
         if not len(bad):

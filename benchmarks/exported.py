@@ -25,6 +25,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -35,7 +36,7 @@ from moleflow.export import export_line
 from moleflow.runtime import Inspector
 
 PACKAGE = Path(__file__).parents[1]
-FORMATS = ("onnx", "openvino")
+FORMATS: tuple[Literal["onnx", "openvino"], ...] = ("onnx", "openvino")
 
 
 def main() -> None:

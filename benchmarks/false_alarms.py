@@ -162,9 +162,8 @@ def whole_line(
     """All products on one line: its verdicts on test images, and what it says of a product it lost."""
     line = taught(shelf, [shelf.pictures(product, "train") for product in products.values()], seed, options)
     for name, product in products.items():
-        row = {"kind": "test", "product": name, "seed": seed} | judged(
-            line, product, shelf, name, pixels=True
-        )
+        row: Row = {"kind": "test", "product": name, "seed": seed}
+        row |= judged(line, product, shelf, name, pixels=True)
         if len(products) > 1:
             row |= once_lost(line, product, shelf)
         yield row
@@ -172,7 +171,8 @@ def whole_line(
             for step in DRIFT_STEPS:
                 moved = replace(product, test=drifted(product, kind, step).test)
                 found = judged(line, moved, shelf, name, pixels=False)
-                yield {"kind": f"drift {kind} {step}", "product": name, "seed": seed} | found
+                row = {"kind": f"drift {kind} {step}", "product": name, "seed": seed}
+                yield row | found
 
 
 def in_sessions(
@@ -217,7 +217,8 @@ def alone(shelf: Shelf, product: Product, seed: int, options: argparse.Namespace
             chosen = np.sort(np.random.default_rng(number).permutation(count)[: options.few])
             line = taught(shelf, [pictures.take(chosen.tolist())], number, options)
             found = judged(line, product, shelf, product.name, pixels=False)
-            yield {"kind": f"few ({options.few})", "product": product.name, "seed": number} | found
+            row: Row = {"kind": f"few ({options.few})", "product": product.name, "seed": number}
+            yield row | found
     if options.no_tomorrow or count < 20:
         return
     fifth, order = count // 5, np.random.default_rng(seed).permutation(count)
@@ -226,11 +227,11 @@ def alone(shelf: Shelf, product: Product, seed: int, options: argparse.Namespace
         away = sorted(int(i) for i in held)
         rest = sorted(set(range(count)) - set(away))
         line = taught(shelf, [pictures.take(rest)], seed, options)
-        found = inspected(line, pictures.take(away))
-        row: Row = {"kind": f"tomorrow, {kind}", "product": product.name, "seed": seed}
+        seen = inspected(line, pictures.take(away))
+        row = {"kind": f"tomorrow, {kind}", "product": product.name, "seed": seed}
         for rate in RATES:
-            row[f"false alarms {rate:g}"] = share(alarms(line, found, rate))
-        yield row | called("good", found)
+            row[f"false alarms {rate:g}"] = share(alarms(line, seen, rate))
+        yield row | called("good", seen)
 
 
 def taught(shelf: Shelf, lessons: Sequence[Pictures], seed: int, options: argparse.Namespace) -> Line:

@@ -19,7 +19,9 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -72,7 +74,7 @@ def watch_files(stage: Stage) -> None:
     def told(name: str, before: int, after: int | None = None) -> None:
         plain = getattr(os, name)
 
-        def call(*args, **options):
+        def call(*args: Any, **options: Any) -> Any:
             stage(before)
             result = plain(*args, **options)
             if after is not None:
@@ -98,7 +100,7 @@ def change(detector: Detector, operation: str, variant: int) -> None:
         learn(CHANGED, images(CHANGED, variant))
 
 
-def fork(work) -> int:
+def fork(work: Callable[[], object]) -> int:
     """Run `work` in a child that has everything loaded already; its process id."""
     sys.stdout.flush()
     child = os.fork()

@@ -22,6 +22,7 @@ from moleflow import Detector, LineConfig, TrainingConfig
 from moleflow.data.factory import defect_kinds, make_sample
 from moleflow.metrics import image_auroc, pixel_ap
 from moleflow.pose import Placement
+from moleflow.pose_learning import Wish
 
 CASES = (("gear", True), ("bottle_cap", True), ("gear", False), ("bottle_cap", False), ("wood", False))
 REACH = 0.1
@@ -45,10 +46,11 @@ def main() -> None:
         lies, chosen = "anywhere" if anywhere else "still", ""
         for wish in ("auto", "other"):
             name = f"{product} {lies} {wish}"
-            pose = wish if wish == "auto" else {"on": "off", "off": "on"}[chosen]
+            pose: Wish = "auto" if wish == "auto" else "off" if chosen == "on" else "on"
             started = time.process_time()
             info = line.add_task(name, train, pose=pose)
             spent = time.process_time() - started
+            assert info.pose is not None
             found = "on" if info.pose.aligned else "off"
             if wish == "auto":
                 chosen, found = found, f"auto={found}"

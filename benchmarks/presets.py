@@ -95,7 +95,8 @@ def blank(base: Base, extractor: Extractor, config: LineConfig, images: int) -> 
     cells = None if beside is None else CellGaussians(extractor.grid, channels, beside)
     rank = 0 if scoring.whole is None else min(scoring.whole.rank, images - 1, wide - 1)
     bits = 8 if scoring.whole is None else scoring.whole.bits
-    whole = WholeGaussian(*(torch.zeros(size) for size in (wide, wide, (rank, wide), rank)), 1.0, bits)
+    mean, spread, directions, variances = (torch.zeros(size) for size in (wide, wide, (rank, wide), rank))
+    whole = WholeGaussian(mean, spread, directions, variances, 1.0, bits)
     position = PositionCalibration(0.0, torch.ones(extractor.grid))
     coreset = None
     if scoring.coreset is not None:
@@ -132,6 +133,8 @@ def timed(base: Base, config: LineConfig) -> tuple[str, str]:
 
     def step(owned: list[nn.Parameter]) -> float:
         """Seconds of one: what every step costs, whatever it looks at, and what every patch adds."""
+        if not owned:
+            return 0.0  # everything is closed-form
         shares = [TrainingConfig(**{**vars(training), "patches": size}) for size in sizes]
         few, more = (
             seconds_of(owned, partial(likelihood_loss, base, expert, features, share), share)

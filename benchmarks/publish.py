@@ -197,6 +197,12 @@ def shown(value: Any) -> str:
     return f"{value['rank']}" if isinstance(value, dict) and "rank" in value else f"{value}"
 
 
+def found(pattern: str, text: str) -> re.Match[str]:
+    match = re.search(pattern, text)
+    assert match is not None, pattern
+    return match
+
+
 def draw(results: dict[str, Any], times: dict[str, Any], folder: Path) -> None:
     """Every chart of the report as a file named by its title."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -205,11 +211,11 @@ def draw(results: dict[str, Any], times: dict[str, Any], folder: Path) -> None:
     text = page.read_text(encoding="utf-8")
     page.unlink()
     for chart in re.findall(r"<svg .*?</svg>", text, re.DOTALL):
-        title = html.unescape(re.search(r'aria-label="([^"]*)"', chart)[1])
+        title = html.unescape(found(r'aria-label="([^"]*)"', chart)[1])
         name = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
         for variable, colour in COLOURS.items():
             chart = chart.replace(variable, colour)
-        width, height = re.search(r'viewBox="0 0 (\d+) (\d+)"', chart).groups()
+        width, height = found(r'viewBox="0 0 (\d+) (\d+)"', chart).groups()
         chart = re.sub(r' style="[^"]*"', "", chart, count=1)
         opened = (
             '<svg xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" '

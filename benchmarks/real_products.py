@@ -56,7 +56,8 @@ def arguments() -> argparse.Namespace:
 
 def run(products: dict[str, Product], seed: int, options: argparse.Namespace) -> dict:
     line = Detector(seed=seed, image_size=options.image_size)
-    first, figures = options.order[0], {"seed": seed}
+    first = options.order[0]
+    figures: dict[str, float] = {"seed": seed}
     before: list[Prediction] = []
     routed_before: list[Prediction] = []
     for name in options.order:

@@ -18,6 +18,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -110,13 +111,17 @@ def sources(
     root = os.environ.get("MOLEFLOW_REALDATA")
     if root is None:
         for name in options.products or DRAWN:
-            yield name, [lambda i=i, name=name: drawn(name, i, size) for i in range(options.images)]
+            yield name, [partial(drawn, name, i, size) for i in range(options.images)]
         return
     found = read_dataset(Path(root), layout="mvtec-ad").products
     for name in options.products or REAL:
         paths = [item.path for item in found[name].train]
         some = np.linspace(0, len(paths) - 1, min(options.images, len(paths))).round().astype(int)
-        yield name, [lambda i=i, paths=paths: resize(read_image(paths[i]), size) for i in some]
+        yield name, [partial(photographed, paths[i], size) for i in some]
+
+
+def photographed(path: Path, size: tuple[int, int]) -> np.ndarray:
+    return resize(read_image(path), size)
 
 
 def drawn(name: str, number: int, size: tuple[int, int]) -> np.ndarray:

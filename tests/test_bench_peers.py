@@ -8,6 +8,7 @@ import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -244,8 +245,8 @@ def test_ratios_are_over_the_products_that_both_were_measured_on(peers):
 
     table = peers["table"]
     found = {"moleflow": {"a": result(1), "b": result(100)}, "padim": {"a": result(5)}}
-    assert table.ratio(found, "padim", lambda r: table.ms(r, 1)) == "5.0"
-    assert table.ratio({"padim": found["padim"]}, "padim", lambda r: table.ms(r, 1)) == "–"
+    assert table.ratio(found, "padim", partial(table.ms, 1)) == "5.0"
+    assert table.ratio({"padim": found["padim"]}, "padim", partial(table.ms, 1)) == "–"
 
 
 def rows_of(text, heading):

@@ -40,3 +40,15 @@ def test_the_command_of_the_first_page_judges_a_line_of_products(script, tmp_pat
         assert row["image AUROC"] in [pytest.approx(100 * i / 9) for i in range(10)]
         assert 0 <= row["left out: unknown"] <= 100
     assert "gear" in capsys.readouterr().out
+
+
+@pytest.mark.long
+def test_what_a_product_takes_is_told_where_everything_is_learned_and_where_nothing_is(
+    script, monkeypatch, capsys
+):
+    given = ["--backbones", "efficientnet_lite0", "--presets", "lean", "layered", "--images", "20"]
+    monkeypatch.setattr("sys.argv", ["presets.py", *given])
+    script("presets").main()
+    *_, lean, layered = capsys.readouterr().out.splitlines()
+    assert [cell.strip() for cell in lean.split("|")[-3:-1]] == ["0", "0"]
+    assert all(float(cell.replace(",", "")) > 0 for cell in layered.split("|")[-3:-1])

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -99,7 +99,8 @@ def write_job(path: Path, job: Job) -> None:
 
 def read_job(path: Path) -> Job:
     told = json.loads(path.read_text(encoding="utf-8"))
-    return Job(**{key: tuple(value) if isinstance(value, list) else value for key, value in told.items()})
+    found: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in told.items()}
+    return Job(**found)
 
 
 def write_outcome(folder: Path, record: Record, arrays: dict[str, np.ndarray]) -> None:
@@ -124,7 +125,7 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
     def write(part: Path) -> None:
         with part.open("wb") as file:
-            np.savez(file, **arrays)
+            np.savez(file, **cast(dict[str, Any], arrays))
 
     _replaced(path, write)
 

@@ -11,6 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import timm
@@ -48,7 +49,7 @@ class Peer(ABC):
     judged = True
     goes_on = False
     estimated = ""
-    model: nn.Module
+    model: Any  # theirs, whose parts torch's type for a module does not know
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -147,11 +148,10 @@ class FastFlow(Peer):
         network = timm.create_model(job.backbone, pretrained=False, features_only=True, out_indices=STRIDES)
         load_backbone(network, job.weights)
         network.requires_grad_(False)
+        layers: Any = network.feature_info  # timm's, which torch's type for a module does not know
         shapes = [
             (channels, job.size // stride, job.size // stride)
-            for channels, stride in zip(
-                network.feature_info.channels(), network.feature_info.reduction(), strict=True
-            )
+            for channels, stride in zip(layers.channels(), layers.reduction(), strict=True)
         ]
         self.model.feature_extractor = network
         self.model.norms = nn.ModuleList(nn.LayerNorm(shape) for shape in shapes)

@@ -13,6 +13,7 @@ import sys
 import time
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from moleflow.export import export_line
 from moleflow.features.runtime import probe
 from moleflow.runtime import Inspector
 
-EXPORTED = "openvino"
+EXPORTED: Literal["openvino"] = "openvino"
 PACKAGES = ("torch", "timm", "numpy", "pillow", "onnxruntime", "openvino")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 OURS = "moleflow"
@@ -69,11 +70,11 @@ def means(results: Results, batches: Sequence[int]) -> str:
         if not every:
             continue
         cells = [NAMES[method], every[0]["backbone"], learning(every)]
-        cells += [number(mean(every, lambda r, b=batch: ms(r, b)), 1) for batch in batches]
-        cells += [ratio(results, method, lambda r, b=batch: ms(r, b)) for batch in batches]
+        cells += [number(mean(every, partial(ms, batch)), 1) for batch in batches]
+        cells += [ratio(results, method, partial(ms, batch)) for batch in batches]
         cells += [size(mean(every, lambda r: r["bytes"])), ratio(results, method, lambda r: r["bytes"])]
         cells += [size(every[0]["shared_bytes"])]
-        cells += [number(mean(every, lambda r, n=name: r["figures"].get(n)), 1) for name in ("I", "AP")]
+        cells += [number(mean(every, partial(figure, name)), 1) for name in ("I", "AP")]
         rows.append(cells)
     return grid(head, rows, words=2)
 
@@ -91,7 +92,7 @@ def by_product(results: Results, batches: Sequence[int]) -> str:
             if product in found:
                 one = found[product]
                 cells = [product, NAMES[method], str(one["train"]), learning([one])]
-                cells += [number(ms(one, batch), 1) for batch in batches]
+                cells += [number(ms(batch, one), 1) for batch in batches]
                 cells += [size(one["bytes"])]
                 cells += [number(one["figures"].get(name), 1) for name in ("I", "AP")]
                 rows.append([*cells, size(one["peak_bytes"])])
@@ -151,7 +152,7 @@ def on_export(results: Results, batches: Sequence[int]) -> list[str]:
     found = list(results.get(OURS, {}).values())
     said = []
     for batch in batches:
-        took = mean(found, lambda r, b=batch: r["more"].get(f"exported, batch {b}"))
+        took = mean(found, partial(exported, batch))
         if took is not None:
             said.append(f"{took:,.1f} ms an image at batch {batch}")
     return [f"Ours exported to OpenVINO, without torch: {' and '.join(said)}."] if said else []
@@ -206,8 +207,16 @@ def learning(results: Sequence[Result]) -> str:
     return f"{about}{seconds / 3600:,.1f} h" if seconds >= 7200 else f"{about}{seconds:,.1f}"
 
 
-def ms(result: Result, batch: int) -> float:
+def ms(batch: int, result: Result) -> float:
     return statistics.median(result["ms"][str(batch)])
+
+
+def exported(batch: int, result: Result) -> float | None:
+    return result["more"].get(f"exported, batch {batch}")
+
+
+def figure(name: str, result: Result) -> float | None:
+    return result["figures"].get(name)
 
 
 def ratio(results: Results, method: str, value: Callable[[Result], float]) -> str:
