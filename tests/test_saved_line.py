@@ -112,6 +112,31 @@ def test_what_another_process_changed_meanwhile_is_not_replaced(saved, pictures)
         three.save()
 
 
+def test_a_rate_set_by_another_process_during_an_update_stays_and_a_threshold_is_dropped(saved, pictures):
+    two = Detector.load(saved, device="cpu")
+    two.set_threshold("gear", false_alarm_rate=0.1)
+    two.save()
+    one = Detector.load(saved, device="cpu")
+    one.set_threshold("wood", false_alarm_rate=0.2)
+    one.set_threshold("gear", threshold=9.0)
+    one.save()
+    for name in ("wood", "gear"):
+        two.update_task(name, pictures(name, 2, first=70))
+    two.save()
+    assert Detector.load(saved, device="cpu").info("wood").false_alarm_rate == 0.2
+    assert Detector.load(saved, device="cpu").info("gear").false_alarm_rate == 0.1
+
+
+def test_what_was_set_here_after_an_update_counts_more_than_what_another_process_set(saved, pictures):
+    one, two = (Detector.load(saved, device="cpu") for _ in range(2))
+    one.set_threshold("wood", false_alarm_rate=0.2)
+    one.save()
+    two.update_task("wood", pictures("wood", 2, first=70))
+    two.set_threshold("wood", false_alarm_rate=0.1)
+    two.save()
+    assert Detector.load(saved, device="cpu").info("wood").false_alarm_rate == 0.1
+
+
 def test_what_is_set_for_a_version_that_another_process_replaced_is_not_lost_in_silence(saved, pictures):
     one, two = (Detector.load(saved, device="cpu") for _ in range(2))
     one.update_task("wood", pictures("wood", 2, first=70))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,10 +98,19 @@ class Archive:
             for name in sorted(self.removed):
                 if name in on_disk:
                     transaction.remove(name)
-            return {name: self._write_product(line, transaction, name, on_disk) for name in line.products}
+            wishes = {task.name: task.overrides for task in current.tasks}
+            return {
+                name: self._write_product(line, transaction, name, on_disk, wishes.get(name, {}))
+                for name in line.products
+            }
 
     def _write_product(
-        self, line: Line, transaction: Transaction, name: str, on_disk: dict[str, str]
+        self,
+        line: Line,
+        transaction: Transaction,
+        name: str,
+        on_disk: dict[str, str],
+        wishes: Mapping[str, Any],
     ) -> str | None:
         """Writes a product if it changed; its version, None once another process has removed it."""
         saved = self.saved.get(name)
@@ -124,7 +133,16 @@ class Archive:
                 f"{name!r} was learned on from version {saved.version} and {found}, by another process: load "
                 "the line again"
             )
-        return transaction.put(_record(line, name), fingerprint=line.base_hash)
+        record = _record(line, name)
+        nothing_set = saved is not None and record.overrides == _carried(saved.overrides)
+        if nothing_set and "threshold" not in wishes:  # but perhaps a rate, by another process
+            record = replace(record, overrides=dict(wishes))
+        return transaction.put(record, fingerprint=line.base_hash)
+
+
+def _carried(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """What a new version keeps of the one before: not a threshold, for scores have a new scale."""
+    return {key: value for key, value in overrides.items() if key != "threshold"}
 
 
 def restore(
