@@ -101,7 +101,7 @@ def blank(base: Base, extractor: Extractor, config: LineConfig, images: int) -> 
     coreset = None
     if scoring.coreset is not None:
         coreset = PatchCoreset.of(torch.zeros(scoring.coreset.patches, channels), scoring.coreset.bits)
-    scores = tuple(float(i) / 3 for i in range(images))  # of as many digits as real ones
+    scores = tuple(float(f"{1 + i / 301:.7g}") for i in range(images))  # of as many digits as real ones
     return Product(
         config=config,
         densities=Densities(Expert(base), cells, coreset),

@@ -38,6 +38,7 @@ from moleflow.data.layouts import Item, load_mask, read_dataset
 from moleflow.export import export_line
 from moleflow.metrics import image_auroc, pixel_ap
 from moleflow.runtime import Inspector
+from moleflow.store.index import OWN_HASH, hash_of
 from moleflow.store.tensors import sha256_of
 
 SIZE = (256, 256)  # at which maps meet masks
@@ -151,11 +152,11 @@ def with_activations(source: Path, out: Path, images: Sequence[np.ndarray]) -> N
 
 
 def rehash(folder: Path) -> None:
-    """The export's list of hashes, for the backbone that stands there now."""
+    """The export's list of hashes, and its own, for the backbone that stands there now."""
     index = folder / "exported.json"
     told = json.loads(index.read_text())
     told["files"]["backbone.onnx"] = sha256_of((folder / "backbone.onnx").read_bytes())
-    index.write_text(json.dumps(told))
+    index.write_text(json.dumps(told | {OWN_HASH: hash_of(told)}))
 
 
 def arguments() -> argparse.Namespace:

@@ -420,6 +420,17 @@ def test_eight_bits_are_judged_without_masks_too(monkeypatch):
     assert judged([("gear", item) for item in items], said) == (1.0, None)
 
 
+def test_an_export_whose_backbone_was_quantised_is_listed_as_it_stands_now(out, probe, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    copy = shutil.copytree(out, tmp_path / "copy")
+    with (copy / "backbone.onnx").open("ab") as backbone:
+        backbone.write(b"\x72\x00")  # a field without a name in it: the same network
+    with pytest.raises(LineError, match=r"backbone\.onnx"):
+        Inspector(copy).predict(probe[:1])
+    importlib.import_module("quantised").rehash(copy)
+    assert Inspector(copy).predict(probe[:1])
+
+
 # Without torch
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -50,7 +51,7 @@ class CellGaussians(nn.Module):
     def __init__(self, grid: tuple[int, int], channels: int, config: Cells) -> None:
         super().__init__()
         self.grid, self.config = grid, config
-        self.sides = tuple(min(config.side, length) for length in grid)
+        self.sides = min(config.side, grid[0]), min(config.side, grid[1])
         self.rank = min(config.rank, channels)
         mean_sides = [min(config.mean_side, length) for length in grid]
         self.register_buffer("mean", torch.zeros(*mean_sides, channels))
@@ -58,8 +59,9 @@ class CellGaussians(nn.Module):
         self.register_buffer("noise", torch.ones(()))
         self.register_buffer("variances", torch.zeros(self.directions.shape[:2]))
         self.register_buffer("rest", torch.zeros(self.directions.shape[0]))
-        self.register_buffer("_members", self._numbers(), persistent=False)
-        self.register_buffer("_cell_of", self._owners(), persistent=False)
+        members, owners = _parting(grid, self.sides)
+        self.register_buffer("_members", torch.from_numpy(members.copy()), persistent=False)
+        self.register_buffer("_cell_of", torch.from_numpy(owners.copy()), persistent=False)
         self._known: tuple[Tensor, int, tuple[Tensor, Tensor, Tensor]] | None = None
         self._places: tuple[Tensor, int, Tensor] | None = None
 
@@ -209,22 +211,7 @@ class CellGaussians(nn.Module):
         return self._places[2]
 
     def _cells(self) -> list[tuple[slice, slice]]:
-        rows, columns = (_edges(length, side) for length, side in zip(self.grid, self.sides, strict=True))
-        return [(row, column) for row in rows for column in columns]
-
-    def _numbers(self) -> Tensor:
-        """Patch numbers of every cell, (cells, most); a smaller cell names its first patch again."""
-        numbers = torch.arange(self.grid[0] * self.grid[1]).reshape(self.grid)
-        cells = [numbers[rows, columns].flatten() for rows, columns in self._cells()]
-        most = max(len(cell) for cell in cells)
-        return torch.stack([torch.cat([cell, cell[:1].expand(most - len(cell))]) for cell in cells])
-
-    def _owners(self) -> Tensor:
-        """The cell of every patch, (h w,)."""
-        owners = torch.empty(self.grid, dtype=torch.long)
-        for i, (rows, columns) in enumerate(self._cells()):
-            owners[rows, columns] = i
-        return owners.flatten()
+        return _cells(self.grid, self.sides)
 
     def _take(self, spectra: list[_Spectrum]) -> None:
         """Directions and noise from every cell's spectrum; the mean stands already."""
@@ -350,6 +337,28 @@ def _scatter(part: Tensor, reference: Tensor) -> Tensor:
     """Sum over images and places of the outer products of deviations, (D, D) float64."""
     x = (part.float() - reference).flatten(0, 2)
     return (x.T @ x).double()
+
+
+@lru_cache(maxsize=16)
+def _parting(grid: tuple[int, int], sides: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Patch numbers of every cell, (cells, most), a smaller cell naming its first patch again; of every patch
+    its cell, (h w,).
+
+    Worked out once for a grid, for every product that is read has its cells. Not as tensors, which are of the
+    mode that they are made in: for inference, or without numbers while a network is traced.
+    """
+    numbers = np.arange(grid[0] * grid[1]).reshape(grid)
+    cells = [numbers[rows, columns].ravel() for rows, columns in _cells(grid, sides)]
+    most = max(map(len, cells))
+    owners = np.empty(grid[0] * grid[1], np.int64)
+    for i, cell in enumerate(cells):
+        owners[cell] = i
+    return np.stack([np.append(cell, cell[:1].repeat(most - len(cell))) for cell in cells]), owners
+
+
+def _cells(grid: tuple[int, int], sides: tuple[int, int]) -> list[tuple[slice, slice]]:
+    rows, columns = (_edges(length, side) for length, side in zip(grid, sides, strict=True))
+    return [(row, column) for row in rows for column in columns]
 
 
 def _edges(length: int, parts: int) -> list[slice]:
