@@ -11,14 +11,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from moleflow import Detector
+from moleflow.blocks import make_blocks
 from moleflow.cells import CellGaussians
 from moleflow.cli import app
-from moleflow.config import Cells
-from moleflow.correction import Correction
+from moleflow.config import Cells, ScoringConfig
+from moleflow.correction import Correction, Defects
 from moleflow.data.factory import make_sample
 from moleflow.errors import ConfigError, ImageError, TaskError
 from moleflow.intake import Intake
 from moleflow.known_defects import KnownDefects, _marked, _mask_of
+from moleflow.left_out import correction_left_out
 from moleflow.pose import Placement
 from moleflow.presets import get_preset
 from moleflow.verdict.maps import image_scores, strongest
@@ -40,8 +42,13 @@ def gaussians(features: torch.Tensor) -> CellGaussians:
 
 
 def correction(shift: torch.Tensor, cells: CellGaussians, features: torch.Tensor) -> Correction:
-    bad = cells.whiten(good(5, seed=3))[0].flatten(0, 2) + shift
-    return Correction.fit(cells, features, bad, images=5)
+    return Correction.fit(cells, features, defects(shift, cells))
+
+
+def defects(shift: torch.Tensor, cells: CellGaussians) -> Defects:
+    """Five images, every patch of which shows it."""
+    patches, _ = cells.unwhiten(cells.whiten(good(5, seed=3))[0] + shift)
+    return Defects(patches, torch.ones(5, *GRID, dtype=torch.bool))
 
 
 # -- the direction -----------------------------------------------------------------------------------
@@ -102,6 +109,24 @@ def test_behind_other_cells_it_is_measured_anew():
     moved = found.measured(others, other)
     assert float(moved(others, other).std()) == pytest.approx(1, abs=1e-2)
     assert torch.cosine_similarity(moved.direction, found.direction, dim=0) > 0.999
+
+
+def test_left_out_images_lie_along_it_where_images_never_seen_do():
+    def differing(count: int, seed: int) -> torch.Tensor:
+        """Images of which each has a look of its own."""
+        looks = torch.randn(count, 1, 1, CHANNELS, generator=torch.Generator().manual_seed(seed))
+        return looks + 0.3 * good(count, seed)
+
+    features = differing(8, 1)
+    cells = gaussians(features)
+    shown = Defects(differing(3, 2), torch.ones(3, *GRID, dtype=torch.bool))
+    final = Correction.fit(cells, features, shown)
+    left_out = correction_left_out(
+        final, cells, features, features[:0], make_blocks(8, ScoringConfig()), shown
+    )
+    assert abs(float(final(cells, features).mean())) < 0.1  # of those that it was told are good
+    assert float(final(cells, differing(200, 3)).mean()) > 0.3
+    assert float(left_out.mean()) > 0.3
 
 
 def test_the_strongest_patches_are_those_that_an_images_score_is_of(quick):

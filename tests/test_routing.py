@@ -79,6 +79,34 @@ def test_ledoit_wolf_agrees_with_scikit_learn(shape):
     np.testing.assert_allclose(ledoit_wolf(torch.from_numpy(rows)).numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
+def test_moments_of_two_lessons_are_pooled():
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(12, 12, generator=generator, dtype=torch.float64)
+    rows = torch.randn(340, 12, generator=generator, dtype=torch.float64) @ mixing + 5
+    old, new = rows[:320], rows[320:] + 0.3
+    first = DescriptorStatistics.fit(old, old[:32], rank=8)
+    both = DescriptorStatistics.fit(new, new, rank=8, earlier=(first, 320))
+    at_once = DescriptorStatistics.fit(torch.cat([old, new]), new, rank=8)
+    assert torch.allclose(both.mean, at_once.mean, atol=1e-3)
+    assert (both.covariance() - at_once.covariance()).norm() < 0.1 * at_once.covariance().norm()
+    assert both.noise == pytest.approx(at_once.noise, rel=0.3)
+    one = DescriptorStatistics.fit(new[:1], new[:1], rank=8, earlier=(first, 320))
+    assert (one.covariance() - first.covariance()).norm() < 0.05 * first.covariance().norm()
+
+
+def test_after_an_update_a_good_image_is_as_near_as_before():
+    rows = torch.randn(400, 152, generator=torch.Generator().manual_seed(4), dtype=torch.float64) + 5
+    rows *= torch.linspace(0.2, 1, 152)
+    first = DescriptorStatistics.fit(rows[:320], rows[:32], rank=48)
+    updated = DescriptorStatistics.fit(rows[320:340], rows[320:340], rank=48, earlier=(first, 320))
+    at_once = DescriptorStatistics.fit(rows[:340], rows[:32], rank=48)
+    near = {}
+    for name, known in {"updated": updated, "at once": at_once}.items():
+        router = Router({"a": known}, RouterConfig())
+        near[name] = np.median([found.distance for found in router.decide(rows[340:])])
+    assert near["updated"] == pytest.approx(near["at once"], rel=0.2)
+
+
 def test_ledoit_wolf_of_a_single_row_is_zero():
     assert not ledoit_wolf(torch.zeros(1, 6, dtype=torch.float64)).any()
 

@@ -12,7 +12,9 @@ import torch
 from moleflow.blocks import make_blocks
 from moleflow.config import ScoringConfig
 from moleflow.errors import CalibrationError
+from moleflow.left_out import whole_left_out
 from moleflow.verdict.calibration import (
+    Predictive,
     ScoreCalibration,
     TwoVoices,
     Voice,
@@ -397,11 +399,44 @@ def test_two_to_four_images_borrow_nothing(count):
     assert np.mean(alarms) < 0.01
 
 
-def test_no_spread_is_smaller_than_what_the_sensor_makes():
-    good = two_voices([3.0] * 12, [1.0] * 12, floors=(0.5, 0.25))
+@pytest.mark.parametrize("count", [4, 5, 8, 9, 12, 40])
+def test_no_spread_is_smaller_than_what_the_sensor_makes(count):
+    good = two_voices([3.0] * count, [1.0] * count, floors=(0.5, 0.25))
     assert good.place.units(3.5) == pytest.approx(1)
     assert good.score(3.5, 1.25) == pytest.approx(1)
-    assert good.score(3.5, 1.25) < good.threshold(0.01)
+    assert good.threshold(0.01) > 2
+    assert good.place_threshold(0.01) > 2
+    assert good.p_value(1) > 0.1
+    assert good.p_value(1) == pytest.approx(two_voices([3.0] * count, floors=(0.5, 0)).p_value(1))
+
+
+def pooled_of(count, width=6):
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(count))
+
+
+def test_the_picture_as_a_whole_speaks_of_four_independent_pictures_or_not_at_all():
+    scoring, remembered = ScoringConfig(), pooled_of(64)
+    for count in (2, 3, 4):
+        blocks = make_blocks(count, scoring)
+        for memory in (remembered[:0], remembered):
+            whole, said = whole_left_out(pooled_of(count), memory, blocks, scoring)
+            assert (whole is None) == (said is None) == (count < 4)
+    bursts = make_blocks(15, scoring, copies=[i // 5 for i in range(15)])
+    assert whole_left_out(pooled_of(15), remembered[:0], bursts, scoring) == (None, None)
+
+
+def test_images_of_a_few_sessions_that_differ_borrow_no_more_than_the_sessions_are_worth():
+    rng = np.random.default_rng(5)
+    three, many = np.repeat([0, 1, 2], 10), np.arange(30)
+    within = rng.normal(0, 1, 30)
+    apart = Predictive.fit(within + 4.0 * three, three)
+    assert apart.freedom < 4  # of three sessions, two
+    assert apart.independent < 5
+    alike = Predictive.fit(within, three)
+    assert alike.independent > 16
+    assert Predictive.fit(within, many).independent == 30
+    assert apart.grown(30, 300).freedom < 60
+    assert apart.grown(30, 300).freedom > apart.freedom
 
 
 def test_more_images_of_the_same_kind_lower_the_threshold():

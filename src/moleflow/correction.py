@@ -33,6 +33,12 @@ class Defects:
     patches: Tensor
     marks: Tensor | None = None
 
+    def mean(self, gaussians: CellGaussians) -> Tensor:
+        """Of the marked patches, white behind these cells, (D,)."""
+        assert self.marks is not None
+        both = zip(self.patches.float().split(1), self.marks, strict=True)
+        return torch.cat([gaussians.whiten(image)[0][0][marked] for image, marked in both]).mean(0)
+
 
 @dataclass(frozen=True, eq=False)
 class Correction:
@@ -54,17 +60,19 @@ class Correction:
         return WEIGHT * self.images / (self.images + 1)
 
     @classmethod
-    def fit(cls, gaussians: CellGaussians, good: Tensor, defects: Tensor, *, images: int) -> Correction:
-        """From raw features (N, h, w, D) of good images and white patches (m, D) of defects."""
+    def fit(cls, gaussians: CellGaussians, good: Tensor, defects: Defects) -> Correction:
+        """From raw features (N, h, w, D) of good images, and marked defects."""
         mean, covariance = _moments(gaussians, good)
         channels = len(mean)
         ridge = RIDGE * covariance.trace() / channels * torch.eye(channels, device=mean.device)
-        way = torch.linalg.solve((covariance + ridge).double(), (defects.mean(0) - mean).double())
-        return cls(way.float(), 0.0, images).measured(gaussians, good)
+        way = torch.linalg.solve((covariance + ridge).double(), (defects.mean(gaussians) - mean).double())
+        return cls(way.float(), 0.0, len(defects.patches))._scaled(mean, covariance)
 
     def measured(self, gaussians: CellGaussians, good: Tensor) -> Correction:
         """The same direction in the spread of these good images, behind these cells."""
-        mean, covariance = _moments(gaussians, good)
+        return self._scaled(*_moments(gaussians, good))
+
+    def _scaled(self, mean: Tensor, covariance: Tensor) -> Correction:
         spread = (self.direction @ covariance @ self.direction).clamp_min(1e-12).sqrt()
         direction = (self.direction / spread).half().float()
         return Correction(direction, float(direction @ mean), self.images)

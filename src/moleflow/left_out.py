@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import threading
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +21,7 @@ from .blocks import Blocks, make_blocks
 from .cells import CellGaussians, fit_without_each
 from .config import Cells, LineConfig, ScoringConfig
 from .coreset import Candidates, PatchCoreset
-from .correction import Correction
+from .correction import Correction, Defects
 from .data.sources import evenly
 from .flow.expert import Base, Expert
 from .threads import Beside, side_by_side
@@ -31,7 +32,7 @@ from .whole import WholeGaussian
 HALF_SHARE = 0.25  # of the flow's steps for each of the two flows that calibrate; the final one has the rest
 FINAL_SHARE = 1 - 2 * HALF_SHARE
 WORTH_A_THREAD = 4  # images that are asked about on one
-LEAST_WHOLE = 3  # images without which a Gaussian of whole pictures has no spread to speak of
+LEAST_WHOLE = 3  # independent images without which a Gaussian of whole pictures has no spread to speak of
 GAP_IMAGES = 12  # of each half, by which a flow's optimism about what it learned from is measured
 
 
@@ -428,16 +429,26 @@ def correction_left_out(
     patches: Tensor,
     memory: Tensor,
     blocks: Blocks,
+    defects: Defects | None,
 ) -> Tensor:
-    """What a correction says of good images (n, h, w), each behind cells without its block."""
+    """What a correction says of good images (n, h, w), each behind cells without its block.
+
+    With marked defects it is learned anew for every block from the other good images: a direction is
+    nearly blind to what it was told to part the defects from. Without them it is of an earlier version, which
+    has not seen these images.
+    """
     if blocks.count < 2:
         return torch.cat([correction(cells, image) for image in patches.split(1)])
     labels = [*blocks.left_out, *[None] * len(memory)]
     _, without = fit_without_each(_together(patches, memory), labels, cells.config)
     left_out = torch.empty(patches.shape[:3], device=patches.device)
     for block, others in enumerate(without):
+        judge = correction
+        if defects is not None:
+            rest = [i for i, own in enumerate(blocks.left_out) if own != block]
+            judge = Correction.fit(others, patches[rest], defects)
         for i in blocks.images_of(block):
-            left_out[i] = correction(others, patches[i : i + 1])[0]
+            left_out[i] = judge(others, patches[i : i + 1])[0]
     return left_out
 
 
@@ -465,12 +476,13 @@ def whole_left_out(
 ) -> tuple[WholeGaussian | None, Tensor | None]:
     """The density of whole pictures, and what one without an image's block says of it (n,).
 
-    None where one of those would be of fewer than `LEAST_WHOLE` pictures: what it says is beyond all measure.
+    None where one of those would be of fewer than `LEAST_WHOLE` independent pictures: what it says is beyond
+    all measure. Near-copies are one picture, and what is remembered of earlier ones calibrates nothing.
     """
     if scoring.whole is None or not pooled.shape[1]:
         return None, None
-    largest = max(len(blocks.images_of(block)) for block in range(blocks.count))
-    if len(pooled) - largest + len(memory) < LEAST_WHOLE:
+    independent = Counter(blocks.left_out[i] for i in blocks.first)
+    if independent.total() - max(independent.values()) < LEAST_WHOLE:
         return None, None
     whole = WholeGaussian.fit(torch.cat([pooled, memory]), scoring.whole)
     if blocks.count < 2:

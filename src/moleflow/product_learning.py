@@ -117,11 +117,12 @@ def learn_product(
     left_out = [flows.left_out, *(scores for scores in others if scores is not None)]
     positions = (flows.position, *(PositionCalibration.fit(s, config.scoring) for s in left_out[1:]))
     calibrated, ordinary = calibrated_without_own(left_out, blocks, config.scoring)
-    correction = _correction(base, densities, positions, seen.patches, config, defects, previous)
+    marked = _marked(base, densities, positions, config, defects)
+    correction = _correction(densities, seen.patches, marked, previous)
     gaussians = densities.gaussians
     if correction is not None and gaussians is not None:
         densities = replace(densities, correction=correction)
-        said = correction_left_out(correction, gaussians, seen.patches, memory.patches, blocks)
+        said = correction_left_out(correction, gaussians, seen.patches, memory.patches, blocks, marked)
         calibrated = calibrated + correction.weight * said
     whole, left_out_whole = whole_left_out(seen.pooled, memory.pooled, blocks, config.scoring)
     calibration, familiarity = _verdict(calibrated, ordinary, left_out_whole, blocks, config)
@@ -145,19 +146,30 @@ def learn_product(
 
 
 @torch.no_grad()
-def _correction(
+def _marked(
     base: Base,
     densities: Densities,
     positions: Sequence[PositionCalibration],
-    good: Tensor,
     config: LineConfig,
     defects: Defects | None,
-    previous: Product | None,
-) -> Correction | None:
-    """The direction of known defects, or of those that an earlier version was shown.
+) -> Defects | None:
+    """Known defects with their patches marked.
 
-    Where nobody says which patches show the defect, the strongest do, as many as the image's score is of.
+    Where nobody says which show the defect, the strongest do, as many as the image's score is of.
     """
+    if defects is None or defects.marks is not None:
+        return defects
+    marks = []
+    for image in defects.patches.float().split(1):
+        found = combine(densities.scores(base, image), positions, config.scoring)
+        marks.append(strongest(smooth(found, config.scoring.smoothing), config.scoring)[0])
+    return replace(defects, marks=torch.stack(marks))
+
+
+def _correction(
+    densities: Densities, good: Tensor, defects: Defects | None, previous: Product | None
+) -> Correction | None:
+    """The direction of known defects, or of those that an earlier version was shown."""
     gaussians, before = densities.gaussians, None if previous is None else previous.densities.correction
     if gaussians is None:
         if defects is not None:
@@ -165,15 +177,7 @@ def _correction(
         return None
     if defects is None:
         return None if before is None else before.measured(gaussians, good)
-    shown = []
-    for i, image in enumerate(defects.patches.float().split(1)):
-        if defects.marks is not None:
-            marked = defects.marks[i]
-        else:
-            found = combine(densities.scores(base, image), positions, config.scoring)
-            marked = strongest(smooth(found, config.scoring.smoothing), config.scoring)[0]
-        shown.append(gaussians.whiten(image)[0][0][marked])
-    return Correction.fit(gaussians, good, torch.cat(shown), images=len(defects.patches))
+    return Correction.fit(gaussians, good, defects)
 
 
 def calibrated_without_own(
@@ -262,9 +266,9 @@ def _descriptors(patches: Tensor, *, config: LineConfig, previous: Product | Non
         old = previous.descriptors.witnesses
         share = previous.images / (previous.images + len(patches))
         kept = round(WITNESSES * min(max(share, 0.25), 0.75))
-        # Each stands for as many of the earlier images as there were for one.
-        learned = torch.cat([learned, old.repeat(max(1, previous.images // len(old)), 1)])
         held = torch.cat([_some(held, WITNESSES - kept), _some(old, kept)])
+        earlier = previous.descriptors, previous.images
+        return DescriptorStatistics.fit(learned, held, rank=config.router.rank, earlier=earlier)
     return DescriptorStatistics.fit(learned, held, rank=config.router.rank)
 
 

@@ -113,8 +113,8 @@ def find_suspects(
     Args:
         photos: of `facts_of`.
         copies: of `find_copies`, a group for every photograph.
-        scores: score of each photograph by a model that did not learn it, in any unit, higher being
-            stranger; NaN where there is none.
+        scores: score of each photograph by a model that did not learn it, in spreads of good ones that are no
+            smaller than what the sensor makes of one; NaN where there is none.
     """
     flat = _one_coloured(photos)
     out = {suspect.source for suspect in flat}
@@ -200,7 +200,7 @@ def _strange(photos: Sequence[Photo], scores: np.ndarray) -> list[Suspect]:
     given = np.isfinite(scores)
     if given.sum() < _FEWEST:
         return []
-    away = _spreads(scores, scores[given], least=1e-9)
+    away = _spreads(scores, scores[given], least=1.0)
     return [
         Suspect(
             photo.source,

@@ -43,12 +43,33 @@ class DescriptorStatistics:
     witnesses: Tensor
 
     @classmethod
-    def fit(cls, descriptors: Tensor, witnesses: Tensor, *, rank: int) -> DescriptorStatistics:
-        """From descriptors (N, D) learned from and (n, D) that calibrate; stored as 16/32-bit numbers."""
-        mean = descriptors.mean(0)
+    def fit(
+        cls,
+        descriptors: Tensor,
+        witnesses: Tensor,
+        *,
+        rank: int,
+        earlier: tuple[DescriptorStatistics, int] | None = None,
+    ) -> DescriptorStatistics:
+        """From descriptors (N, D) learned from and (n, D) that calibrate; stored as 16/32-bit numbers.
+
+        Args:
+            descriptors, witnesses: of these images.
+            rank: at most so many directions are kept.
+            earlier: what was learned from earlier images, and how many these were. Moments are pooled: a few
+                witnesses instead of the images would make a metric that knows them by heart.
+        """
+        mean, count = descriptors.mean(0), len(descriptors)
         covariance = ledoit_wolf(descriptors - mean)
+        if earlier is not None:
+            before, images = earlier
+            share = images / (images + count)
+            gap = before.mean - mean
+            covariance = share * before.covariance() + (1 - share) * covariance
+            covariance += share * (1 - share) * torch.outer(gap, gap)
+            mean, count = mean + share * gap, count + images
         values, vectors = torch.linalg.eigh(covariance)
-        rank = min(rank, len(descriptors) - 1, len(mean) - 1)
+        rank = min(rank, count - 1, len(mean) - 1)
         floor = (LEAST_SPREAD**2) * float(mean.square().mean())
         rest = values[: len(values) - rank]
         noise = max(float(rest.mean()), floor, 1e-12)

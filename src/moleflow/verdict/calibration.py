@@ -162,35 +162,45 @@ class Predictive:
     Scores in robust units are bent (`_log_shift`), images are parted into blocks, and the next image is taken
     to come from another block: its variance is that between blocks plus that within them, each with its own
     degrees of freedom (a balanced one-way random-effects model; Satterthwaite 1946). Both are drawn towards
-    `PRIOR_SPREAD`, so that a dozen images borrow the shape of their tail from other products.
+    `PRIOR_SPREAD`, so that a dozen images borrow the shape of their tail from other products. Images of a few
+    sessions that differ are worth no more there than the sessions are.
 
     Attributes:
         centre, width, freedom: of the t distribution.
+        independent: how many independent images these are worth.
     """
 
     centre: float
     width: float
     freedom: float
+    independent: float
 
     @classmethod
-    def fit(cls, scores: Sequence[float], blocks: Sequence[int]) -> Predictive:
-        """From good images' scores in robust units, and the block of each."""
+    def fit(cls, scores: Sequence[float], blocks: Sequence[int], *, floor: float = 0.0) -> Predictive:
+        """From good images' scores in robust units, and the block of each.
+
+        Args:
+            floor: how far the sensor alone moves a score; the width is never below that.
+        """
         bent = np.array([_log_shift(score) for score in scores])
         count = len(bent)
         if count < 2:
-            return cls(0.0, 0.5 * math.sqrt(2), 1.0)  # nothing is known but that its own score is no defect
+            # nothing is known but that its own score is no defect
+            return cls(0.0, 0.5 * math.sqrt(2), 1.0, float(count))
         middle, reach = float(np.median(bent)), OUTLIER * max(_mad(bent), 1e-3)
         bent = np.clip(bent, middle - reach, middle + reach)
         centre, variance, freedom = _next_of_blocks(bent, np.asarray(blocks))
-        belief = _belief(count)
+        independent = min(float(count), 1 + freedom)
+        belief = _belief(independent)
         pooled = (freedom * variance + belief * PRIOR_SPREAD**2) / (freedom + belief)
-        return cls(centre, math.sqrt(max(pooled, 1e-6)), freedom + belief)
+        least = max(_log_shift(floor), 1e-3)
+        return cls(centre, max(math.sqrt(pooled), least), freedom + belief, independent)
 
     def grown(self, images: int, to: int) -> Predictive:
         """The same from more images that spread as these do, in as many more blocks."""
         width = self.width * math.sqrt((1 + 1 / to) / (1 + 1 / images))
-        belief = _belief(images)
-        return Predictive(self.centre, width, (self.freedom - belief) * to / images + _belief(to))
+        own, independent = self.freedom - _belief(self.independent), self.independent * to / images
+        return Predictive(self.centre, width, own * to / images + _belief(independent), independent)
 
     def p_value(self, score: float) -> float:
         """Chance that one more good image scores at least `score`."""
@@ -201,7 +211,7 @@ class Predictive:
         return _unshift(student_limit(rate, self.freedom) * self.width + self.centre)
 
 
-def _belief(images: int) -> float:
+def _belief(images: float) -> float:
     return PRIOR_IMAGES * min(max((images - 8) / 8, 0.0), 1.0)
 
 
@@ -217,6 +227,8 @@ def _next_of_blocks(bent: NDArray[np.float64], blocks: NDArray[np.int_]) -> tupl
     of_means = max(
         float(means.var(ddof=1)), within / each
     )  # blocks cannot differ less than chance makes them
+    if of_means == 0:  # all say the same
+        return float(means.mean()), 0.0, count - 1.0
     outer, inner = of_means * (1 + 1 / len(groups)), within * (1 - 1 / each)
     freedom = (outer + inner) ** 2 / (outer**2 / (len(groups) - 1) + inner**2 / (count - len(groups)))
     return float(means.mean()), outer + inner, freedom
@@ -249,6 +261,11 @@ class Voice:
     def units(self, raw: float) -> float:
         """A raw score in spreads above the typical good image."""
         return (raw - self.level) / self.spread
+
+    def predictive(self, blocks: Sequence[int]) -> Predictive:
+        """Where it will score one more good image, in its units, from the block of each of these."""
+        units = [self.units(raw) for raw in self.scores]
+        return Predictive.fit(units, blocks, floor=self.floor / self.spread)
 
 
 @dataclass(frozen=True)
@@ -338,11 +355,11 @@ class TwoVoices:
 
     @cached_property
     def _predictive(self) -> Predictive:
-        return Predictive.fit(self.scores_of_good(), self.blocks)
+        return self._both.predictive(self.blocks)
 
     @cached_property
     def _place_predictive(self) -> Predictive:
-        return Predictive.fit([self.place.units(raw) for raw in self.place.scores], self.blocks)
+        return self.place.predictive(self.blocks)
 
 
 def _voice(values: dict[str, Any]) -> Voice:
