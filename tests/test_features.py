@@ -1,5 +1,6 @@
 """The frozen backbone: its weights, its shapes, and that it computes what timm's own model computes."""
 
+import errno
 import json
 import os
 import pickle
@@ -662,3 +663,34 @@ def test_features_are_found_again_by_name_content_and_alteration(lite: Extractor
     assert asked("there", "a.png", "c.png")
     (tmp_path / "here" / "b.png").write_bytes(b"c.png")
     assert asked("here", "a.png", "b.png")
+
+
+def test_what_a_killed_or_refused_process_wrote_of_features_is_cleared(
+    tmp_path: Path, lite: Extractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"a")
+    folder = tmp_path / "cache"
+    cache = FeatureCache(folder, lite)
+
+    def read(i: int) -> np.ndarray:
+        return np.zeros((64, 96, 3), np.uint8)
+
+    with monkeypatch.context() as full:
+        full.setattr("moleflow.features.cache._write_header", refuse)
+        with pytest.raises(OSError, match="No space left"):
+            cache.features([(path, "")], read)
+    assert not list(folder.glob("*.part"))
+    killed = folder / f"{cache._key([(path, '')])}.1.part"
+    other = folder / "another.1.part"
+    for left in (killed, other):
+        left.write_bytes(b"half")
+    found = cache.features([(path, "")], read)
+    assert not killed.exists()
+    assert other.exists()  # of a process that may be at it
+    expected = lite.see(lite.stack([read(0)])).patches.half()
+    assert torch.equal(found.patches, expected)
+
+
+def refuse(*_: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -59,6 +60,8 @@ class FeatureCache:
         if not path.exists():
             with FileLock(f"{path}.lock"):
                 if not path.exists():
+                    for left in path.parent.glob(f"{path.stem}.*.part"):  # of a process that was killed
+                        left.unlink()
                     self._write(path, len(sources), read, progress)
         pooled = np.load(_pooled_path(path), allow_pickle=False)
         return Features(
@@ -80,23 +83,22 @@ class FeatureCache:
         part, beside = (path.with_suffix(f".{os.getpid()}.{kind}") for kind in ("part", "pooled.part"))
         try:
             shape = (count, *extractor.grid, extractor.dim)
-            target = np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=shape)
             pooled = np.empty((count, extractor.pooled_dim), np.float32)
-            for start in range(0, count, BATCH):
-                images = [read(i) for i in range(start, min(start + BATCH, count))]
-                seen = extractor.see(extractor.stack(images))
-                found = seen.patches.cpu().half()
-                if not torch.isfinite(found).all():
-                    raise ImageError(
-                        f"images {start} to {start + len(images) - 1}: expected features that 16 bits can "
-                        "hold, found larger ones or none"
-                    )
-                target[start : start + len(images)] = found.numpy()
-                pooled[start : start + len(images)] = seen.pooled.cpu().numpy()
-                if progress:
-                    progress(start + len(images), count)
-            target.flush()
-            del target
+            with open(part, "wb") as file:  # not mapped: a full disk would end the process without a word
+                _write_header(file, shape)
+                for start in range(0, count, BATCH):
+                    images = [read(i) for i in range(start, min(start + BATCH, count))]
+                    seen = extractor.see(extractor.stack(images))
+                    found = seen.patches.cpu().half()
+                    if not torch.isfinite(found).all():
+                        raise ImageError(
+                            f"images {start} to {start + len(images) - 1}: expected features that 16 bits "
+                            "can hold, found larger ones or none"
+                        )
+                    file.write(found.contiguous().numpy().data)
+                    pooled[start : start + len(images)] = seen.pooled.cpu().numpy()
+                    if progress:
+                        progress(start + len(images), count)
             with open(beside, "wb") as file:
                 np.save(file, pooled, allow_pickle=False)
             os.replace(beside, _pooled_path(path))
@@ -104,6 +106,12 @@ class FeatureCache:
         finally:
             part.unlink(missing_ok=True)
             beside.unlink(missing_ok=True)
+
+
+def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
+    """Of an array of that shape in 16 bits, as `np.save` writes it."""
+    described = np.lib.format.dtype_to_descr(np.dtype(np.float16))
+    np.lib.format.write_array_header_1_0(file, {"descr": described, "fortran_order": False, "shape": shape})
 
 
 @lru_cache(maxsize=100_000)
