@@ -4,6 +4,8 @@ import contextlib
 import io
 import os
 import struct
+import subprocess
+import sys
 import threading
 import warnings
 import zlib
@@ -19,9 +21,12 @@ from moleflow.data import images
 from moleflow.data.images import (
     EXTENSIONS,
     MAX_PIXELS,
+    MAX_SCANS,
     as_image,
     as_raw,
+    bytes_a_pixel,
     read_image,
+    read_values,
     resize,
     size_of,
 )
@@ -362,6 +367,145 @@ def test_a_decompression_bomb_is_refused_by_its_header(tmp_path, size):
     (tmp_path / "bomb.png").write_bytes(png_header(*size))
     with pytest.raises(ImageError, match=r"bomb\.png: .*pixels, more than the limit of 178,000,000"):
         read_image(tmp_path / "bomb.png")
+
+
+def jpeg_of_scans(count, *, side=400, beside=b"", behind=b""):
+    """A progressive JPEG of so many scans, with segments before the first and bytes behind the last."""
+    out = io.BytesIO()
+    Image.fromarray(RGB).save(out, "JPEG", progressive=True)
+    data = out.getvalue()
+    size, last = data.find(b"\xff\xc2") + 5, data.rfind(b"\xff\xda")
+    repeated = data[last:-2] * (count - data.count(b"\xff\xda"))
+    shape = struct.pack(">HH", side, side)
+    return b"\xff\xd8" + beside + data[2:size] + shape + data[size + 4 : -2] + repeated + b"\xff\xd9" + behind
+
+
+def jpeg_in_tiff(data, side):
+    tags = [(256, side), (257, side), (258, 8), (259, 7), (262, 6), (273, 134), (277, 3), (278, side)]
+    tags += [(279, len(data)), (284, 1)]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", 0) + data
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused(tmp_path):
+    data = jpeg_of_scans(MAX_SCANS + 1)
+    path = tmp_path / "a.jpg"
+    path.write_bytes(data)
+    assert size_of(path) == size_of(data) == (400, 400)
+    for read in (
+        lambda: read_image(path),
+        lambda: read_image(path, at_least=50),
+        lambda: read_values(path),
+        lambda: as_raw(path),
+        lambda: as_image(data, where="a.jpg"),
+        lambda: as_raw(data, where="a.jpg"),
+        lambda: as_image(Image.open(path), where="a.jpg"),
+    ):
+        with pytest.raises(ImageError, match=r"a\.jpg: a JPEG of more than the limit of 100 scans"):
+            read()
+    assert as_image(jpeg_of_scans(MAX_SCANS)).shape == (400, 400, 3)
+
+
+def test_a_jpeg_of_thousands_of_segments_is_refused():
+    most = images._MAX_SEGMENTS
+    assert as_image(jpeg_of_scans(10, beside=b"\xff\xfe\0\2" * (most - 100))).shape == (400, 400, 3)
+    with pytest.raises(ImageError, match=r"more than the limit of .* 10,000 segments"):
+        as_image(jpeg_of_scans(10, beside=b"\xff\xfe\0\2" * most))
+
+
+def test_a_jpeg_of_thousands_of_scans_in_a_tiff_is_refused():
+    """By libtiff."""
+    good, bad = (jpeg_in_tiff(jpeg_of_scans(count), 400) for count in (10, MAX_SCANS + 10))
+    assert as_image(good).shape == (400, 400, 3)
+    with pytest.raises(ImageError, match="damaged"):
+        as_image(bad)
+
+
+def test_scans_are_those_of_the_picture_alone():
+    """Not of a small picture within a segment, and not of what stands behind the end."""
+    many = b"\xff\xda\0\2" * 1000
+    beside = b"\xff\xe1" + struct.pack(">H", len(many) + 2) + many
+    plain = as_image(jpeg_of_scans(10))
+    np.testing.assert_array_equal(as_image(jpeg_of_scans(10, beside=beside, behind=many)), plain)
+
+
+@pytest.mark.parametrize("piece", [4, 5, 6, 7, 8, 13, 100])
+def test_segments_are_found_wherever_the_file_is_cut(monkeypatch, piece):
+    file = io.BytesIO(b"before" + jpeg_of_scans(20, beside=b"\xff\xff\xff\xe5\0\4\xff\xda"))
+    file.seek(6)
+    whole = list(images._segments(file))
+    assert whole.count(0xDA) == 20
+    assert whole[0] == 0xE5
+    monkeypatch.setattr(images, "_PIECE", piece)
+    file.seek(6)
+    assert list(images._segments(file)) == whole
+
+
+PEAKS = [
+    ("PNG", "RGB", {}, 10),
+    ("PNG", "L", {}, 10),
+    ("JPEG", "RGB", {}, 10),
+    ("BMP", "RGB", {}, 10),
+    ("TIFF", "RGB", {"compression": "jpeg"}, 10),
+    ("JPEG", "RGB", {"progressive": True}, 17),
+    ("JPEG", "CMYK", {"progressive": True}, 17),
+    ("PNG", "RGBA", {}, 17),
+    ("PNG", "LA", {}, 17),
+    ("PNG", "P", {}, 17),
+    ("PNG", "RGB", {"transparency": (1, 2, 3)}, 17),
+    ("GIF", "P", {}, 17),
+    ("TIFF", "CMYK", {}, 17),
+    ("PNG", "I;16", {}, 20),
+    ("TIFF", "F", {}, 20),
+    ("WEBP", "RGBA", {}, 20),
+]
+
+
+def of_mode(mode, shape):
+    """Of every value, opacity as well."""
+    y, x = np.indices(shape)
+    grey = ((x // 16 + y // 16) % 256).astype(np.uint8)
+    if mode in ("I;16", "F"):
+        return Image.fromarray(grey * np.uint16(257) if mode == "I;16" else grey.astype(np.float32) / 255)
+    image = Image.fromarray(np.dstack([grey, 255 - grey, grey // 2, grey]))
+    return image.convert("RGB").convert(mode) if mode in ("P", "CMYK") else image.convert(mode)
+
+
+@pytest.mark.parametrize(("kind", "mode", "options", "expected"), PEAKS)
+def test_memory_is_judged_by_the_header(tmp_path, kind, mode, options, expected):
+    path = save(tmp_path, "a", of_mode(mode, (40, 30)), format=kind, **options)
+    assert bytes_a_pixel(path) == bytes_a_pixel(path.read_bytes()) == expected
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+from moleflow.data.images import as_image, as_raw
+
+def kilobytes(name):
+    return int(Path("/proc/self/status").read_text().split(name)[1].split()[0])
+
+data, small = (Path(path).read_bytes() for path in sys.argv[1:])
+for read in (as_image, as_raw):
+    read(small)
+    Path("/proc/self/clear_refs").write_text("5")
+    before = kilobytes("VmRSS:")
+    read(data)
+    print((kilobytes("VmHWM:") - before) * 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="no peak of memory is told here")
+@pytest.mark.parametrize(("kind", "mode", "options", "expected"), PEAKS)
+def test_memory_is_what_was_judged(tmp_path, kind, mode, options, expected):
+    paths = [
+        save(tmp_path, str(side), of_mode(mode, (side, side)), format=kind, **options) for side in (8, 3000)
+    ]
+    command = [sys.executable, "-c", MEASURE, paths[1], paths[0]]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    for peak in told.split():
+        assert int(peak) < (expected + 0.5) * 3000 * 3000
 
 
 @pytest.mark.parametrize("host_limit", [None, 1, 89_478_485])

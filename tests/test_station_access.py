@@ -14,7 +14,7 @@ from moleflow.cli import app as commands
 from moleflow.errors import ConfigError
 from moleflow.station.web import Access, create_app, new_token, read_tokens
 from moleflow.station.web.access import TRIES, Brake, Denied, is_loopback
-from station import MARKED, code_of, files, listening, served, settings_of
+from station import MARKED, code_of, eventually, files, listening, served, settings_of
 
 TOKENS = {role: new_token(role) for role in ("inspect", "teach", "admin")}
 
@@ -278,6 +278,54 @@ def test_who_sends_slowly_is_sent_away(place, monkeypatch):
             )
             slow.sendall(head.encode())
             assert b"408" in slow.recv(100)
+
+
+def connections_of(server):
+    return list(server.server_state.connections)
+
+
+def asks(path, count=1):
+    return f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode() * count
+
+
+def test_who_takes_no_answer_is_sent_away(place, monkeypatch):
+    monkeypatch.setattr("moleflow.station.web.server.TAKING_SECONDS", 0.3)
+    app = create_app(settings_of(place, data=place.with_name("untaken")), Access())
+    with listening(app) as (port, server), socket.create_connection(("127.0.0.1", port), timeout=10) as deaf:
+        deaf.sendall(asks("/page/app.css", 500))  # 15 MB of answers
+        assert eventually(lambda: any(one.flow.write_paused for one in connections_of(server)))
+        assert eventually(lambda: not connections_of(server))
+
+
+def test_who_leaves_the_rest_of_an_answer_is_sent_away(place, monkeypatch):
+    """Also where it is too little for writing to pause; closing the connection would wait for it."""
+    monkeypatch.setattr("moleflow.station.web.server.TAKING_SECONDS", 0.3)
+    app = create_app(settings_of(place, data=place.with_name("rest")), Access())
+    with listening(app) as (port, server), socket.create_connection(("127.0.0.1", port), timeout=10) as deaf:
+        deaf.sendall(asks("/health/live"))
+        assert deaf.recv(100)
+        (one,) = connections_of(server)
+        while not one.transport.get_write_buffer_size():
+            done = server.server_state.total_requests
+            deaf.sendall(asks("/page/app.css"))
+            assert eventually(lambda: server.server_state.total_requests > done)  # noqa: B023
+        assert not one.flow.write_paused
+        assert eventually(lambda: not connections_of(server))
+
+
+def test_who_takes_an_answer_slowly_gets_all_of_it(place, monkeypatch):
+    monkeypatch.setattr("moleflow.station.web.server.TAKING_SECONDS", 0.3)
+    app = create_app(settings_of(place, data=place.with_name("slowly")), Access())
+    with listening(app) as (port, _), socket.create_connection(("127.0.0.1", port), timeout=10) as slow:
+        count, got = 400, 0
+        slow.sendall(asks("/page/app.css", count))
+        began = time.monotonic()
+        while got < count * 30_000:
+            piece = slow.recv(1 << 18)
+            assert piece, got
+            got += len(piece)
+            time.sleep(0.04)
+        assert time.monotonic() - began > 3 * 0.3
 
 
 def test_the_server_finishes_what_is_in_flight(place, probe):

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -25,15 +26,17 @@ from typer.testing import CliRunner
 from moleflow import Detector
 from moleflow.cli import app as commands
 from moleflow.errors import ConfigError, LineError, MoleFlowError
-from moleflow.station import Limits, Station
+from moleflow.station import Limits, Station, backup, lesson, teaching
 from moleflow.station.history import Database, Filters, models
+from moleflow.station.history import database as databases
 from moleflow.station.history.inspections import Inspections
+from moleflow.station.history.jobs import Jobs
 from moleflow.station.history.retention import Retention
 from moleflow.station.history.table import guarded
 from moleflow.station.problems import Unready
 from moleflow.store import LineStore
 from saying import write_index
-from station import SERVER, code_of, eventually, files, inspect, served, settings_of
+from station import SERVER, code_of, eventually, files, inspect, served, settings_of, teach, waits_for
 
 DEPLOY = Path(__file__).parents[1] / "deploy"
 of_sqlite = pytest.mark.skipif(SERVER is not None, reason="it is about the file of SQLite")
@@ -215,6 +218,91 @@ def test_what_a_full_disk_does_not_record_says_so(saved, pictures):
         assert {one["id"] for one in told if one["recorded"]} <= known
 
 
+def no_room(code):
+    """What SQLite says of it; in another version of Python without the code."""
+    error = sqlite3.OperationalError("disk I/O error")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("code", "free", "full"),
+    [(13, 9, True), (4874, 9, True), (778, 0, True), (778, 9, False), (266, 0, False)],
+)
+def test_a_full_disk_is_told_from_a_damaged_one(tmp_path, monkeypatch, code, free, full):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert databases.is_full(no_room(code), tmp_path) is full
+    assert databases.is_full(sqlite3.OperationalError("database or disk is full"))  # of Python 3.10
+    assert not databases.is_full(sqlite3.OperationalError("database is locked"))
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """What is added to it is said to whoever connects to the database; nothing as it is."""
+    codes, prepare = [], databases._prepare
+
+    def prepared(connection, record):
+        for code in codes:
+            raise no_room(code)
+        prepare(connection, record)
+
+    monkeypatch.setattr(databases, "_prepare", prepared)
+    return codes
+
+
+@of_sqlite
+def test_a_station_begins_on_a_full_disk_and_records_once_there_is_room(saved, pictures, full):
+    with served(saved) as client:
+        (told,) = inspect(client, pictures("gear", 1))
+    with closing(Database(settings_of(saved).url)) as database:  # killed while it learned
+        jobs = Jobs(database)
+        job = jobs.add("teach", "x", sources=["a"], base_version=None, place=lambda _: None).id
+        jobs.move(job, "learning", among=("queued",))
+    full.append(databases.IOERR_SHMSIZE)
+    with served(saved) as client:
+        (last,) = inspect(client, pictures("gear", 1))
+        assert (last["recorded"], last["id"], last["status"]) == (False, None, told["status"])
+        assert client.get("/health/ready").status_code == 200  # pictures are taken
+        assert code_of(client.get("/api/v1/inspections"), 503) == "disk_full"
+        answer = client.put("/api/v1/products/gear/threshold", json={"threshold": 1.0})
+        assert code_of(answer, 503) == "disk_full"  # nothing is changed that cannot be written down
+        said = run("backup", saved, saved.with_name("monday"), code=1).stderr
+        assert "the disk is full: the database cannot be opened" in said
+        full.clear()
+        assert inspect(client, pictures("gear", 1))[0]["id"] == told["id"] + 1
+        assert eventually(lambda: client.get(f"/api/v1/jobs/{job}").json()["state"] == "interrupted")
+
+
+@of_sqlite
+def test_a_station_begins_and_ends_on_a_disk_that_is_full_throughout(saved, pictures, full):
+    full.append(databases.IOERR_SHMSIZE)
+    with served(saved) as client:
+        assert not inspect(client, pictures("gear", 1))[0]["recorded"]
+        assert client.station.lessons.jobs.next() is None
+    Station(settings_of(saved)).close()  # everything was let go of
+
+
+@of_sqlite
+@pytest.mark.parametrize("pages", [2, 8, 14])
+def test_a_database_that_began_on_a_full_disk_is_made_once_there_is_room(tmp_path, monkeypatch, pages):
+    prepare = databases._prepare
+
+    def small(connection, record):
+        prepare(connection, record)
+        connection.execute(f"pragma max_page_count={pages}")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(databases, "_prepare", small)
+        database = Database(f"sqlite:///{tmp_path}/station.db")
+        with pytest.raises(Unready, match="the disk is full") as found:
+            Inspections(database).add([row(0.0)], [None])
+        assert found.value.code == "disk_full"
+        database.close()
+    database = Database(f"sqlite:///{tmp_path}/station.db")
+    assert Inspections(database).add([row(0.0)], [None]) == [1]
+    database.close()
+
+
 def test_a_database_that_is_away_answers_nothing_as_recorded(saved, pictures, monkeypatch):
     with served(saved) as client:
 
@@ -377,6 +465,98 @@ def test_a_backup_is_made_while_lessons_go_on(saved, tmp_path, monkeypatch):
     kept = tmp_path / "monday" / "jobs"
     files = {str(path.relative_to(kept)) for path in kept.rglob("*") if path.is_file()}
     assert files == {"1/photos/00000", "2/draft/line.json"}
+
+
+class Here:
+    """A lesson in this process."""
+
+    def __init__(self, home):
+        review = lesson.learn(lesson.Wish.read(home), home / "draft", lambda *_: None)
+        self.stdout, self.stdin = [json.dumps({"review": review})], None
+
+    def wait(self):
+        return 0
+
+
+def once(act, *, before=None, after=None):
+    """`act`, and at its first time something else as well."""
+    times = iter([(before, after)])
+
+    def acting(*given):
+        first, last = next(times, (None, None))
+        if first is not None:
+            first()
+        act(*given)
+        if last is not None:
+            last()
+
+    return acting
+
+
+@of_sqlite
+@pytest.mark.parametrize(
+    ("copying", "moment", "state"),
+    [
+        ((Database, "copy_to"), "before", "live"),
+        ((Database, "copy_to"), "after", "live"),
+        ((backup, "_copy_line"), "before", "review"),
+        ((backup, "_copy_line"), "after", "review"),
+    ],
+)
+def test_what_is_accepted_meanwhile_is_kept(saved, tmp_path, pictures, monkeypatch, copying, moment, state):
+    monkeypatch.setattr(teaching, "_start", Here)
+    with served(saved) as client:
+        job = teach(client, "teach", "board", pictures("circuit_board", 4))
+        waits_for(client, job, "review")
+        accept = {moment: lambda: client.post(f"/api/v1/jobs/{job}/accept")}
+        with monkeypatch.context() as patch:
+            patch.setattr(*copying, once(getattr(*copying), **accept))
+            run("backup", saved, tmp_path / "monday")
+        assert client.get(f"/api/v1/jobs/{job}").json()["state"] == "live"
+    run("restore", tmp_path / "monday", tmp_path / "new")
+    with served(tmp_path / "new") as client:
+        assert client.get(f"/api/v1/jobs/{job}").json()["state"] == state
+        kept = client.station.lessons.teaching.folder(job)
+        assert kept.exists() == (state == "review")  # photographs go once a lesson is live
+        if state == "review":
+            assert client.post(f"/api/v1/jobs/{job}/accept").json()["state"] == "live"
+            assert not kept.exists()
+        assert inspect(client, pictures("circuit_board", 1, first=300))[0]["task"] == "board"
+    assert LineStore(tmp_path / "new").versions("board") == ["0001"]
+
+
+@of_sqlite
+def test_what_came_to_review_during_a_backup_is_in_it_with_its_draft(saved, tmp_path, pictures, monkeypatch):
+    monkeypatch.setattr(teaching, "_start", Here)
+    with served(saved) as client:
+        made = []
+
+        def taught():
+            made.append(teach(client, "teach", "board", pictures("circuit_board", 4)))
+            waits_for(client, made[0], "review")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Database, "copy_to", once(Database.copy_to, before=taught))
+            run("backup", saved, tmp_path / "monday")
+    run("restore", tmp_path / "monday", tmp_path / "new")
+    with served(tmp_path / "new") as client:
+        assert client.post(f"/api/v1/jobs/{made[0]}/accept").json()["state"] == "live"
+    assert LineStore(tmp_path / "new").versions("board") == ["0001"]
+
+
+@of_sqlite
+def test_lessons_that_change_all_the_time_are_no_backup(saved, tmp_path, monkeypatch):
+    Station(settings_of(saved)).close()
+    with closing(Database(settings_of(saved).url)) as database:
+        jobs, copy_to = Jobs(database), Database.copy_to
+
+        def another(*given):
+            jobs.add("teach", "x", sources=["a"], base_version=None, place=lambda _: None)
+            copy_to(*given)
+
+        monkeypatch.setattr(Database, "copy_to", another)
+        assert "lessons change all the time" in run("backup", saved, tmp_path / "monday", code=1).stderr
+    assert not (tmp_path / "monday").exists()
 
 
 def test_what_cannot_be_copied_is_named(saved, tmp_path):

@@ -2,11 +2,13 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -16,6 +18,7 @@ from PIL import Image
 from moleflow import Detector
 from moleflow.station import changing, lesson, teaching
 from moleflow.station.history.audit import Person
+from moleflow.station.lessons import Lessons
 from moleflow.station.problems import Conflict, Unready
 from moleflow.store import LineStore, TaskRecord
 from station import SMALL, code_of, eventually, files, inspect, served, teach, waits_for
@@ -27,6 +30,19 @@ def shared(_saved_line, tmp_path_factory):
     line = shutil.copytree(_saved_line, tmp_path_factory.mktemp("shared") / "line")
     with served(line, limits=SMALL) as client:
         yield client
+
+
+@pytest.fixture
+def processes(monkeypatch):
+    """Those of all lessons, as they begin."""
+    begun, start = [], teaching._start
+
+    def kept(home):
+        begun.append(start(home))
+        return begun[-1]
+
+    monkeypatch.setattr(teaching, "_start", kept)
+    return begun
 
 
 class Here:
@@ -215,6 +231,21 @@ def test_a_lesson_that_ends_in_the_middle_of_a_word_has_failed(saved, pictures, 
         assert pretended.processes[0].returncode is not None  # it was waited for
 
 
+def test_what_nobody_expected_is_told_and_a_lesson_does_not_hear_the_stations_signals(
+    saved, pictures, processes, monkeypatch
+):
+    """With a lesson of its own process: torch takes no such number of threads."""
+    prepare = Lessons._wish
+    monkeypatch.setattr(Lessons, "_wish", lambda *own: replace(prepare(*own), threads=-1))
+    with served(saved) as client:
+        job = teach(client, "teach", "board", pictures("circuit_board", 2))
+        assert eventually(lambda: processes)
+        assert os.getsid(processes[0].pid) == processes[0].pid
+        told = waits_for(client, job, "failed")
+        assert told["error"].startswith("RuntimeError: set_num_threads expects")
+        assert processes[0].wait() == 1
+
+
 def test_a_lesson_outlives_the_station(saved, pictures, pretended):
     with served(saved) as client:
         job = teach(client, "teach", "board", pictures("circuit_board", 2))
@@ -249,7 +280,7 @@ def test_what_cannot_be_a_lesson_is_refused(shared, pictures, probe):
 
 
 @pytest.mark.long
-def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, pictures):
+def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, pictures, processes):
     """With a lesson of its own process: it says which past verdicts the draft turns, before it goes live."""
     with served(saved) as client:
         client.put("/api/v1/products/gear/threshold", json={"threshold": -50})
@@ -261,6 +292,7 @@ def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, picture
         numbers = ",".join(map(str, alarms))
         job = teach(client, "update", "gear", pictures("gear", 5, first=420), inspections=numbers)
         told = waits_for(client, job, "review")
+        assert processes[0].wait() == 0
         assert told["images"] == 5 + len(alarms)
         flips = told["review"]["flips"]
         assert told["review"]["false_alarm_rate"] == 0.01  # of the line

@@ -634,6 +634,35 @@ def test_a_threshold_says_what_it_means_before_it_is_applied(opened):
 
 
 @slow
+def test_a_threshold_for_a_version_that_is_no_longer_in_use_is_not_applied(opened):
+    page = opened(past=40, at="#/products/gear", allowed=["409"])
+    gear, sent = page.mock.products["gear"], []
+    shown = gear["version"]
+
+    def updated(route):
+        sent.append(route.request.post_data_json)
+        gear.update(version="000009", versions=[*gear["versions"], "000009"])
+        error = {"code": "other_version", "message": "'gear' changed meanwhile"}
+        route.fulfill(status=409, json={"error": error})
+
+    page.route("**/threshold", updated)
+    page.focus("#rate")
+    for _ in range(12):
+        page.keyboard.press("ArrowRight")
+    page.click("text=Apply")
+    page.wait_for_selector(".threshold .error:has-text('changed meanwhile')")
+    assert [one["version"] for one in sent] == [shown]
+    page.wait_for_selector(".versions li:has-text('000009') .current")
+    assert "1 in 100 good parts alarms" in page.inner_text(".chosen-rate")  # of the new one, as it is
+    assert page.is_disabled("text=Apply")
+    page.unroute("**/threshold")
+    page.keyboard.press("ArrowRight")  # from the slider, where the focus is
+    page.click("text=Apply")
+    page.wait_for_selector("text=This is the threshold in force.")
+    assert page.is_hidden(".threshold .error")
+
+
+@slow
 def test_a_version_is_taken_back_and_a_product_removed(opened):
     page = opened(at="#/products/gear", allowed=["404"])
     page.click("text=Go back to it")

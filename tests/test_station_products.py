@@ -60,6 +60,50 @@ def test_a_threshold_says_how_past_verdicts_would_be(saved, pictures):
     assert Detector.load(saved, device="cpu").info("gear").threshold == 1.5
 
 
+@pytest.fixture
+def updated(saved, pictures):
+    """A station that has not yet seen that another process updated gear."""
+    with served(saved, poll=3600.0) as client:
+        line = Detector.load(saved, device="cpu")
+        line.update_task("gear", pictures("gear", 6, first=50))
+        line.save()
+        assert client.get("/api/v1/products/gear").json()["version"] == "0001"
+        yield client
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"threshold": 1.5}, {"threshold": 1.5, "version": "0001"}, {"false_alarm_rate": 0.5, "version": "0001"}],
+    ids=["by hand", "by hand for a version", "by a rate for a version"],
+)
+def test_a_threshold_for_one_version_never_lands_on_another(saved, updated, given):
+    path = "/api/v1/products/gear/threshold"
+    answer = updated.put(path, json=given)
+    assert code_of(answer, 409) == "other_version"
+    said = answer.json()["error"]["message"]
+    assert "version 0002 is in use, and this was meant for 0001" in said
+    assert LineStore(saved).read_task("gear").overrides == {}
+    assert updated.get("/api/v1/audit").json()["items"][0]["outcome"] == f"failed: {said}"
+    told = updated.get("/api/v1/products/gear").json()  # the station saw it by that
+    assert (told["version"], told["curve"] != []) == ("0002", True)
+    assert updated.put(path, json=given | {"version": "0002"}).status_code == 200
+    assert LineStore(saved).read_task("gear").overrides == {k: v for k, v in given.items() if k != "version"}
+
+
+def test_a_rate_is_for_every_version_and_the_version_in_use_is_the_lines(saved, updated):
+    path = "/api/v1/products/gear/threshold"
+    told = updated.put(path, json={"false_alarm_rate": 0.25}).json()
+    assert (told["version"], told["false_alarm_rate"]) == ("0002", 0.25)
+    LineStore(saved).point("gear", "0001")
+    told = updated.put(path, json={"threshold": 2.5, "version": "0001"}).json()
+    assert (told["version"], told["threshold"]) == ("0001", 2.5)
+    for wrong in ("1", "../1", 1):
+        assert code_of(updated.put(path, json={"threshold": 2.5, "version": wrong}), 422) == "unusable"
+    LineStore(saved).remove("gear")
+    answer = updated.put(path, json={"threshold": 2.5, "version": "0001"})
+    assert code_of(answer, 404) == "unknown_product"
+
+
 def test_rollback_and_removal_reach_the_line_and_the_audit_log(saved, pictures):
     line = Detector.load(saved, device="cpu")
     line.update_task("gear", pictures("gear", 6, first=50))

@@ -7,6 +7,8 @@ import random
 import re
 import shutil
 import struct
+import threading
+import time
 import tracemalloc
 import zlib
 
@@ -16,8 +18,9 @@ import pytest
 from PIL import Image
 
 from moleflow.data.factory import make_sample
+from moleflow.station.inspecting import Room
 from moleflow.station.pictures import clean_name, reduced, size_in_memory
-from moleflow.station.problems import Malformed, Problem
+from moleflow.station.problems import Malformed, Problem, Unready
 from moleflow.station.web import jobs
 from moleflow.station.web.uploads import read_form
 from station import SMALL, code_of, eventually, files, png, served
@@ -70,6 +73,14 @@ def test_more_than_the_limits_is_refused(client):
     assert code_of(send(client, claiming(600, 600)), 413) == "too_many_pixels"
     assert code_of(send(client, claiming(60_000, 60_000)), 415) == "not_an_image"  # beyond the library's own
     assert send(client, GOOD).status_code == 200
+
+
+def test_a_jpeg_of_thousands_of_scans_is_no_image(client):
+    data = encoded("JPEG", progressive=True)
+    last = data.rfind(b"\xff\xda")
+    answer = send(client, data[:-2] + data[last:-2] * 1000 + data[-2:])
+    assert code_of(answer, 415) == "not_an_image"
+    assert "more than the limit of 100 scans" in answer.json()["error"]["message"]
 
 
 def test_a_large_body_is_refused_before_it_is_all_there(client):
@@ -127,6 +138,90 @@ def test_a_damaged_form_is_malformed(client, body):
 def test_another_kind_of_body_is_malformed(client, kind):
     answer = client.post("/api/v1/inspections", content=b"{}", headers={"Content-Type": kind})
     assert code_of(answer, 400) == "malformed"
+
+
+# Room for decoded pictures
+
+
+def holding(room, size, held, *, waits=False):
+    """A thread that takes so much of a room, notes it, and holds it until what is returned is called."""
+    leave = threading.Event()
+
+    def hold():
+        try:
+            with room.taken(size):
+                held.append(size)
+                leave.wait()
+        except Problem as problem:
+            held.append(problem)
+
+    thread = threading.Thread(target=hold, daemon=True)
+    line = room._queue if waits else held
+    before = len(line)
+    thread.start()
+    assert eventually(lambda: len(line) > before)
+    return lambda: (leave.set(), thread.join(20))
+
+
+def test_room_is_given_first_come_first_served():
+    room, held = Room(10, "memory"), []
+    first, second = holding(room, 4, held), holding(room, 4, held)
+    large = holding(room, 99, held, waits=True)  # more than there is: all of it
+    small = holding(room, 1, held, waits=True)  # fits beside the first two, and came later
+    assert (held, room._taken) == ([4, 4], 8)
+    first()
+    assert (held, room._taken) == ([4, 4], 4)
+    second()
+    assert eventually(lambda: held == [4, 4, 99])
+    assert room._taken == 10  # counted as all there is
+    large()
+    assert eventually(lambda: held == [4, 4, 99, 1])
+    small()
+    assert room._taken == 0
+
+
+def test_who_waits_for_room_too_long_is_sent_away_and_stands_in_nobodys_way(monkeypatch):
+    monkeypatch.setattr("moleflow.station.inspecting.LONGEST_WAIT", 0.3)
+    room, held = Room(10, "memory"), []
+    first = holding(room, 4, held)
+    holding(room, 10, held, waits=True)
+    time.sleep(0.15)
+    last = holding(room, 6, held, waits=True)
+    assert eventually(lambda: len(held) == 3)
+    assert (held[0], held[1].code, held[2]) == (4, "busy", 6)
+    first()
+    last()
+
+
+def test_where_all_processors_decode_for_long_the_station_is_busy(client, monkeypatch, tmp_path):
+    monkeypatch.setattr("moleflow.station.inspecting.LONGEST_WAIT", 0.1)
+    (tmp_path / "a.png").write_bytes(GOOD)
+    with client.station._decoding.taken(1000):
+        answer = send(client, GOOD)
+        assert code_of(answer, 503) == "busy"
+        assert answer.headers["Retry-After"]
+        with pytest.raises(Unready, match="no processor"):
+            client.station.reduced(tmp_path / "a.png", 16)
+    assert send(client, GOOD).status_code == 200
+    assert client.station._room._taken == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "mode", "options", "each"),
+    [
+        ("PNG", "RGB", {}, 10),
+        ("JPEG", "L", {}, 10),
+        ("JPEG", "RGB", {"progressive": True}, 17),
+        ("PNG", "RGBA", {}, 17),
+        ("PNG", "P", {}, 17),
+        ("JPEG", "CMYK", {}, 17),
+        ("PNG", "I;16", {}, 20),
+    ],
+)
+def test_a_pictures_room_follows_from_its_header(kind, mode, options, each):
+    out = io.BytesIO()
+    Image.new(mode, (30, 20)).save(out, kind, **options)
+    assert size_in_memory(out.getvalue(), "a", most_pixels=600) == 600 * each
 
 
 # Lies
@@ -278,10 +373,17 @@ def test_of_a_lessons_photographs_one_is_open_at_a_time(client, monkeypatch):
 def test_damaged_photographs_of_a_lesson_are_named(client):
     sent = [
         ("images", ("a.png", b"no", "image/png")),
-        ("images", ("b.png", claiming(9000, 9000), "image/png")),
+        ("images", ("b.png", b"no", "image/png")),
     ]
     answer = client.post("/api/v1/jobs", files=sent, data={"kind": "teach", "name": "x"})
     assert code_of(answer, 415) == "not_an_image"
+    sent[:1] = [
+        ("images", ("a.png", GOOD, "image/png")),
+        ("images", ("c.png", claiming(9000, 9000), "image/png")),
+    ]
+    answer = client.post("/api/v1/jobs", files=sent, data={"kind": "teach", "name": "x"})
+    assert code_of(answer, 413) == "too_many_pixels"
+    assert answer.json()["error"]["message"].startswith("c.png: 9000 x 9000 pixels")
     many = [("images", ("a.png", GOOD, "image/png"))] * (SMALL.lesson_images + 1)
     answer = client.post("/api/v1/jobs", files=many, data={"kind": "teach", "name": "x"})
     assert code_of(answer, 413) == "too_many_images"

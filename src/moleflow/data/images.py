@@ -37,6 +37,9 @@ from moleflow.errors import ImageError, OnlyFoldersError, reason_of
 MAX_PIXELS = 178_000_000
 """Largest width times height that is decoded; a little below the size at which Pillow's decoders give up."""
 
+MAX_SCANS = 100
+"""Most scans of a JPEG that is decoded, also for libtiff of one in a TIFF; encoders write about ten."""
+
 EXTENSIONS = frozenset(
     {".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif"}
     | {".tiff", ".webp"}
@@ -46,8 +49,17 @@ EXTENSIONS = frozenset(
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
 _ORIENTATION, _MAKE, _MODEL = 0x0112, 0x010F, 0x0110
 _LONGEST_NAME = 80
+_ROWS = 256  # copied or laid over black at a time, so that a large image is not held more often than it takes
 _ROUNDING = 1e-6  # a float image may leave [0, 1] by the rounding of its own arithmetic, no further
 _LARGEST = float(np.finfo(np.float32).max)
+_SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # the markers of a JPEG that a length stands behind
+_SCAN, _END = 0xDA, 0xD9
+_MAX_SEGMENTS = 10_000  # 650 MB of what cameras write beside the pixels
+_PIECE = 1 << 16
+
+# Bytes a pixel at the peak of decoding, as measured of 12 megapixels of every kind: grey and RGB; opacity,
+# palettes, CMYK, progressive JPEG; WebP and more than 8 bits; those with opacity.
+_PLAIN, _LAYERED, _WIDE, _WIDEST = 10, 17, 20, 44
 
 _UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
     2: lambda a: a[:, ::-1],
@@ -202,7 +214,7 @@ def read_image(path: str | Path | bytes, *, at_least: int | None = None, where: 
     many pixels: for callers that only make the image smaller afterwards. Other kinds are decoded in full.
 
     Raises `ImageError`, with the path (`where` for bytes), for anything that is not a whole image of at most
-    `MAX_PIXELS` pixels; the size is judged by the header, before decoding.
+    `MAX_PIXELS` pixels, and of a JPEG of at most `MAX_SCANS` scans; both are judged before decoding.
     """
     held = _held(path)
     with _opened(held, where) as (image, _):
@@ -252,6 +264,19 @@ def has_8_bits(path: str | Path | bytes, *, where: str = "image") -> bool:
     held = _held(path)
     with _opened(held, where) as (image, _):
         return not _is_deep_grey(image) and not deep.is_deep_colour(image, _named(held, where))
+
+
+def bytes_a_pixel(path: str | Path | bytes, *, where: str = "image") -> int:
+    """Bytes of memory a pixel that reading takes at most, judged by the header; errors as of `read_image`."""
+    held = _held(path)
+    with _opened(held, where) as (image, _):
+        opacity = image.has_transparency_data
+        if deep.is_deep_colour(image, _named(held, where)):
+            return _WIDEST if opacity else _WIDE
+        if _is_deep_grey(image) or image.format == "WEBP":
+            return _WIDE
+        plain = image.mode in ("L", "RGB") and not opacity and not image.info.get("progressive")
+        return _PLAIN if plain else _LAYERED
 
 
 def size_of(value: Any, *, where: str = "image") -> tuple[int, int]:
@@ -345,10 +370,48 @@ def _check_size(image: Image.Image, where: object) -> None:
         raise ImageError(f"{where}: {width} x {height} pixels, more than the limit of {MAX_PIXELS:,}")
 
 
+def _check_scans(image: Image.Image, where: object) -> None:
+    """Refuse a JPEG that goes over all its pixels thousands of times, for a few bytes each time."""
+    tiles, file = getattr(image, "tile", ()), getattr(image, "fp", None)
+    if not tiles or file is None or tiles[0][0] != "jpeg":
+        return
+    file.seek(tiles[0][2])  # behind zero in a file of several frames
+    scans = 0
+    for count, code in enumerate(_segments(file), 1):
+        scans += code == _SCAN
+        if scans > MAX_SCANS or count > _MAX_SEGMENTS:
+            limits = f"{MAX_SCANS} scans and {_MAX_SEGMENTS:,} segments"
+            raise ImageError(f"{where}: a JPEG of more than the limit of {limits}")
+
+
+def _segments(file: IO[bytes]) -> Iterator[int]:
+    """Which kinds of segments the JPEG has that begins where the file stands, found as libjpeg finds them.
+
+    They are skipped by their length, for a small picture within one has scans of its own. Between them, in
+    the pixels, nothing can be mistaken for one: 00 stands behind every FF that begins no marker.
+    """
+    at, start, held = file.tell(), 0, b""
+    while True:
+        marker = _SEGMENT.search(held, at - start)
+        if marker is None or marker.end() + 2 > len(held):  # it may stand in the next piece
+            at = max(at, start + (len(held) - 1 if marker is None else marker.start()))
+            file.seek(at)
+            start, held = at, file.read(_PIECE)
+            if len(held) < 4:
+                return
+            continue
+        code, length = held[marker.end() - 1], held[marker.end() : marker.end() + 2]
+        if code == _END:
+            return
+        yield code
+        at = start + marker.end() + max(2, int.from_bytes(length, "big"))
+
+
 def _decode(
     image: Image.Image, where: object, pixels_of: Callable[[Image.Image, object], np.ndarray] | None = None
 ) -> np.ndarray:
     try:
+        _check_scans(image, where)
         image.load()
         pixels = (pixels_of or _to_rgb)(image, where)
     except ImageError:
@@ -414,8 +477,20 @@ def _to_rgb(image: Image.Image, where: object) -> np.ndarray:
     if image.mode == "F":
         return _grey_to_rgb(_from_float(np.asarray(image), where))
     if image.has_transparency_data:
-        return _over_black(np.asarray(image.convert("RGBA")))
-    return np.array(image.convert("RGB"))
+        return _over_black(np.asarray(image if image.mode == "RGBA" else image.convert("RGBA")))
+    if image.mode == "L":
+        return _grey_to_rgb(np.asarray(image))
+    return _copied(image if image.mode == "RGB" else image.convert("RGB"))
+
+
+def _copied(image: Image.Image) -> np.ndarray:
+    """The pixels of an RGB image; at once, Pillow would hold all of them three times."""
+    width, height = image.size
+    pixels = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _ROWS):
+        bottom = min(top + _ROWS, height)
+        pixels[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
+    return pixels
 
 
 # Arrays and tensors
@@ -565,7 +640,11 @@ def _over_black(rgba: np.ndarray) -> np.ndarray:
     rgb, alpha = rgba[:, :, :3], rgba[:, :, 3:]
     if alpha.min() == 255:
         return np.ascontiguousarray(rgb)
-    return ((rgb.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
+    laid = np.empty(rgb.shape, np.uint8)
+    for start in range(0, len(rgb), _ROWS):
+        rows = slice(start, start + _ROWS)
+        laid[rows] = (rgb[rows].astype(np.uint16) * alpha[rows] + 127) // 255
+    return laid
 
 
 def resize(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

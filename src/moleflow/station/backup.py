@@ -1,7 +1,9 @@
 """A station's line, database and lessons in one folder, and back, while the station runs.
 
 The database is copied by its own means, which see one moment of it. The line is read as readers of a line
-do: whole, in one state. Restoring changes the line in one transaction under its lock, and the database in one
+do: whole, in one state; and last. What a lesson learned is in its folder until it is on the line, so that one
+accepted meanwhile is in the backup at least once; where it still waits there it is accepted again, which
+makes no second version. Restoring changes the line in one transaction under its lock, and the database in one
 step for all who use it, so that a running station goes on with what was restored.
 """
 
@@ -23,13 +25,13 @@ from ..store import LineStore, TaskRecord
 from ..store.files import UNLISTED
 from .history import Database
 from .history.database import require_restorable
-from .history.jobs import Jobs
+from .history.jobs import LIVE, Jobs
 from .settings import DATABASE, Settings
 from .teaching import PAST
 
 FORMAT = 1
 SAYS, LINE, JOBS = "backup.json", "line", "jobs"
-ATTEMPTS = 5  # to copy a line that others change meanwhile
+ATTEMPTS = 5  # to copy a line or lessons that others change meanwhile
 
 
 def back_up(settings: Settings, out: Path) -> list[str]:
@@ -47,12 +49,12 @@ def back_up(settings: Settings, out: Path) -> list[str]:
     if not LineStore(settings.line).exists():
         raise LineError(f"{settings.line}: expected the folder of a line, found none to back up")
     with _said(out), _unfinished(out) as folder:
-        _copy_line(settings.line, folder / LINE)
         if settings.database is None and (settings.data / DATABASE).exists():
             with _opened(settings) as database:
-                database.copy_to(folder / DATABASE)
-        if (settings.data / JOBS).is_dir():
+                _copy_lessons(database, settings.data / JOBS, folder)
+        elif (settings.data / JOBS).is_dir():
             _copy_jobs(settings.data / JOBS, folder / JOBS)
+        _copy_line(settings.line, folder / LINE)
         said = {"format": FORMAT, "library": metadata.version("moleflow"), "time": time.time()}
         (folder / SAYS).write_text(json.dumps(said), encoding="utf-8")
         return _damaged_earlier(LineStore(folder / LINE))
@@ -144,6 +146,28 @@ def _left_out(folder: str, names: list[str]) -> list[str]:
     return [name for name in names if name.startswith(".") and name != UNLISTED]
 
 
+def _copy_lessons(database: Database, jobs: Path, out: Path) -> None:
+    """The database, and before it the folders it speaks of; those of lessons that went on meanwhile anew.
+
+    A draft is whole before its lesson waits in review, and photographs go when it is live: a state that is
+    the same before and after says what is in the folder.
+    """
+    lessons, copied = Jobs(database), dict[int, Any]()
+    (out / JOBS).mkdir(mode=0o700)
+    for _ in range(ATTEMPTS):
+        states = lessons.states()
+        for number in (one for one in states if states[one] != copied.get(one)):
+            name = str(number)
+            shutil.rmtree(out / JOBS / name, ignore_errors=True)
+            if states[number][0] != LIVE:
+                _copy_jobs(jobs / name, out / JOBS / name)
+        database.copy_to(out / DATABASE)
+        if lessons.states() == states:
+            return
+        copied = states
+    raise MoleFlowError(f"{jobs}: lessons change all the time; try again")
+
+
 def _copy_jobs(jobs: Path, out: Path) -> None:
     """Lessons go on meanwhile: what one of them takes away while it is copied is left out.
 
@@ -188,6 +212,7 @@ def _check(backup: Path) -> None:
 def _opened(settings: Settings) -> Iterator[Database]:
     database = Database(settings.url)
     try:
+        database.open()  # a full disk, with which a station begins all the same, is an error here
         yield database
     finally:
         database.close()

@@ -29,12 +29,31 @@ class Changing:
         self._line, self._audit, self._store = line, audit, line.store
 
     def set_threshold(
-        self, who: Person, name: str, *, false_alarm_rate: float | None, threshold: float | None
+        self,
+        who: Person,
+        name: str,
+        *,
+        false_alarm_rate: float | None,
+        threshold: float | None,
+        version: str | None = None,
     ) -> None:
-        """By the rate of false alarms, or by hand."""
+        """By the rate of false alarms, or by hand.
+
+        Args:
+            who: asks for it.
+            name: of the product.
+            false_alarm_rate: means the same of every version.
+            threshold: in the units of the scores, which are those of one version.
+            version: that is meant; of a threshold by hand the one that the station inspects with by default.
+
+        Raises:
+            Unusable: not exactly one of the two, or one that cannot be.
+            Conflict: another version is in use by now, or there is nothing to set.
+        """
         if (false_alarm_rate is None) == (threshold is None):
             raise Unusable("expected false_alarm_rate or threshold, exactly one of them")
-        calibration = self._line.now.calibration(name)
+        now = self._line.now
+        calibration = now.calibration(name)
         if calibration is None:
             raise Conflict(f"{name!r} cannot be changed here", "fixed")
         try:
@@ -44,12 +63,19 @@ class Changing:
                 raise CalibrationError(f"a threshold is a finite number, got {threshold}")
         except CalibrationError as error:
             raise Unusable(str(error)) from error
+        if version is None and threshold is not None:
+            version = now.version(name)
         values = {"false_alarm_rate": false_alarm_rate, "threshold": threshold}
-        with (
-            self._change(who, "threshold", name, **values),
-            self._store.transaction(LOCK_SECONDS) as change,
-        ):
-            change.override(name, values)
+        try:
+            with (
+                self._change(who, "threshold", name, **values),
+                self._store.transaction(LOCK_SECONDS) as change,
+            ):
+                self._check_meant(name, version)
+                change.override(name, values)
+        except Conflict:
+            self._line.look()  # what is told next is of the version that is in use
+            raise
 
     def roll_back(self, who: Person, name: str, version: str) -> None:
         """Uses another version that is on disk, also of a product that is quarantined."""
@@ -112,6 +138,13 @@ class Changing:
         if draft.read(tensors=False).fingerprint != line.fingerprint:
             found = f"{name!r} was learned on another base or with other options than this line's by now"
             raise Conflict(f"{found}: cancel the lesson and resume it, to learn it on these", "other_base")
+
+    def _check_meant(self, name: str, version: str | None) -> None:
+        """Under the line's lock: of another version scores have another scale."""
+        used = self._store.in_use().get(name)
+        if None not in (version, used) and version != used:
+            found = f"{name!r} changed meanwhile: version {used} is in use, and this was meant for {version}"
+            raise Conflict(f"{found}; look at the curve of {used} and set it again", "other_version")
 
     def _kept(self, name: str, base_version: str | None) -> dict[str, Any]:
         """What an update keeps of what was set by now; Conflict where the product is another one."""

@@ -10,6 +10,7 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ log = logging.getLogger("moleflow.station")
 
 BEHIND = 2  # batches that may wait to be written
 PASS = 8  # pictures of a pass of the backbone
-LONGEST_WAIT = 30.0  # seconds for room in memory
+LONGEST_WAIT = 30.0  # seconds for room in memory, and for a processor that decodes
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,25 +194,24 @@ def _as_problem(error: Exception) -> Problem:
 
 
 class Room:
-    """Memory for decoded pictures: who finds none waits.
+    """So much of something, first come, first served: who finds too little waits, and all behind him too.
 
     Args:
-        most: bytes. A single picture that takes more has to wait until it is alone.
+        most: how much there is. Who wants more gets all of it.
+        of: what it is, for the one who is sent away.
     """
 
-    def __init__(self, most: int) -> None:
-        self._most, self._taken = most, 0
+    def __init__(self, most: int, of: str) -> None:
+        self._most, self._of, self._taken = most, of, 0
+        self._queue: deque[object] = deque()
         self._changed = threading.Condition()
 
     @contextmanager
-    def taken(self, size: int) -> Iterator[None]:
-        """Around holding so many bytes; Unready where there is no room for long."""
+    def taken(self, size: int = 1) -> Iterator[None]:
+        """Around holding so much; Unready where there is too little for long."""
+        size = min(size, self._most)
         with self._changed:
-            free = self._changed.wait_for(
-                lambda: not self._taken or self._taken + size <= self._most, LONGEST_WAIT
-            )
-            if not free:
-                raise Unready("no memory for more pictures at the moment; try again", "busy")
+            self._wait_for(size)
             self._taken += size
         try:
             yield
@@ -219,3 +219,16 @@ class Room:
             with self._changed:
                 self._taken -= size
                 self._changed.notify_all()
+
+    def _wait_for(self, size: int) -> None:
+        me = object()
+        self._queue.append(me)
+        try:
+            free = self._changed.wait_for(
+                lambda: self._queue[0] is me and self._taken + size <= self._most, LONGEST_WAIT
+            )
+        finally:
+            self._queue.remove(me)
+            self._changed.notify_all()  # the next one may fit beside
+        if not free:
+            raise Unready(f"no {self._of} for more pictures at the moment; try again", "busy")

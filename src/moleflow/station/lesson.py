@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -190,7 +191,7 @@ def _cumulated(shares: Sequence[float]) -> list[float]:
 
 def _end_with_parent() -> None:
     """The other end of stdin closes when the process that holds it ends, however it does."""
-    while sys.stdin.buffer.read(1):
+    while os.read(0, 1):  # a buffer would be locked meanwhile, and Python aborts where one is at its end
         pass
     os._exit(3)
 
@@ -217,6 +218,10 @@ def main(folder: Path) -> int:
         return 1
     except (MoleFlowError, OSError) as error:
         write({"error": _renamed(str(error), wish)})
+        return 1
+    except Exception as error:
+        traceback.print_exc()  # for the station's log
+        write({"error": _renamed(f"{type(error).__name__}: {error}", wish)})
         return 1
     return 0
 

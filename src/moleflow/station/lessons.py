@@ -81,7 +81,8 @@ class Lessons:
             Unusable: another kind, no name of a product, no photographs.
             Conflict: a new product's name is taken, or the line does not learn.
             Missing: there is no product to update, or a picture is no longer kept.
-            NotAnImage, TooLarge: all photographs are unusable; single ones are named in the review.
+            TooLarge: a photograph has more pixels than the limit.
+            NotAnImage: none of the photographs can be read; single ones are named in the review.
         """
         line = self._station.line
         if kind not in KINDS:
@@ -152,16 +153,17 @@ class Lessons:
         return name, None
 
     def _check(self, photos: Sequence[tuple[str, Path]]) -> None:
-        """The problem of the first, where all are unusable."""
-        first: Problem | None = None
+        """The problem of the first, where all are unusable, or of one that nobody has to decode."""
+        problems: list[Problem] = []
         for source, file in photos:
             try:
                 self._check_photo(source, file)
-                return
+            except TooLarge:
+                raise
             except Problem as problem:
-                first = first or problem
-        if first is not None:
-            raise first
+                problems.append(problem)
+        if problems and len(problems) == len(photos):
+            raise problems[0]
 
     def _check_photo(self, source: str, file: Path) -> None:
         size_in_memory(file, source, most_pixels=self._station.settings.limits.pixels)

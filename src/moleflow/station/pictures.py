@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..data.images import as_image, as_raw, has_8_bits, size_of
+from ..data.images import as_image, as_raw, bytes_a_pixel, size_of
 from ..errors import ImageError
 from ..intake import Intake
 from ..interpolation import bilinear
@@ -21,7 +21,6 @@ from .problems import Malformed, NotAnImage, TooLarge
 KEPT_SIDE = 1024  # pixels of a kept picture's longer side
 QUALITY = 85
 LONGEST_NAME = 200
-PIXEL_8, PIXEL_DEEP = 6, 18  # bytes of a pixel while it is decoded: its numbers, and what is made of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,13 +49,13 @@ def size_in_memory(file: Path | bytes, source: str, *, most_pixels: int) -> int:
     """
     try:
         height, width = size_of(file, where=source)
-        eight = has_8_bits(file, where=source)
+        each = bytes_a_pixel(file, where=source)
     except ImageError as error:
         raise NotAnImage(_reason(error, source, file)) from error
     if height * width > most_pixels:
         found = f"{width} x {height} pixels"
         raise TooLarge(f"{found}, more than the limit of {most_pixels:,}", "too_many_pixels")
-    return height * width * (PIXEL_8 if eight else PIXEL_DEEP)
+    return height * width * each
 
 
 def take(data: bytes, source: str, *, intake: Intake) -> Shot:

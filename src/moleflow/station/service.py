@@ -80,8 +80,8 @@ class Station:
         self._retention = Retention(
             self.database, keep_days=settings.keep_days, keep_bytes=settings.keep_bytes
         )
-        self._room = Room(settings.limits.memory)
-        self._decoding = threading.BoundedSemaphore(max(1, os.cpu_count() or 1))
+        self._room = Room(settings.limits.memory, "memory")
+        self._decoding = Room(os.cpu_count() or 1, "processor")
         self.inspecting = Inspecting(
             lambda: self.line.now,
             Recorder(self.inspections, lambda: self.disk_free() >= settings.least_free, told),
@@ -144,7 +144,7 @@ class Station:
     def reduced(self, file: Path, side: int) -> bytes:
         """A photograph as a JPEG of at most so many pixels a side; NotAnImage where it is none."""
         size = size_in_memory(file, file.name, most_pixels=self.settings.limits.pixels)
-        with self._room.taken(size), self._decoding:
+        with self._room.taken(size), self._decoding.taken():
             return reduced(file, file.name, side)
 
     def care(self) -> None:
@@ -197,7 +197,7 @@ class Station:
 
     def _asked(self, upload: Upload, task: str | None, since: float) -> Future[Any] | Problem:
         try:
-            with self._decoding:
+            with self._decoding.taken():
                 shot = self._shot(upload)
             return self.inspecting.submit(shot, task, since=since)
         except Problem as problem:

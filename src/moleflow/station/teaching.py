@@ -301,4 +301,5 @@ def _start(home: Path) -> subprocess.Popen[str]:
             env=environment | waiting_asleep(environment),
             text=True,
             encoding="utf-8",
+            start_new_session=True,  # a signal to the station is not one to the lesson: it is interrupted
         )

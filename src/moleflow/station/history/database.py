@@ -8,7 +8,10 @@ survives a killed process and a pulled plug. One commit holds a whole batch of i
 from __future__ import annotations
 
 import errno
+import logging
+import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,29 +29,54 @@ from sqlalchemy.orm import Session, sessionmaker
 from ...errors import ConfigError
 from ..problems import Unready
 
+log = logging.getLogger("moleflow.station")
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 20
 CONNECTIONS = 8, 40  # kept, and at most
+FULL, IOERR_WRITE, IOERR_SHMSIZE = 13, 778, 4874  # of SQLite; Python 3.10 names none of them
 
 
 class Database:
     """Of one station; any number of threads may use it.
+
+    A full disk is no error here, for inspection goes on without records: sessions open it once there is room.
 
     Args:
         url: as SQLAlchemy writes it.
 
     Raises:
         ConfigError: no URL of a database, or its driver is not installed.
-        Unready: it cannot be opened.
+        Unready: it cannot be opened for another reason.
     """
 
     def __init__(self, url: str) -> None:
         self.engine = _open(url)
         self._sessions = sessionmaker(self.engine, expire_on_commit=False)
+        self._opening, self._opened = threading.Lock(), False
         try:
-            self._migrate()
-        except SQLAlchemyError as error:
-            raise Unready(f"the database cannot be opened: {_short(error)}", "database") from error
+            self.open()
+        except Unready as problem:
+            if problem.code != "disk_full":
+                raise
+            log.warning("%s; until there is room nothing is recorded", problem)
+
+    def open(self) -> None:
+        """Brings it up to date, where that is not done yet.
+
+        Raises:
+            Unready: it cannot be opened; its `code` is "disk_full" where there is no room.
+        """
+        with self._opening:
+            if self._opened:
+                return
+            try:
+                self._migrate()
+            except SQLAlchemyError as error:
+                if self._is_full(error):
+                    raise Unready("the disk is full: the database cannot be opened", "disk_full") from error
+                raise Unready(f"the database cannot be opened: {_short(error)}", "database") from error
+            self._opened = True
 
     @contextmanager
     def session(self) -> Iterator[Session]:
@@ -57,18 +85,24 @@ class Database:
         Raises:
             Unready: the database says no; its `code` is "disk_full" where there is no room.
         """
+        if not self._opened:
+            self.open()
         try:
             with self._sessions() as session, session.begin():
                 yield session
         except DBAPIError as error:
-            if is_full(error):
+            if self._is_full(error):
                 raise Unready("the disk is full: nothing more can be recorded", "disk_full") from error
             raise Unready(f"the database cannot be used: {_short(error)}", "database") from error
 
     def check(self) -> None:
-        """Unready where the database does not answer."""
-        with self.session() as session:
-            session.execute(text("select 1"))
+        """Unready where the database does not answer for another reason than a full disk."""
+        try:
+            with self.session() as session:
+                session.execute(text("select 1"))
+        except Unready as problem:
+            if problem.code != "disk_full":
+                raise
 
     def shrink(self) -> None:
         """Gives room that was freed back to the disk, where the database does not by itself."""
@@ -108,9 +142,15 @@ class Database:
         """Lets go of the file."""
         self.engine.dispose()
 
+    def _is_full(self, error: BaseException) -> bool:
+        file = self.engine.url.database if self.engine.dialect.name == "sqlite" else None
+        return is_full(error, None if file is None else Path(file).parent)
+
     def _migrate(self) -> None:
         config = _alembic()
         with self.engine.begin() as connection:
+            if self.engine.dialect.name == "sqlite":  # by itself Python begins with a row, not with a table
+                connection.exec_driver_sql("begin")
             config.attributes["connection"] = connection
             try:
                 command.upgrade(config, "head")
@@ -130,13 +170,30 @@ def require_restorable(source: Path) -> None:
         raise Unready(f"{source}: the database is of a later moleflow", "database")
 
 
-def is_full(error: BaseException) -> bool:
-    """Whether a database says that there is no room for more."""
+def is_full(error: BaseException, folder: Path | None = None) -> bool:
+    """Whether a database says that there is no room for more.
+
+    Args:
+        error: of the system, of a driver or of SQLAlchemy.
+        folder: of the file; where nothing is free there, a write that failed had no room.
+    """
     cause = getattr(error, "orig", error)
     if isinstance(cause, OSError):
         return cause.errno in (errno.ENOSPC, errno.EDQUOT)
     code = getattr(cause, "sqlite_errorcode", None)
-    return code == sqlite3.SQLITE_FULL or getattr(cause, "sqlstate", None) == "53100"
+    if code == IOERR_WRITE:
+        return folder is not None and _nothing_free(folder)
+    # The second is said of the index that readers of the log share, which is made anew after a restart.
+    if code in (FULL, IOERR_SHMSIZE) or getattr(cause, "sqlstate", None) == "53100":
+        return True
+    return code is None and str(cause) == "database or disk is full"  # SQLite, as Python 3.10 tells it
+
+
+def _nothing_free(folder: Path) -> bool:
+    try:
+        return shutil.disk_usage(folder).free == 0
+    except OSError:  # it is away
+        return False
 
 
 def _alembic() -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import func, select, update
 
-from ..problems import Conflict, Missing
+from ..problems import Conflict, Missing, Unready
 from .database import Database
 from .inspections import MOST_ID
 from .models import Job
@@ -24,6 +24,7 @@ class Jobs:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._late = False  # whether `interrupted` found no room
 
     def add(
         self,
@@ -87,18 +88,46 @@ class Jobs:
             )
         return job
 
-    def next(self) -> Job | None:
-        """The first that waits."""
+    def states(self) -> dict[int, tuple[str, float | None]]:
+        """Of all by number: the state, and when it ended where it did; one that went on has another."""
         with self._database.session() as session:
-            return session.scalars(select(Job).where(Job.state == QUEUED).order_by(Job.id).limit(1)).first()
+            rows = session.execute(select(Job.id, Job.state, Job.finished))
+            return {number: (state, finished) for number, state, finished in rows}
+
+    def next(self) -> Job | None:
+        """The first that waits; none while the disk is full, which lets nothing be learned."""
+        try:
+            if self._late:
+                self._interrupt()
+            with self._database.session() as session:
+                waiting = select(Job).where(Job.state == QUEUED).order_by(Job.id)
+                return session.scalars(waiting.limit(1)).first()
+        except Unready as problem:
+            if problem.code != "disk_full":
+                raise
+            return None
 
     def interrupted(self) -> int:
-        """Those that were being learned when the station ended are so no more; how many there were."""
+        """Those that were being learned when the station ended are so no more; how many there were.
+
+        What a full disk does not let be written is made up for before the next lesson begins.
+        """
+        try:
+            return self._interrupt()
+        except Unready as problem:
+            if problem.code != "disk_full":
+                raise
+            self._late = True
+            return 0
+
+    def _interrupt(self) -> int:
         error = "the station ended while it was learned; resume it"
         values = {"state": INTERRUPTED, "error": error, "finished": time.time()}
         with self._database.session() as session:
             done: Any = session.execute(update(Job).where(Job.state == LEARNING).values(values))
-            return int(done.rowcount)
+            count = int(done.rowcount)
+        self._late = False
+        return count
 
     def settled_before(self, moment: float) -> list[int]:
         """Those that nobody has taken up since."""

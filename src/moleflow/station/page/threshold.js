@@ -20,10 +20,19 @@ export function thresholdSection(product, path, { signal, changed }) {
   const past = el("p", { class: "past", role: "status" });
   const place = errorPlace();
   const apply = button(t("threshold.apply"), async () => {
-    await ask(`${path}/threshold`, { method: "PUT", body: { false_alarm_rate: chosen().false_alarm_rate }, signal });
-    announce(t("threshold.applied"));
+    const body = { false_alarm_rate: chosen().false_alarm_rate, version: product.version };
+    let refused = null;
+    try {
+      await ask(`${path}/threshold`, { method: "PUT", body, signal });
+      announce(t("threshold.applied"));
+    } catch (error) {
+      if (error.code !== "other_version") throw error;
+      refused = error; // this curve is of a version that is no longer in use: the new one is shown, and why
+    }
     await look();
     await changed();
+    const shown = document.querySelector(".threshold .error");
+    if (refused && shown) showError(shown, refused);
     document.getElementById("rate")?.focus();
   }, { class: "primary", errorsIn: place });
   const back = button(t("threshold.back"), () => ((slider.value = start), draw()));

@@ -62,10 +62,18 @@ def preview(
     responses=can_fail(*WITH_BODY, 404, 409, 422),
 )
 def set_threshold(name: Product, given: schemas.ThresholdGiven, service: Serving, who: Teacher) -> Any:
-    """When images of the product are called defective: by a false-alarm rate, or by hand."""
+    """When images of the product are called defective: by a false-alarm rate, or by hand.
+
+    409 `other_version`, and nothing is changed, where another version than `version` is in use by now; with
+    a `threshold` and no `version`, where it is another one than the station inspects with.
+    """
     name = service.station.products.check(name)
     service.station.changing.set_threshold(
-        who, name, false_alarm_rate=given.false_alarm_rate, threshold=given.threshold
+        who,
+        name,
+        false_alarm_rate=given.false_alarm_rate,
+        threshold=given.threshold,
+        version=given.version,
     )
     return service.station.products.brief(name)
 

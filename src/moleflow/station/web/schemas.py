@@ -13,6 +13,7 @@ Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
 Index = Annotated[int, Field(ge=0, le=MOST_PHOTOGRAPHS)]
 Status = Literal["good", "defective", "unknown", "drifting"]
 MarkKind = Literal["false_alarm", "missed", "wrong_product"]
+Version = Annotated[str, Field(pattern=r"^[0-9]{4,12}$", examples=["0001"])]
 JobKind = Literal["teach", "update"]
 JobState = Literal["queued", "learning", "review", "live", "cancelled", "failed", "interrupted"]
 
@@ -218,7 +219,7 @@ class Preview(BaseModel):
 
 
 class ThresholdGiven(Given):
-    """Exactly one of the two."""
+    """Exactly one of the two, and the version of the product for which it is meant."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -227,18 +228,21 @@ class ThresholdGiven(Given):
                 {"required": ["false_alarm_rate"], "properties": {"false_alarm_rate": {"type": "number"}}},
                 {"required": ["threshold"], "properties": {"threshold": {"type": "number"}}},
             ],
-            "examples": [{"false_alarm_rate": 0.01}],
+            "examples": [{"false_alarm_rate": 0.01, "version": "0001"}],
         },
     )
 
     false_alarm_rate: Share | None = None
     threshold: Annotated[float, Field(ge=-1e9, le=1e9, allow_inf_nan=False)] | None = None
+    version: Version | None = Field(
+        None, description="Whose scores were looked at; refused where another one is in use by now."
+    )
 
 
 class VersionGiven(Given):
     """Which version to use."""
 
-    version: Annotated[str, Field(pattern=r"^[0-9]{4,12}$", examples=["0001"])]
+    version: Version
 
 
 class Point(BaseModel):

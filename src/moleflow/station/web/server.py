@@ -18,6 +18,7 @@ from ...errors import ConfigError
 
 HEADER_SECONDS = 15.0  # for a request's headers to be there
 IDLE_SECONDS = 30  # that a connection is kept for another request
+TAKING_SECONDS = 30.0  # between two looks at whether an answer is being taken
 LAST_SECONDS = 60  # for what is in flight when the station ends
 CONNECTIONS = 512
 WAITING_CONNECTIONS = 256
@@ -26,14 +27,17 @@ ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # the machine has no such ad
 
 
 class Impatient(H11Protocol):
-    """Closes connections whose request does not begin, or whose headers trickle in."""
+    """Closes connections whose request does not begin, whose headers trickle in or whose answer stays."""
 
     _deadline: asyncio.TimerHandle | None = None
+    _looking: asyncio.TimerHandle | None = None
+    _left = 0  # bytes that were written and not taken at the last look
 
     def connection_made(self, transport: Any) -> None:
         """Someone called."""
         super().connection_made(transport)
         self._wait_for_headers()
+        self._look_later()
 
     def data_received(self, data: bytes) -> None:
         """Some bytes came; a byte now and then moves no deadline."""
@@ -52,7 +56,26 @@ class Impatient(H11Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Someone left."""
         self._stop_waiting()
+        if self._looking is not None:
+            self._looking.cancel()
         super().connection_lost(exc)
+
+    def resume_writing(self) -> None:
+        """Most of what was written was taken; what the next look finds is new."""
+        super().resume_writing()
+        self._left = 0
+
+    def _look_later(self) -> None:
+        self._looking = self.loop.call_later(TAKING_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Also at a connection that is closing: it stays until all of its answer is taken."""
+        left = self.transport.get_write_buffer_size()
+        if left and left == self._left:
+            self.transport.abort()
+            return
+        self._left = left
+        self._look_later()
 
     def _wait_for_headers(self, idle: float = 0.0) -> None:
         self._stop_waiting()
