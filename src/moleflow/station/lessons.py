@@ -158,8 +158,8 @@ class Lessons:
         for source, file in photos:
             try:
                 self._check_photo(source, file)
-            except TooLarge:
-                raise
+            except TooLarge as problem:
+                raise TooLarge(f"{source}: {problem}", problem.code) from problem
             except Problem as problem:
                 problems.append(problem)
         if problems and len(problems) == len(photos):
