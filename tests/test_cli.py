@@ -281,7 +281,18 @@ def test_predict_says_what_is_wrong(saved, data, extra, said):
 
 def test_predict_refuses_to_write_over_an_image(saved, tmp_path, data):
     photo = Path(shutil.copy(good(data) / "000.png", tmp_path))
-    assert "one of the images" in sentence("predict", saved, photo, "--json", photo)
+    assert "one of the files that are read" in sentence("predict", saved, photo, "--json", photo)
+    listed = tmp_path / "list.txt"
+    listed.write_text(str(photo))
+    assert "one of the files that are read" in sentence("predict", saved, listed, "--json", listed)
+    for command in (("predict", saved, photo), ("drift", saved), ("evaluate", saved, data)):
+        assert "outside of the line's folder" in sentence(*command, "--json", saved / "line.json")
+    report = ("--report", saved / "line.json")
+    assert "outside of the line's folder" in sentence("add", saved, "new", good(data), *report)
+    earlier = tmp_path / "earlier.jsonl"
+    earlier.write_text("kept")
+    assert "cannot hold the maps" in sentence("predict", saved, photo, "--json", earlier, "--maps", listed)
+    assert earlier.read_text() == "kept"
     assert "cannot be written" in sentence("predict", saved, photo, "--json", tmp_path / "no" / "r")
 
 

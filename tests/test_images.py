@@ -25,6 +25,7 @@ from moleflow.data.images import (
     as_image,
     as_raw,
     bytes_a_pixel,
+    find_entries,
     read_image,
     read_values,
     resize,
@@ -100,6 +101,25 @@ def test_a_name_with_magic_characters_is_first_of_all_a_name(tmp_path):
     touch(tmp_path, "set [1]/a.png", "b[1].png")
     assert len(find_images(tmp_path / "set [1]")) == 1
     assert find_images(tmp_path / "b[1].png") == [tmp_path / "b[1].png"]
+
+
+def test_rows_of_a_list_are_images(tmp_path):
+    (tmp_path / "belt").mkdir()
+    (tmp_path / "more.txt").write_text("a.png")
+    (tmp_path / "a.png").write_bytes(b"")
+    for row, found in (("belt", "a folder"), ("more.txt", "a list"), ("belt/*.png", "a pattern")):
+        (tmp_path / "list.txt").write_text(f"a.png\n{row}\n")
+        with pytest.raises(ImageError, match=f"line 2: .*expected an image, this is {found}"):
+            find_entries(tmp_path / "list.txt")
+    (tmp_path / "b[1].png").write_bytes(b"")
+    (tmp_path / "list.txt").write_text("b[1].png")
+    assert [entry.path.name for entry in find_entries(tmp_path / "list.txt")] == ["b[1].png"]
+
+
+def test_a_link_to_itself_is_one_image_that_cannot_be_read(tmp_path):
+    (tmp_path / "a.png").symlink_to("a.png")
+    (tmp_path / "b.png").write_bytes(b"")
+    assert [entry.path.name for entry in find_entries(tmp_path)] == ["a.png", "b.png"]
 
 
 def test_lists_keep_their_order_and_single_files_any_extension(tmp_path):

@@ -3,12 +3,14 @@
 import http.server
 import json
 import os
+import shutil
 import socket
 import sqlite3
 import subprocess
 import sys
 import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from typer.testing import CliRunner
 
 from moleflow import Detector
 from moleflow.cli import app as commands
+from moleflow.cli.station import _appended
 from moleflow.errors import ConfigError, MoleFlowError
 from moleflow.station.outputs import Broker, Courier, Lines, Outbox, Webhook
 from moleflow.station.watching import Watching
@@ -72,7 +75,7 @@ def waiting(outbox):
 
 
 def test_what_appears_is_inspected_once_it_is_whole(line, belt, outbox, pictures):
-    watched = watching(line, belt, outbox)
+    watched = watching(line, belt, outbox, given_up=30)
     whole = png(pictures("gear", 1, first=300)[0])
     with open(belt / "a.png", "wb") as file:
         for start in range(0, len(whole), len(whole) // 3):
@@ -405,6 +408,31 @@ def test_a_damaged_outbox_is_named(tmp_path):
 
 
 # The command
+
+
+def test_results_go_to_a_new_file_where_the_old_one_was_moved_or_deleted(tmp_path):
+    place, away = tmp_path / "results.jsonl", tmp_path / "results.1"
+    with ExitStack() as stack:
+        write = _appended(place, stack)
+        write("one\n")
+        place.rename(away)
+        write("two\n")
+        assert (away.read_text(), place.read_text()) == ("one\n", "two\n")
+        place.unlink()
+        write("three\n")
+        write("four\n")
+        assert place.read_text() == "three\nfour\n"
+        shutil.rmtree(tmp_path)
+        with pytest.raises(FileNotFoundError):  # and the result stays in the outbox
+            write("five\n")
+
+
+def test_a_link_that_leads_nowhere_does_not_stop_the_others(line, belt, outbox, pictures):
+    (belt / "loop.png").symlink_to("loop.png")
+    (belt / "a.png").write_bytes(png(pictures("gear", 1, first=300)[0]))
+    assert settle(watching(line, belt, outbox), 5) == 1
+    (told,) = waiting(outbox)
+    assert told["source"] == str(belt / "a.png")
 
 
 def test_watch_writes_a_line_per_image(saved, belt, tmp_path, pictures):

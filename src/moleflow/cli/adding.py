@@ -226,7 +226,7 @@ def _add(asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, said
         photographs = good_images(images, asked)
     with nullcontext() if store.exists() else _first_to_create(asked.line):
         with interruptible(said):
-            exists = store.exists()
+            exists = _may_be_saved(store)
             if exists:
                 _refuse_taken(store, product)
                 _refuse_other_settings(store, asked.wishes)
@@ -236,6 +236,15 @@ def _add(asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, said
                 detector.set_threshold(product, false_alarm_rate=asked.false_alarm_rate)
         save(detector, asked.line)
     tell(detector, product, photographs, asked)
+
+
+def _may_be_saved(store: LineStore) -> bool:
+    """Whether the line exists; LineError, before anything is learned, where nothing could be saved."""
+    if store.exists():
+        store.require_writable()
+        return True
+    store.refuse_occupied()
+    return False
 
 
 def _add_each(asked: _AskedOfAdd, folder: Path) -> None:
@@ -285,7 +294,7 @@ def _add_mixed(asked: _AskedOfAdd, images: str, names: Sequence[str] | None) -> 
     of_each: dict[str, list[Path]] = {}
     with nullcontext() if store.exists() else _first_to_create(asked.line):
         with interruptible(LESSON_ENDED):
-            exists = store.exists()
+            exists = _may_be_saved(store)
             if exists:
                 _refuse_other_settings(store, asked.wishes)
             for name in wanted or () if exists else ():

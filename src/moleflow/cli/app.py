@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import os
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -86,6 +87,9 @@ def main() -> None:
     """Entry point of the `moleflow` command."""
     _keep_freed_memory()
     wait_asleep()
+    for name in ("stdout", "stderr"):  # Python has none where the shell closed it
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
     app(prog_name="moleflow")
 
 

@@ -11,7 +11,7 @@ import typer
 from ..errors import LineError
 from .app import app, example
 from .inspection import _json_lines
-from .options import JsonFile, Line
+from .options import JsonFile, Line, refuse_target
 from .products import name_damaged, read_line, record_of
 from .screen import new_screen, new_table, say
 
@@ -46,6 +46,7 @@ def drift(
     """
     if reset is not None and (product is not None or json_file is not None):
         raise typer.BadParameter("expected neither PRODUCT nor --json beside it", param_hint="--reset")
+    refuse_target(json_file, "--json", line=line)
     read = read_line(line)
     from ..store import LineStore
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.table import Table
 
-from ..errors import ImageError, MoleFlowError, reason_of
+from ..errors import MoleFlowError, reason_of
 from .app import app, example
 from .options import (
     RUNTIME_VARIABLE,
@@ -32,6 +32,7 @@ from .options import (
     RuntimeChoice,
     Threads,
     Weights,
+    refuse_target,
 )
 from .screen import (
     NOTHING_CHANGED,
@@ -140,15 +141,15 @@ def predict(
         raise typer.BadParameter("expected --json FILE as well", param_hint="--regions")
     found = find_entries(images, recursive=recursive, missing="raise" if strict else "keep")
     paths = [entry.path for entry in found]
-    _refuse_overwriting(json_file, paths)
+    refuse_target(json_file, "--json", line=line, read=[*paths, *map(str, images)])
     from ..results import Failure
 
     detector = _line_or_export(line, weights, device, runtime, threads, monitor=monitor)
     results = detector.stream(paths, task=task, batch_size=batch_size, errors="raise" if strict else "yield")
     failed, taken = 0, []
     with ExitStack() as stack:
-        write_json = stack.enter_context(_json_lines(json_file))
         write_maps = _map_writer(maps, paths, map_format or "overlay", intake=detector.intake, legend=legend)
+        write_json = stack.enter_context(_json_lines(json_file))
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
         asked = json_file or maps or monitor
         stack.enter_context(interruptible(WRITTEN_STAYS if asked else NOTHING_CHANGED))
@@ -212,8 +213,11 @@ def evaluate(
     with interruptible(NOTHING_CHANGED):
         from ..data.layouts import read_dataset
 
-        if json_file not in (None, "-") and not Path(str(json_file)).absolute().parent.is_dir():
-            raise MoleFlowError(f"{json_file}: expected a file in a folder that exists")
+        if json_file not in (None, "-"):
+            place = Path(str(json_file))
+            if place.is_dir() or not place.absolute().parent.is_dir():
+                raise MoleFlowError(f"{json_file}: expected a file in a folder that exists")
+            refuse_target(json_file, "--json", line=line)
         dataset = read_dataset(data, layout=layout)
         use_threads(threads)
         from .. import evaluation
@@ -342,11 +346,6 @@ def _watcher(detector: Detector) -> Iterator[Callable[[Prediction], None]]:
         yield watch
     finally:
         flush()
-
-
-def _refuse_overwriting(json_file: str | None, paths: Sequence[Path]) -> None:
-    if json_file not in (None, "-") and Path(str(json_file)).resolve() in {path.resolve() for path in paths}:
-        raise ImageError(f"{json_file}: expected a file for the results, this is one of the images")
 
 
 def _regions_json(prediction: Prediction, *, wanted: bool | None) -> dict[str, Any]:

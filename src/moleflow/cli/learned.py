@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ConfigError
+from .options import refuse_target
 from .products import light_in_words, read_line, record_of
 from .screen import amount, as_text, as_threshold, complain, counted, say
 
@@ -33,8 +34,9 @@ def say_groups(labels: Sequence[str], rule: str) -> None:
         complain(f"grouped by {rule}: {len(sizes)} groups of {min(sizes)} to {max(sizes)} images")
 
 
-def refuse_report(report: Path | None, images: Sequence[Path]) -> None:
+def refuse_report(report: Path | None, line: Path, images: Sequence[Path]) -> None:
     """Say before learning where the report cannot go."""
+    refuse_target(report, "--report", line=line)
     if report is None:
         return
     if report.is_dir() or not report.absolute().parent.is_dir():

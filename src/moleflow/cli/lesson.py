@@ -61,7 +61,7 @@ def good_images(images: Sequence[str | Path], asked: Asked) -> Photographs:
     groups = group_labels(paths, asked.group, columns=[entry.columns for entry in found])
     if groups is not None:
         say_groups(groups, asked.group)
-    refuse_report(asked.report, paths)
+    refuse_report(asked.report, asked.line, [*paths, *(Path(given) for given in images)])
     return Photographs(paths, groups)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -14,6 +15,26 @@ from ..errors import ConfigError
 from ..presets import PRESETS, get_preset
 
 RUNTIME_VARIABLE = "MOLEFLOW_RUNTIME"
+
+
+def refuse_target(
+    target: str | Path | None, what: str, *, line: Path | None = None, read: Iterable[str | Path] = ()
+) -> None:
+    """ConfigError where what is to be written would take the place of what is read, or of a part of the line.
+
+    Args:
+        target: the file; none, or - for stdout, is never refused.
+        what: the option it comes from.
+        line: the line's folder, or that of an export.
+        read: files that are read.
+    """
+    if target is None or target == "-":
+        return
+    place = Path(target).resolve()
+    if line is not None and line.is_dir() and place.is_relative_to(line.resolve()):
+        raise ConfigError(f"{what} {target}: expected a file outside of the line's folder {line}")
+    if place in {Path(path).resolve() for path in read}:
+        raise ConfigError(f"{what} {target}: this is one of the files that are read")
 
 
 class BaseFrom(str, Enum):

@@ -21,7 +21,7 @@ from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
 from .screen import SOME_FAILED, complain, say, use_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from ..station import Settings
     from ..station.current import CurrentLine
@@ -324,15 +324,30 @@ def _output(json_file: str | None, webhook: str | None, mqtt: str | None, stack:
         return Webhook(webhook)
     if mqtt is not None:
         return Broker(mqtt)
-    file = sys.stdout if json_file == "-" else stack.enter_context(_opened(Path(str(json_file)), "a"))
+    if json_file != "-":
+        return Lines(_appended(Path(str(json_file)), stack))
 
     def write(line: str) -> None:
-        file.write(line)
-        file.flush()
-        if json_file != "-":
-            os.fsync(file.fileno())
+        sys.stdout.write(line)
+        sys.stdout.flush()
 
     return Lines(write)
+
+
+def _appended(path: Path, stack: ExitStack) -> Callable[[str], None]:
+    """Writes lines to a file, to a new one where it was deleted or moved meanwhile, as logs are."""
+    file = stack.enter_context(_opened(path, "a"))
+
+    def write(line: str) -> None:
+        nonlocal file
+        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            file.close()
+            file = stack.enter_context(path.open("a", encoding="utf-8"))
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
+
+    return write
 
 
 def _outbox_name(folder: Path, *targets: str | None) -> str:

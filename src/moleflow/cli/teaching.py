@@ -72,8 +72,11 @@ def update(
         threads=threads,
     )
     with interruptible(LESSON_ENDED):
+        from ..store import LineStore
+
         photographs = good_images(images, asked)
         product = record_of(read_line(line), product).name
+        LineStore(line).require_writable()  # before anything is learned
         use_threads(threads)
         from ..detector import Detector
 
@@ -140,8 +143,11 @@ def correct(
         threads=threads,
     )
     with interruptible(LESSON_ENDED):
+        from ..store import LineStore
+
         photographs = good_images([*images, *(false_alarms or [])], asked)
         product = record_of(read_line(line), product).name
+        LineStore(line).require_writable()  # before anything is learned
         use_threads(threads)
         from ..data.images import find_entries
         from ..detector import Detector

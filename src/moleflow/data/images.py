@@ -123,10 +123,18 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path]]:
     try:
         with os.scandir(folder) as entries:
             # A broken link stays in the list, so that reading it fails by name instead of going unnoticed.
-            named = [(Path(entry.path), entry.is_dir()) for entry in entries]
+            named = [(Path(entry.path), _is_folder(entry)) for entry in entries]
     except OSError as error:
         raise ImageError(f"{folder}: cannot be listed: {reason_of(error)}") from error
     return [path for path, is_folder in named if not is_folder], [path for path, is_it in named if is_it]
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """False for what cannot be looked at, such as a link to itself: reading it fails by name."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def subfolders(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import os
 from collections.abc import Mapping
@@ -106,6 +107,10 @@ def _entry(path: Path, line: int, name: str, columns: dict[str, str], missing: M
     if "\0" in name:
         raise ImageError(f"{path}, line {line}: expected a path, found a null character in {name!r}")
     image = path.parent / name
+    pattern = glob.has_magic(name) and not os.path.lexists(image)
+    if os.path.isdir(image) or is_list(image) or pattern:  # results are told and drawn row by row
+        found = "a pattern" if pattern else "a list" if is_list(image) else "a folder"
+        raise ImageError(f"{path}, line {line}: {image}: expected an image, this is {found}")
     if missing == "raise" and not os.path.lexists(image):
         raise ImageError(f"{path}, line {line}: {image}: no such file")
     return Entry(image, columns)

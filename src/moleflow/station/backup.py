@@ -123,7 +123,11 @@ def _copy_line(line: Path, out: Path) -> None:
         except (shutil.Error, FileNotFoundError) as error:  # perhaps a version went while it was copied
             refused = error
         if refused is None and before == LineStore(line).state():
-            LineStore(out).read()
+            try:
+                LineStore(out).read()
+            except LineError:
+                LineStore(line).read()  # says which file is damaged, where it stands
+                raise
             return
     raise refused or LineError(f"{line}: it changes all the time; try again")
 

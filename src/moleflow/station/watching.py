@@ -160,7 +160,7 @@ class Watching:
             if entry.is_dir(follow_symlinks=False):
                 if self._recursive:
                     yield from self._below(Path(entry.path))
-            elif Path(entry.name).suffix.lower() in EXTENSIONS and entry.is_file():
+            elif Path(entry.name).suffix.lower() in EXTENSIONS and _may_be_file(entry):
                 yield Path(entry.path)
 
     def _below(self, folder: Path) -> Iterator[Path]:
@@ -180,6 +180,14 @@ class Watching:
         except OSError:
             self._hidden.append(path)
             return None
+
+
+def _may_be_file(entry: os.DirEntry[str]) -> bool:
+    """Also of what cannot be looked at now, such as a link into a folder that is not to be read."""
+    try:
+        return entry.is_file()
+    except OSError:
+        return True
 
 
 def told(result: Prediction | Failure) -> dict[str, Any]:

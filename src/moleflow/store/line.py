@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -109,6 +109,11 @@ class LineStore:
         finally:
             held.lock.release()
 
+    def require_writable(self) -> None:
+        """LineError where the folder cannot be written to; that another process does so is no obstacle."""
+        with suppress(LineBusyError), self.lock(0):
+            pass
+
     def read(self, *, tensors: bool = True, damaged: Damaged = "raise") -> LineRecord:
         """Read the line without taking its lock, checking every file against the SHA-256 in `line.json`.
 
@@ -190,7 +195,7 @@ class LineStore:
 
         Raises `LineError` if the folder holds a line already, or anything else; `timeout` as for `lock`.
         """
-        self._refuse_occupied()
+        self.refuse_occupied()
         with translated(self.path, "create a line in"):
             made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
@@ -198,7 +203,7 @@ class LineStore:
                 sync_folder(folder.parent)
         with self.lock(timeout):
             try:
-                self._refuse_occupied()
+                self.refuse_occupied()
                 self._write_new(dict(settings), base, fingerprint, dict(base_info or {}), tasks)
             except BaseException:
                 if made and not self.exists():
@@ -345,7 +350,7 @@ class LineStore:
             raise
         discard(self.path / CREATING)
 
-    def _refuse_occupied(self) -> None:
+    def refuse_occupied(self) -> None:
         """Accept a missing folder, an empty one, and what a killed `create` left behind; refuse all else."""
         if self.exists():
             raise LineError(f"{self.path}: expected a new folder, found a line")
