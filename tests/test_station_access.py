@@ -297,6 +297,7 @@ def test_who_takes_no_answer_is_sent_away(place, monkeypatch):
         assert eventually(lambda: not connections_of(server))
 
 
+@pytest.mark.long
 def test_who_leaves_the_rest_of_an_answer_is_sent_away(place, monkeypatch):
     """Also where it is too little for writing to pause; closing the connection would wait for it."""
     monkeypatch.setattr("moleflow.station.web.server.TAKING_SECONDS", 0.3)
@@ -313,6 +314,7 @@ def test_who_leaves_the_rest_of_an_answer_is_sent_away(place, monkeypatch):
         assert eventually(lambda: not connections_of(server))
 
 
+@pytest.mark.long
 def test_who_takes_an_answer_slowly_gets_all_of_it(place, monkeypatch):
     monkeypatch.setattr("moleflow.station.web.server.TAKING_SECONDS", 0.3)
     app = create_app(settings_of(place, data=place.with_name("slowly")), Access())

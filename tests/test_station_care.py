@@ -493,6 +493,7 @@ def once(act, *, before=None, after=None):
     return acting
 
 
+@pytest.mark.long
 @of_sqlite
 @pytest.mark.parametrize(
     ("copying", "moment", "state"),

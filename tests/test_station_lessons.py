@@ -231,6 +231,7 @@ def test_a_lesson_that_ends_in_the_middle_of_a_word_has_failed(saved, pictures, 
         assert pretended.processes[0].returncode is not None  # it was waited for
 
 
+@pytest.mark.long
 def test_what_nobody_expected_is_told_and_a_lesson_does_not_hear_the_stations_signals(
     saved, pictures, processes, monkeypatch
 ):
