@@ -575,6 +575,16 @@ def test_wrong_wishes_are_refused_in_a_sentence(tree, tmp_path, arguments, said)
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["benchmark", "ablate", "sweep"])
+@pytest.mark.parametrize("option", ["--out", "--cache"])
+def test_nothing_is_written_among_the_images(tree, command, option):
+    before = sorted(tree.rglob("*"))
+    done = cli(command, tree, option, tree / "out")
+    assert done.exit_code == 1
+    assert f"out: expected a folder outside of {tree}" in done.output.replace("\n", " ")
+    assert sorted(tree.rglob("*")) == before
+
+
 @pytest.mark.slow
 def test_ablate_and_sweep_from_the_command(tree, tmp_path):
     quick = [word for key, value in QUICK.items() for word in ("--set", f"{key}={json.dumps(value)}")]

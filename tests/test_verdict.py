@@ -460,6 +460,7 @@ def test_a_promise_says_what_so_many_images_support():
     assert "1.00% follows from a model" in " ".join(promise(many, 0.01, many.threshold(0.01)).sentences())
     assert "with 12 more" in words
     assert promise(good, None, 3.0).later == ()
+    assert "0.001% follows" in " ".join(promise(good, 1e-5, 3.0).sentences())
     lower = replace(told, later=((2 * told.images, 0.9 * told.threshold),))
     alike = replace(told, later=((2 * told.images, 0.99 * told.threshold),))
     assert "missed today" in lower.sentences()[-1]

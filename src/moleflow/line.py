@@ -36,7 +36,7 @@ class Line:
         products: by name, in the order they were added.
         router: over all products; None without one.
         overrides: verdicts changed by hand, by product.
-        rerouted: good images of older products whose routing a product's arrival changed, by product.
+        rerouted: good images that lost their way as a product was learned, see `rerouted_by`, by product.
         changes: what the last update of a product changed, by product; not saved.
         unreadable: what was left out of a product's last lesson, each with the reason, by product.
         lessons: what each product was last taught from; products of older lines have none.
@@ -119,7 +119,11 @@ class Line:
 
 
 def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
-    """How many remembered good images of each older product are routed differently since `name` came."""
+    """How many remembered good images of each product lost their way as `name` was learned.
+
+    Of older products those that are routed differently now; of `name` those that are taken for another one,
+    which says that the two look alike as a whole.
+    """
     if before.router is None or after.router is None:
         return {}
     changed = {}
@@ -129,6 +133,9 @@ def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
         old, new = before.router.nearest(statistics.witnesses), after.router.nearest(statistics.witnesses)
         if count := sum(a != b for a, b in zip(old, new, strict=True)):
             changed[other] = count
+    own = after.products.statistics()[name].witnesses
+    if count := sum(nearest != name for nearest in after.router.nearest(own)):
+        changed[name] = count
     return changed
 
 

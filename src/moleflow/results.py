@@ -232,7 +232,8 @@ class TaskInfo:
         bytes: all of these in a saved line, in bytes, file headers apart.
         parts: both by part: `statistics`, `whitening`, `lora`, `dia`, `cells`, `coreset`, `correction`,
             `whole`, `router`, `pose`, `calibration`, as far as the product has them.
-        rerouted: held-out good images of older products whose routing this product changed, by product.
+        rerouted: held-out good images that lost their way, by product: of an older one those that are routed
+            differently since this one came; under its own name those that are taken for another product.
         promise: which false-alarm rate its images support, and what more of them would change.
         lesson: what it was last taught from: light, sharpness, what was left out.
         unreadable: images of the last lesson that were left out because they could not be read, or had taught

@@ -127,9 +127,7 @@ def benchmark(
     if data is None:
         raise ConfigError("expected DATA, a folder of labelled images, got none")
     with interruptible(GOES_ON):
-        from ..data.layouts import read_dataset
-
-        dataset = read_dataset(data, layout=layout)
+        dataset = _read(data, layout, () if check else (out, cache))
         if check:
             _check(dataset)
             return
@@ -200,11 +198,10 @@ def ablate(
         from ..bench.plan import Plan, Work
         from ..bench.streams import at_once
         from ..config import override
-        from ..data.layouts import read_dataset
         from ..features.backbones import channels_of
         from ..presets import get_preset
 
-        dataset = read_dataset(data, layout=layout)
+        dataset = _read(data, layout, (out, cache))
         _, products = _streams(dataset, "plain", None, order, 1)
         table = FLOW_ALONE if flow_alone else ABLATIONS
         set_options = _settings(settings or [])
@@ -270,9 +267,8 @@ def sweep(
         from ..bench.report import write_sweep_report
         from ..bench.sweep import default_space, read_space
         from ..bench.sweep import sweep as search
-        from ..data.layouts import read_dataset
 
-        dataset = read_dataset(data, layout=layout)
+        dataset = _read(data, layout, (out, cache))
         _, products = _streams(dataset, "plain", None, order, 1, tested=oracle)
         tried = default_space(method) if space is None else read_space(space)
         with alone(out), _bars("sweep") as (told, show):
@@ -449,6 +445,19 @@ def _settings(pairs: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ConfigError(f"{pair!r}: expected a number, a word, true, false, null or a list") from error
     return table
+
+
+def _read(data: Path, layout: str, written: Sequence[Path | None]) -> Dataset:
+    """The labelled images; ConfigError where a folder that is written lies among them and would be read."""
+    from ..data.layouts import read_dataset
+
+    dataset = read_dataset(data, layout=layout)
+    for folder in written:
+        if folder is not None and folder.resolve().is_relative_to(data.resolve()):
+            raise ConfigError(
+                f"{folder}: expected a folder outside of {data}, whose folders are read as products"
+            )
+    return dataset
 
 
 def _check(dataset: Dataset) -> None:

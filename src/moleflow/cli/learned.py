@@ -47,8 +47,11 @@ def refuse_report(report: Path | None, line: Path, images: Sequence[Path]) -> No
 
 def say_learned(detector: Detector, product: str, line: Path, *, images: Sequence[Path]) -> None:
     """What was learned, in short, and all that one should look at."""
+    from ..verdict.promise import as_percent
+
     learned, intake = detector.info(product), detector.intake
-    rate = "" if learned.false_alarm_rate is None else f" for {learned.false_alarm_rate:.3%} false alarms"
+    asked = learned.false_alarm_rate
+    rate = "" if asked is None else f" for {as_percent(asked, 3)} false alarms"
     taught = counted(learned.images, "good image")
     say(f"{learned.name}: version {learned.version} on {line}, learned from {taught}")
     stages = ", ".join(f"{stage} {value:.1f}" for stage, value in learned.seconds.items())
@@ -65,8 +68,11 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
         say(f"  {sentence}")
     for unreadable in learned.unreadable:
         complain(f"note: left out: {unreadable}")
-    for other, count in learned.rerouted.items():
-        complain(f"note: now taken for another product: {counted(count, 'good image')} of {other}")
+    for name, count in learned.rerouted.items():
+        if name == learned.name:
+            complain(f"note: looks like another product and is taken for it: {counted(count, 'good image')}")
+        else:
+            complain(f"note: now taken for another product: {counted(count, 'good image')} of {name}")
     _say_beyond(intake, images)
     _say_squeezed(intake, images)
 

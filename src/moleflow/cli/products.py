@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from ..intake import Intake
     from ..store import LineRecord, LineStore, TaskRecord
 
+BY_HAND = "set by hand"
+
 
 @app.command(epilog=example("moleflow remove line-3 cable"))
 def remove(
@@ -92,7 +94,7 @@ def threshold(
     read = read_line(line)
     record = record_of(read, product)
     score, rate = _verdict(read, record)
-    origin = "set by hand" if rate is None else f"for {rate:.3%} false alarms, from {_calibration(record)}"
+    origin = BY_HAND if rate is None else f"for {_rate(rate)} false alarms, from {_calibration(record)}"
     say(f"{record.name}: threshold {as_threshold(score)}, {origin}")
     _say_promise(record, rate, score)
 
@@ -104,7 +106,7 @@ def list_products(line: Line) -> None:
     table = new_table("product", "version", "images", "threshold", "false alarms", numbers=2)
     for record in read.tasks:
         score, rate = _verdict(read, record)
-        shown = "set by hand" if rate is None else f"{rate:.3%}"
+        shown = BY_HAND if rate is None else _rate(rate)
         table.add_row(
             printable(record.name), record.version, str(record.info.get("images")), as_threshold(score), shown
         )
@@ -252,6 +254,12 @@ def _fit_in_words(read: LineRecord) -> str:
     defect = intake_of(read).smallest_defect
     chosen = "" if defect is None else f", chosen for defects of {defect:g} pixels"
     return f"fit: {intake_of(read).fit}{tiled}{chosen}"
+
+
+def _rate(share: float) -> str:
+    from ..verdict.promise import as_percent
+
+    return as_percent(share, 3)
 
 
 def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]:

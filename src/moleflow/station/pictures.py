@@ -63,7 +63,7 @@ def take(data: bytes, source: str, *, intake: Intake) -> Shot:
     decode = as_image if intake.intensity.depth == "any" else as_raw
     try:
         pixels = decode(data, where=source)
-        shown = intake.shown(0, pixels)
+        shown = intake.shown(Path(source), pixels)
     except ImageError as error:
         raise NotAnImage(_reason(error, source, data)) from error
     return Shot(source, hashlib.sha256(data).hexdigest(), pixels, as_jpeg(shown, KEPT_SIDE))

@@ -34,10 +34,10 @@ class Promise:
         """The same in plain words."""
         counted = f"{self.images} independent photographs show by themselves"
         shown = "1 photograph shows by itself" if self.images == 1 else counted
-        told = [f"{shown} a false-alarm rate of {self.least_rate:.2%} at the least"]
+        told = [f"{shown} a false-alarm rate of {as_percent(self.least_rate, 2)} at the least"]
         if self.rate is None:
             return tuple(told)
-        told.append(f"{self.rate:.2%} follows from a model of how good scores spread")
+        told.append(f"{as_percent(self.rate, 2)} follows from a model of how good scores spread")
         if self.images < 2:
             told.append("one photograph does not show how good ones vary: hardly anything alarms")
         for images, threshold in self.later[:1]:
@@ -51,6 +51,12 @@ class Promise:
                 f"photographs like these {gain}"
             )
         return tuple(told)
+
+
+def as_percent(share: float, decimals: int) -> str:
+    """A share in per cent, with more decimals where it would be written as zero."""
+    written = f"{share:.{decimals}%}"
+    return written if share == 0 or float(written[:-1]) else f"{100 * share:.1g}%"
 
 
 def promise(calibration: Calibration, rate: float | None, threshold: float) -> Promise:
