@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,16 @@ def test_what_a_product_takes_is_told_where_everything_is_learned_and_where_noth
     *_, lean, layered = capsys.readouterr().out.splitlines()
     assert [cell.strip() for cell in lean.split("|")[-3:-1]] == ["0", "0"]
     assert all(float(cell.replace(",", "")) > 0 for cell in layered.split("|")[-3:-1])
+
+
+@pytest.mark.long
+def test_what_a_flow_learns_of_few_images_is_judged_by_others(script, tmp_path, monkeypatch, capsys):
+    for product, count in (("gear", 6), ("wood", 3)):
+        write_product(product, tmp_path / "data", train=count, test_good=1, test_defective=1, size=SIZE)
+    given = [tmp_path / "data", "--images", 2, 4, "--seeds", 0, "--image-size", SIZE]
+    monkeypatch.setattr("sys.argv", ["few.py", *map(str, given)])
+    script("few").main()
+    rows = [[cell.strip() for cell in row.split("|")] for row in capsys.readouterr().out.splitlines()[2:]]
+    assert [row[1:3] for row in rows] == [["2", "gear"], ["2", "wood"], ["4", "gear"]]
+    assert all(math.isfinite(float(cell)) for row in rows for cell in row[3:6])
+    assert all(row[6] in ("0.0 of 2", "1.0 of 2", "2.0 of 2") for row in rows)

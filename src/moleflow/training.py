@@ -425,7 +425,9 @@ def _with_margin(start: Tensor, side: int, size: int, margin: int) -> tuple[Tens
 def _optimiser(
     owned: list[nn.Parameter], rate: float, steps: int, done: int = 0
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    optimiser = torch.optim.Adam(owned, lr=rate)
+    # One call for all of them, of which an expert has many small ones.
+    fused = {weight.device.type for weight in owned} <= {"cpu", "cuda"}
+    optimiser = torch.optim.Adam(owned, lr=rate, fused=fused)
     warm = max(1, min(20, steps // 10))
 
     def shape(step: int) -> float:
