@@ -433,6 +433,22 @@ def test_a_jpeg_of_thousands_of_segments_is_refused():
         as_image(jpeg_of_scans(10, beside=b"\xff\xfe\0\2" * most))
 
 
+def test_a_file_of_millions_of_pieces_is_given_up(monkeypatch):
+    files = io.BytesIO(), io.BytesIO()
+    for file, kind in zip(files, ("JPEG", "PNG"), strict=True):
+        Image.new("RGB", (8, 8)).save(file, kind)
+    jpeg, png = (file.getvalue() for file in files)
+    chunk = b"\0\0\0\0abCd" + struct.pack(">I", zlib.crc32(b"abCd"))
+    for begun, piece, rest in ((jpeg[:2], b"\xff\xfe\0\2", jpeg[2:]), (png[:33], chunk, png[33:])):
+        assert size_of(begun + 1_000 * piece + rest) == (8, 8)
+        with pytest.raises(ImageError, match="header: more than the limit of 100,000 pieces"):
+            size_of(begun + 100_000 * piece + rest)
+    assert read_image(png[:-12] + 1_000 * chunk + png[-12:]).shape == (8, 8, 3)
+    monkeypatch.setattr(images, "_MAX_READS_BEHIND", 10_000)
+    with pytest.raises(ImageError, match="more than the limit of 10,000 pieces"):
+        read_image(png[:-12] + 10_000 * chunk + png[-12:])
+
+
 def test_a_jpeg_of_thousands_of_scans_in_a_tiff_is_refused():
     """By libtiff."""
     good, bad = (jpeg_in_tiff(jpeg_of_scans(count), 400) for count in (10, MAX_SCANS + 10))

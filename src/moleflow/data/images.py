@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -56,6 +56,8 @@ _SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # the markers of a JPEG tha
 _SCAN, _END = 0xDA, 0xD9
 _MAX_SEGMENTS = 10_000  # 650 MB of what cameras write beside the pixels
 _PIECE = 1 << 16
+_MAX_READS = 100_000  # of a header; a segment takes three or four
+_MAX_READS_BEHIND = 1_000_000  # of the rest; the largest PNG in pieces of 8 kB takes half as many
 
 # Bytes a pixel at the peak of decoding, as measured of 12 megapixels of every kind: grey and RGB; opacity,
 # palettes, CMYK, progressive JPEG; WebP and more than 8 bits; those with opacity.
@@ -362,14 +364,38 @@ def _identify(file: IO[bytes], path: object) -> Image.Image:
         factory, accept = Image.OPEN[name]
         if accept is None or accept(prefix.ljust(16, b"\0")) is True:
             file.seek(0)
+            pieces = _Pieces(file)
             try:
-                return factory(file, str(path))
+                image = factory(cast(IO[bytes], pieces), str(path))
+                pieces.allow(_MAX_READS_BEHIND)
+                return image
             except Exception as error:  # hostile bytes make decoders raise nearly anything
                 raise ImageError(f"{path}: damaged {name} header: {reason_of(error)}") from error
     kinds = ", ".join(_FORMATS)
     raise ImageError(
         f"{path}: not an image of a known kind (expected {kinds}; it begins with {prefix[:8]!r})"
     )
+
+
+class _Pieces:
+    """A file that is read in so many pieces at most: millions, of a few bytes each, would take minutes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.allow(_MAX_READS)
+
+    def allow(self, limit: int) -> None:
+        """From now on."""
+        self._limit, self._count = limit, 0
+
+    def read(self, size: int = -1) -> bytes:
+        self._count += 1
+        if self._count > self._limit:
+            raise ValueError(f"more than the limit of {self._limit:,} pieces")
+        return self._file.read(size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 def _check_size(image: Image.Image, where: object) -> None:
