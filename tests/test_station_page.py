@@ -142,6 +142,10 @@ def _reasons():
     }
     for known, label, place in ((True, False, 0.0), (True, True, 9.0), (True, True, 0.0), (False, True, 9.0)):
         yield Prediction(**said, known=known, pred_score=place, pred_label=label, place_score=place).reason
+    lone = said | {"threshold": 1e9, "map_threshold": 1e9}
+    reason = Prediction(**lone, known=True, pred_score=-1e-4, pred_label=False, place_score=-1e-4).reason
+    assert reason.endswith("its score is 0.00, the threshold out of reach")
+    yield reason
 
 
 def _promises():

@@ -15,7 +15,7 @@ from .pose import Placement, PoseReport
 from .suspects import Suspect
 from .verdict.changes import Changes
 from .verdict.drift import CONDITIONS, Facts, Finding
-from .verdict.promise import Promise
+from .verdict.promise import OUT_OF_REACH, Promise
 from .verdict.regions import Region, find_regions, reduced
 
 if TYPE_CHECKING:  # this brings torch, which a result does without
@@ -24,6 +24,12 @@ if TYPE_CHECKING:  # this brings torch, which a result does without
 STAGES = ("decode", "backbone", "routing", "expert", "verdict")
 
 NEAR = 3.5  # times the distance of the farthest good images: what another light may make of a product
+
+
+def as_decimal(value: float, decimals: int) -> str:
+    """A number with so many decimals, zero without a sign."""
+    written = f"{value:.{decimals}f}"
+    return written if float(written) else f"{0:.{decimals}f}"
 
 
 @dataclass(frozen=True)
@@ -112,7 +118,8 @@ class Prediction:
     @property
     def reason(self) -> str:
         """Why it has this status, in a sentence."""
-        score = f"its score is {self.pred_score:.2f}, the threshold {self.threshold:.2f}"
+        threshold = f"{self.threshold:.2f}" if self.threshold < OUT_OF_REACH else "out of reach"
+        score = f"its score is {as_decimal(self.pred_score, 2)}, the threshold {threshold}"
         if self.status == "good":
             return f"like good images of {self.task}: {score}"
         if self.status == "drifting":

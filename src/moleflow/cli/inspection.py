@@ -432,7 +432,7 @@ def _result_lines(
     paths: Sequence[Path], tasks: Sequence[str], *, to_stderr: bool
 ) -> Iterator[Callable[[Prediction | Failure], None]]:
     """A function that shows one result as one line; only what failed where stdout has the JSON."""
-    from ..results import Failure
+    from ..results import Failure, as_decimal
 
     screen = new_screen(to_stderr=to_stderr or not sys.stdout.isatty())
     wide = max(6, *(len(printable(path)) for path in paths))
@@ -459,7 +459,7 @@ def _result_lines(
             verdict = prediction.status
             counts[verdict] += 1
             product = prediction.task if prediction.known else "unknown"
-            score, p = f"{prediction.pred_score:.3f}", f"{prediction.p_value:.2g}"
+            score, p = as_decimal(prediction.pred_score, 3), f"{prediction.p_value:.2g}"
             put(f"{printable(prediction.source):<{wide}}  {product:<{name}}  {score:>8}  {p:>8}  {verdict}")
 
         def show(result: Prediction | Failure) -> None:

@@ -16,7 +16,6 @@ SOME_FAILED = 3  # exit code: the work was done, but not on everything that was 
 INTERRUPTED = 130
 NOTHING_CHANGED = "nothing on disk was changed"
 LESSON_ENDED = "the line is as before; what the backbone saw is kept, and the same command goes on with it"
-OUT_OF_REACH = 1e6  # spreads of good images: no image scores so high
 PIPED_WIDTH = 240  # columns for tables that go to a file or another program
 
 
@@ -71,6 +70,8 @@ def counted(count: int, what: str) -> str:
 
 def as_threshold(score: float) -> str:
     """A threshold as a number, or that nothing gets there: one photograph alone shows no variation."""
+    from ..verdict.promise import OUT_OF_REACH
+
     return f"{score:.5g}" if score < OUT_OF_REACH else "out of reach"
 
 

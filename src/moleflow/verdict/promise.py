@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from .calibration import Calibration
 
 ENOUGH = 200  # photographs, beyond which another lowers the threshold by next to nothing
+OUT_OF_REACH = 1e6  # spreads of good images: no image scores so high
 WORTH_MORE = 0.97  # of today's threshold: what does not get below it is not worth another photograph
 
 
