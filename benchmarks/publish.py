@@ -5,9 +5,10 @@
 The folder is what `moleflow benchmark`, `ablate` or `sweep` wrote. The tables go to standard output; figures
 are in per cent, mean over products and orders +- standard deviation over seeds. The table of intervals has
 for every mean the 95 % interval for these products (other test images, other seeds) and for such products
-(drawn as well), and its standard deviations over seeds and over orders, apart. The last tables hold
+(by Student's t), and its standard deviations over seeds and over orders, apart. The last tables hold
 differences from the first row on the same orders and seeds, with intervals that hold for all comparisons of a
-table together and p corrected for their number (Romano and Wolf 2005). Of a sweep there is one table: every
+table together and p corrected for their number (Romano and Wolf 2005; for such products Bonferroni and Holm
+1979). Of a sweep there is one table: every
 trial with what it changes, its value by synthetic defects, its figures on the labelled test images, and its
 differences from the unchanged options, seed by seed.
 """
@@ -118,7 +119,7 @@ def intervals(results: dict[str, Any]) -> str:
                 cells += ["–"] * 4
                 continue
             cells += [f"{100 * one['mean']:.1f}, {between(*one['these products'])}"]
-            cells += [between(*one["such products"])]
+            cells += ["–" if one["such products"] is None else between(*one["such products"])]
             cells += ["–" if one[what] is None else f"{100 * one[what]:.1f}" for what in ("seeds", "orders")]
         rows.append([results["titles"][entry], *cells])
     head = [

@@ -5,7 +5,13 @@ import pytest
 
 from moleflow.errors import ConfigError
 from moleflow.metrics import PixelScores, image_ap, image_auroc, image_f1_max
-from moleflow.metrics.bootstrap import Draws, compare, interval
+from moleflow.metrics.bootstrap import (
+    Draws,
+    compare,
+    compare_products,
+    interval,
+    interval_of_products,
+)
 from moleflow.metrics.resampling import (
     PixelCounts,
     Sample,
@@ -88,18 +94,13 @@ def test_spread_of_a_mean_is_its_standard_error():
     values = np.random.default_rng(2).normal(size=30)
     drawn = mean_replicates(values, image_weights("gear", [1] * 30, 4000))
     assert drawn.std() == pytest.approx(values.std(ddof=1) / np.sqrt(30), rel=0.05)
-    draws = Draws.make(1, 30, 4000, draw_products=True)
-    of_products = draws.means(np.repeat(values[None, :, None], 4000, 2))
-    assert of_products.std() == pytest.approx(values.std(ddof=1) / np.sqrt(30), rel=0.05)
 
 
-def test_products_that_are_not_drawn_are_all_there():
+def test_products_are_all_there_in_every_draw():
     replicates = np.random.default_rng(3).normal(size=(2, 3, 50))
-    draws = Draws.make(1, 3, 50, draw_products=False)
-    assert np.sort(draws.products, axis=1).tolist() == [[0, 1, 2]] * 50
     constant = np.broadcast_to(np.array([1.0, 2.0, 6.0])[None, :, None], (1, 3, 50))
-    assert np.allclose(draws.means(constant), 3)
-    assert Draws.make(2, 3, 50, draw_products=True).means(replicates).shape == (50,)
+    assert np.allclose(Draws.make(1, 3, 50).means(constant), 3)
+    assert Draws.make(2, 3, 50).means(replicates).shape == (50,)
 
 
 def scored(rng, count, skill):
@@ -140,20 +141,43 @@ def test_intervals_of_the_image_auroc_cover_the_truth_about_as_often_as_they_say
     assert 0.88 <= inside / 150 <= 0.99
 
 
-def test_intervals_over_products_cover_the_mean_of_all_such_products():
-    """Ten products drawn from many, each known up to the noise of its images."""
+@pytest.mark.parametrize("products", [2, 3, 10])
+def test_intervals_over_products_cover_the_mean_of_all_such_products(products):
+    """Products drawn from many, each known up to the noise of its images."""
     rng = np.random.default_rng(7)
-    draws = Draws.make(1, 10, 400, draw_products=True)
     inside, narrow = 0, 0
-    for _ in range(200):
-        found = 0.8 + 0.05 * rng.normal(size=10) + 0.02 * rng.normal(size=10)
-        again = found[None, :, None] + 0.02 * rng.normal(size=(1, 10, 400))
-        low, high = interval(found.mean(), draws.means(again))
+    for _ in range(400):
+        found = 0.8 + 0.05 * rng.normal(size=products) + 0.02 * rng.normal(size=products)
+        low, high = interval_of_products(found)
         inside += low <= 0.8 <= high
-        low, high = interval(found.mean(), Draws.make(1, 10, 400, draw_products=False).means(again))
+        again = found[None, :, None] + 0.02 * rng.normal(size=(1, products, 100))
+        low, high = interval(found.mean(), Draws.make(1, products, 100).means(again))
         narrow += low <= 0.8 <= high
-    assert 0.88 <= inside / 200 <= 0.995
-    assert narrow / 200 < 0.7  # images alone say nothing of other products
+    assert 0.93 <= inside / 400 <= 0.98
+    assert narrow / 400 < 0.7  # images alone say nothing of other products
+
+
+@pytest.mark.parametrize("products", [2, 3, 15])
+@pytest.mark.parametrize("comparisons", [1, 30])
+def test_no_gap_over_such_products_is_seldom_taken_for_one(products, comparisons):
+    """Methods as good as the first on average over many products, on each of which they differ."""
+    rng = np.random.default_rng(10)
+    alarms = 0
+    for _ in range(400):
+        judged = compare_products(list(0.05 * rng.normal(size=(comparisons, products))))
+        alarms += any(one.p <= 0.05 for one in judged)
+        assert all((one.low <= 0 <= one.high) or one.p <= 0.05 for one in judged)
+    assert alarms / 400 <= 0.08
+
+
+def test_a_gap_on_all_of_many_products_is_found():
+    rng = np.random.default_rng(11)
+    judged = compare_products(
+        [rng.normal(0.1, 0.02, 15), np.zeros(15), np.full(15, 0.1), rng.normal(0, 0.02, 15)]
+    )
+    assert [one.p < 0.05 for one in judged] == [True, False, True, False]
+    assert judged[0].low > 0
+    assert (judged[1].low, judged[1].high, judged[1].p) == (0, 0, 1)
 
 
 def test_many_comparisons_without_a_gap_rarely_find_one():

@@ -1,8 +1,8 @@
 """How sure a benchmark's figures are: intervals around every entry's, and gaps to the first entry's.
 
 Two questions are kept apart. *These products*: what other test images and other seeds would have given. *Such
-products*: the same with other products of which these are a draw; with few products that interval is as wide
-as so few allow.
+products*: what other products would have given, of which these are a draw; with few products that interval is
+as wide as so few allow, and one alone says nothing.
 """
 
 from __future__ import annotations
@@ -14,14 +14,22 @@ from typing import Any
 
 import numpy as np
 
-from ..metrics.bootstrap import LEVEL, Comparison, Draws, compare, interval
+from ..metrics.bootstrap import (
+    LEVEL,
+    Comparison,
+    Draws,
+    compare,
+    compare_products,
+    interval,
+    interval_of_products,
+)
 from ..metrics.resampling import REPLICATES
 from .figures import NAMES
 from .files import read_state
 from .reuse import images_path
 
 FAMILY = ("image_auroc", "pixel_ap", "aupro_30", "aupimo")  # judged together, over all entries
-SCOPES = {"these products": False, "such products": True}  # whether products are drawn as well
+THESE, SUCH = SCOPES = ("these products", "such products")
 
 Runs = Mapping[tuple[str, int], Mapping[str, str]]
 """By stream and seed, the digest of every product's inspections at the end."""
@@ -104,11 +112,10 @@ class _Shelf:
         return worst
 
 
-def _drawn(stacked: np.ndarray, products: bool) -> np.ndarray:
+def _drawn(stacked: np.ndarray) -> np.ndarray:
     """Replicates (R,) of the mean over seeds and products."""
     seeds, count, rows = stacked.shape
-    draws = Draws.make(seeds, count, rows - 1, draw_products=products)
-    return draws.means(stacked[:, :, 1:])
+    return Draws.make(seeds, count, rows - 1).means(stacked[:, :, 1:])
 
 
 def _means(shelf: _Shelf, runs: Runs) -> dict[str, Any]:
@@ -117,10 +124,12 @@ def _means(shelf: _Shelf, runs: Runs) -> dict[str, Any]:
         stacked = shelf.stacked(runs, name)
         if stacked is None:
             continue
-        mean = float(stacked[:, :, 0].mean())
+        of_products = stacked[:, :, 0].mean(0)
+        mean = float(of_products.mean())
         found[name] = {
             "mean": mean,
-            **{scope: list(interval(mean, _drawn(stacked, how))) for scope, how in SCOPES.items()},
+            THESE: list(interval(mean, _drawn(stacked))),
+            SUCH: list(interval_of_products(of_products)) if len(of_products) > 1 else None,
             "seeds": _deviation(stacked[:, :, 0].mean(1)),
             "orders": _deviation(_by_order(shelf, runs, name)),
         }
@@ -142,31 +151,33 @@ def _deviation(values: Sequence[float] | np.ndarray) -> float | None:
 
 def _gaps(shelf: _Shelf, first: Runs, others: Mapping[str, Runs]) -> dict[str, Any]:
     """Gaps of all entries to the first, on the orders and seeds that both have."""
-    keys, estimates = [], []
-    drawn: dict[str, list[np.ndarray]] = {scope: [] for scope in SCOPES}
+    keys: list[tuple[str, str]] = []
+    stacks: list[np.ndarray] = []
     for entry, runs in others.items():
         shared = first.keys() & runs.keys()
         for name in NAMES if shared else ():
             mine, other = (shelf.stacked({k: of[k] for k in shared}, name) for of in (first, runs))
-            if mine is None or other is None or mine.shape != other.shape:
-                continue
-            gap = other - mine
-            keys.append((entry, name))
-            estimates.append(float(gap[:, :, 0].mean()))
-            for scope, how in SCOPES.items():
-                drawn[scope].append(_drawn(gap, how))
+            if mine is not None and other is not None and mine.shape == other.shape:
+                keys.append((entry, name))
+                stacks.append(other - mine)
     found: dict[str, Any] = {}
-    family = np.array([name in FAMILY for _, name in keys], dtype=bool)
-    for scope, replicates in drawn.items():
-        for which in (family, ~family):
-            chosen = np.flatnonzero(which)
-            if not len(chosen):
-                continue
-            judged = compare([estimates[i] for i in chosen], np.stack([replicates[i] for i in chosen]))
-            for i, one in zip(chosen, judged, strict=True):
+    for own in (True, False):
+        family = [i for i, (_, name) in enumerate(keys) if (name in FAMILY) == own]
+        for scope, judged in _judged([stacks[i] for i in family]).items():
+            for i, one in zip(family, judged, strict=True):
                 entry, name = keys[i]
-                found.setdefault(entry, {}).setdefault(name, {})[scope] = _plain(one)
+                found.setdefault(entry, {}).setdefault(name, {})[scope] = None if one is None else _plain(one)
     return found
+
+
+def _judged(gaps: Sequence[np.ndarray]) -> dict[str, list[Comparison | None]]:
+    """A family of gaps (seeds, products, 1 + R) in both scopes; of one product alone there is no second."""
+    if not gaps:
+        return {}
+    these = compare([float(gap[:, :, 0].mean()) for gap in gaps], np.stack([_drawn(gap) for gap in gaps]))
+    several = [gap[:, :, 0].mean(0) for gap in gaps if gap.shape[1] > 1]
+    such = iter(compare_products(several))
+    return {THESE: [*these], SUCH: [next(such) if gap.shape[1] > 1 else None for gap in gaps]}
 
 
 def _plain(one: Comparison) -> dict[str, float]:

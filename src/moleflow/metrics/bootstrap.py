@@ -1,8 +1,10 @@
-"""Intervals around means over products, and gaps between methods, by a paired hierarchical bootstrap.
+"""Intervals around means over products, and gaps between methods.
 
-Products are drawn, and within every drawn product its images (`metrics.resampling`); where there are several
-seeds they are drawn as well. All methods are seen through the same draws. Many comparisons at once are
-corrected for by the distribution of the largest of them (Romano and Wolf 2005).
+For the products at hand by a paired bootstrap: of every product its images are drawn (`metrics.resampling`),
+and where there are several seeds these as well; all methods are seen through the same draws, and many
+comparisons at once are corrected for by the distribution of the largest of them (Romano and Wolf 2005). For
+products of which these are a draw by Student's t, product by product: a bootstrap of two or three products
+knows as many values, and is far too sure of them.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
 
 from moleflow.errors import ConfigError
 from moleflow.metrics.curve import Floats
 
 LEVEL = 0.95
+_NOTHING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -39,40 +43,31 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Draws:
-    """Which seeds, products and replicates of images each of R draws takes.
+    """Which seeds and replicates of images each of R draws takes; all products are always there.
 
-    Of n seeds or products n - 1 are drawn, as of images; where there is but one it is always taken. A
-    product that is drawn twice comes with other images the second time.
+    Of n seeds n - 1 are drawn, as of images; where there is but one it is always taken.
 
     Attributes:
         seeds: (R, s).
-        products: (R, p).
-        images: (R, p), numbers of replicates.
+        images: (R, p), numbers of replicates, by product.
     """
 
     seeds: NDArray[np.intp]
-    products: NDArray[np.intp]
     images: NDArray[np.intp]
 
     @classmethod
-    def make(cls, seeds: int, products: int, replicates: int, *, draw_products: bool) -> Draws:
-        """Draws for so many seeds, products and replicates; without `draw_products` all are always there."""
+    def make(cls, seeds: int, products: int, replicates: int) -> Draws:
+        """Draws for so many seeds, products and replicates."""
         generator = np.random.default_rng(0)
         at = np.arange(replicates)
-
-        def drawn(n: int, slots: int) -> NDArray[np.intp]:
-            return generator.integers(n, size=(replicates, slots))
-
-        chosen = drawn(seeds, max(1, seeds - 1))
-        slots = max(1, products - 1) if draw_products else products
-        orders = np.stack([(at + slot * (replicates // slots)) % replicates for slot in range(slots)], axis=1)
-        if draw_products:
-            return cls(chosen, drawn(products, slots), orders)
-        return cls(chosen, np.tile(np.arange(products), (replicates, 1)), orders)
+        chosen = generator.integers(seeds, size=(replicates, max(1, seeds - 1)))
+        orders = [(at + product * (replicates // products)) % replicates for product in range(products)]
+        return cls(chosen, np.stack(orders, axis=1))
 
     def means(self, replicates: Floats) -> Floats:
         """Means (R,) of one figure's replicates (seeds, products, R)."""
-        taken = replicates[self.seeds[:, :, None], self.products[:, None, :], self.images[:, None, :]]
+        products = np.arange(self.images.shape[1])
+        taken = replicates[self.seeds[:, :, None], products[None, None, :], self.images[:, None, :]]
         return np.asarray(taken.mean((1, 2)))
 
 
@@ -81,6 +76,43 @@ def interval(estimate: float, replicates: Floats, level: float = LEVEL) -> tuple
     shift = estimate - float(np.mean(replicates))
     low, high = np.quantile(replicates, [(1 - level) / 2, (1 + level) / 2])
     return float(low + shift), float(high + shift)
+
+
+def interval_of_products(values: Floats, level: float = LEVEL) -> tuple[float, float]:
+    """Where the mean of all such products lies, by Student's t: values (P > 1,), one of each product."""
+    half = _student(values, (1 - level) / 2)
+    mean = float(np.mean(values))
+    return mean - half, mean + half
+
+
+def compare_products(gaps: Sequence[Floats], level: float = LEVEL) -> tuple[Comparison, ...]:
+    """A family of gaps judged together for all such products: of each (P > 1,), one of every product.
+
+    Student's t, with bounds that hold together (Bonferroni) and p by Holm's step-down (1979). What has no
+    spread over products is either certain (p = 0) or no gap (p = 1).
+    """
+    found, chances = [], np.empty(len(gaps))
+    for i, own in enumerate(gaps):
+        gap, error = float(np.mean(own)), _error(own)
+        half = _student(own, (1 - level) / 2 / len(gaps))
+        if error > 0:
+            chances[i] = 2 * stdtr(len(own) - 1, -abs(gap) / error)
+        else:
+            chances[i] = 0.0 if abs(gap) > _NOTHING else 1.0
+        found.append((gap, error, gap - half, gap + half))
+    order = np.argsort(chances, kind="stable")
+    chances[order] = np.maximum.accumulate(np.minimum(1.0, chances[order] * np.arange(len(gaps), 0, -1)))
+    return tuple(Comparison(*one, float(p)) for one, p in zip(found, chances, strict=True))
+
+
+def _student(values: Floats, tail: float) -> float:
+    """Half the width of an interval around a mean, with the chance `tail` on either side."""
+    return float(-stdtrit(len(values) - 1, tail)) * _error(values)
+
+
+def _error(values: Floats) -> float:
+    error = float(np.std(values, ddof=1) / np.sqrt(len(values)))
+    return error if error > _NOTHING else 0.0
 
 
 def compare(gaps: Sequence[float], replicates: Floats, level: float = LEVEL) -> tuple[Comparison, ...]:
@@ -96,12 +128,12 @@ def compare(gaps: Sequence[float], replicates: Floats, level: float = LEVEL) -> 
     if replicates.ndim != 2 or len(measured) != len(replicates) or replicates.shape[1] < 2:
         raise ConfigError(f"expected replicates ({len(measured)}, R > 1) of the gaps, got {replicates.shape}")
     errors = replicates.std(axis=1, ddof=1)
-    sure = errors <= 1e-12
+    sure = errors <= _NOTHING
     scale = np.where(sure, 1.0, errors)[:, None]
     strayed = np.abs(replicates - replicates.mean(1, keepdims=True)) / scale
     strayed[sure] = 0.0
     bound = float(np.quantile(strayed.max(0), level)) if len(strayed) else 0.0
-    sizes = np.where(sure, np.where(np.abs(measured) > 1e-12, np.inf, 0.0), np.abs(measured) / scale[:, 0])
+    sizes = np.where(sure, np.where(np.abs(measured) > _NOTHING, np.inf, 0.0), np.abs(measured) / scale[:, 0])
     chances = _step_down(sizes, strayed)
     return tuple(
         Comparison(float(g), float(e), float(g - bound * e), float(g + bound * e), float(p))

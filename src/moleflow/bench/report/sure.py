@@ -22,14 +22,14 @@ def sure(bench: Findings) -> Html:
             ["method", *(METRICS[name] for name in names)],
             [[bench.title(e), *(_mean(bench, e, name) for name in names)] for e in found["means"]],
             caption=f"Means with {100 * found['level']:g} % intervals: above for these products (other test "
-            "images, other seeds), below for such products (the products drawn as well). Under both the "
+            "images, other seeds), below for such products (Student's t over the products). Under both the "
             "standard deviation over seeds and, after the stroke, over orders.",
         ),
         _gaps(bench, names),
         html.paragraph(
-            f"{found['replicates']} paired draws of images, good and defective apart, of seeds and of "
-            "products, one less than there are of each. With few products an interval over products is as "
-            "wide as so few allow. Pixel figures under a draw are counted in bins: "
+            f"{found['replicates']} paired draws of images, good and defective apart, and of seeds, one less "
+            "than there are of each. With few products an interval for such products is as wide as so few "
+            "allow. Pixel figures under a draw are counted in bins: "
             + ", ".join(f"{METRICS[n]} off by {found['bins'].get(n, 0):.4f} at most" for n in names)
             + "."
         ),
@@ -43,18 +43,20 @@ def _gaps(bench: Findings, names: list[str]) -> Html:
     rows = []
     for entry, own in found["gaps"].items():
         for scope in SCOPES:
-            cells = [_gap(own[name][scope]) if name in own else html.number(None) for name in names]
+            cells = [_gap(own.get(name, {}).get(scope)) for name in names]
             rows.append([f"{bench.title(entry)}, {scope}", *cells])
     return html.table(
         [f"less {bench.title(found['first'])}", *(METRICS[name] for name in names)],
         rows,
         caption="Gaps with intervals that all hold together, within a scope, with a chance of "
-        f"{100 * found['level']:g} %, and p corrected for as many comparisons (Romano and Wolf 2005). An "
-        "interval that holds 0 says nothing.",
+        f"{100 * found['level']:g} %, and p corrected for their number (Romano and Wolf 2005; for such "
+        "products Bonferroni and Holm 1979). An interval that holds 0 says nothing.",
     )
 
 
-def _gap(one: dict[str, float]) -> Html:
+def _gap(one: dict[str, float] | None) -> Html:
+    if one is None:
+        return html.escaped(html.number(None))
     small = f"{signed(one['low'])} to {signed(one['high'])}, p {one['p']:.3f}"
     return _stacked(signed(one["gap"]), small)
 
@@ -63,7 +65,7 @@ def _mean(bench: Findings, entry: str, name: str) -> Html:
     one = bench.results["uncertainty"]["means"][entry].get(name)
     if one is None:
         return html.escaped(html.number(None))
-    lines = [f"{one[scope][0]:.3f} to {one[scope][1]:.3f}" for scope in SCOPES]
+    lines = [f"{low:.3f} to {high:.3f}" for low, high in (one[scope] for scope in SCOPES if one[scope])]
     spreads = " / ".join(html.number(one[what]) for what in ("seeds", "orders"))
     return _stacked(html.number(one["mean"]), *lines, spreads)
 
