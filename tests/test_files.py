@@ -271,6 +271,14 @@ def test_a_text_list_is_relative_to_its_folder(tmp_path):
     assert [source for source, _ in list_sources([tmp_path / "a.png", lists / "today.TXT"])][1:] == found
 
 
+def test_a_file_that_is_gone_is_no_pattern_however_it_is_called(tmp_path):
+    (tmp_path / "img2.png").write_bytes(b"")
+    gone = tmp_path / "img[2].png"
+    assert [path for path, _ in list_sources([gone], errors="yield")] == [gone]
+    (tmp_path / "list.txt").write_text("shift [3]/a.png")
+    assert len(list_sources(tmp_path / "list.txt", errors="yield")) == 1
+
+
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_a_csv_list_keeps_its_other_columns(tmp_path, delimiter):
     touch(tmp_path, "a,b.png", "c.png")

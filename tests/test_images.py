@@ -27,6 +27,7 @@ from moleflow.data.images import (
     bytes_a_pixel,
     find_entries,
     read_image,
+    read_raw,
     read_values,
     resize,
     size_of,
@@ -262,6 +263,59 @@ def test_exif_orientation_is_applied_once(tmp_path, name, orientation):
     with Image.open(path) as image:
         np.testing.assert_array_equal(as_image(image), expected)
         np.testing.assert_array_equal(as_image(image), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "I;16"])
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw"])
+def test_a_tiff_is_upright_from_its_path_and_its_bytes_and_by_its_header(
+    tmp_path, mode, compression, orientation
+):
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 60_000, (60, 100)).astype(np.uint16)
+    pixels = (
+        counts
+        if mode == "I;16"
+        else np.asarray(Image.fromarray((counts >> 8).astype(np.uint8)).convert(mode))
+    )
+    path = tmp_path / "a.tif"
+    Image.fromarray(pixels).save(path, compression=compression, tiffinfo={0x0112: orientation})
+    plain = tmp_path / "plain.tif"
+    Image.fromarray(pixels).save(plain, compression=compression)
+    expected = UPRIGHT[orientation](read_raw(plain))
+    for held in (path, path.read_bytes()):
+        np.testing.assert_array_equal(read_raw(held), expected)
+        assert size_of(held) == expected.shape[:2]
+
+
+UPRIGHT = {
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_size_of_a_png_is_told_without_decoding_it(tmp_path, monkeypatch, behind):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    path = save(tmp_path, "a.png", RGB[:, : RGB.shape[1] // 2], exif=exif)
+    data = path.read_bytes()
+    if behind:  # the chunk moves to where Pillow finds it only by decoding
+        at = data.index(b"eXIf") - 4
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        data = data[:at] + data[end:-12] + data[at:end] + data[-12:]
+    decoded = []
+    load = ImageFile.ImageFile.load
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda self: decoded.append(1) or load(self))
+    size = size_of(data)
+    assert bool(decoded) == behind
+    assert size == read_image(data).shape[:2] == (RGB.shape[1] // 2, RGB.shape[0])
 
 
 def test_impossible_orientations_and_garbled_exif_leave_the_image_as_it_is(tmp_path):

@@ -285,18 +285,19 @@ class Detector:
             sources = sources_of(images, options)
             extractor, line = self._begun(sources)
             sight = Sight(extractor)
-            line, added = learn_mixed(
-                line,
-                sources,
-                wanted,
-                taken=(*self.tasks, *self._damaged),
-                sight=sight,
-                config=self.config,
-                seed=self.seed,
-                options=options,
-                found=found,
-                progress=progress or _silent,
-            )
+            with torch.inference_mode(False), torch.enable_grad():  # whatever the caller computes in
+                line, added = learn_mixed(
+                    line,
+                    sources,
+                    wanted,
+                    taken=(*self.tasks, *self._damaged),
+                    sight=sight,
+                    config=self.config,
+                    seed=self.seed,
+                    options=options,
+                    found=found,
+                    progress=progress or _silent,
+                )
             sight.forget()
             self.extractor, self._line = extractor, line
             return [self.info(name) for name in added]

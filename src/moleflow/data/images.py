@@ -24,7 +24,7 @@ from PIL import (
     Image,
     JpegImagePlugin,  # noqa: F401
     MpoImagePlugin,  # noqa: F401
-    PngImagePlugin,  # noqa: F401
+    PngImagePlugin,
     PpmImagePlugin,  # noqa: F401
     TiffImagePlugin,  # noqa: F401
     WebPImagePlugin,  # noqa: F401
@@ -47,7 +47,7 @@ EXTENSIONS = frozenset(
 """Endings (lower case) that mark a file in a folder as an image; the content decides how it is read."""
 
 _FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP", "GIF", "PPM")
-_ORIENTATION, _MAKE, _MODEL = 0x0112, 0x010F, 0x0110
+_ORIENTATION, _MAKE, _MODEL, _WIDTH, _HEIGHT = 0x0112, 0x010F, 0x0110, 0x0100, 0x0101
 _LONGEST_NAME = 80
 _ROWS = 256  # copied or laid over black at a time, so that a large image is not held more often than it takes
 _ROUNDING = 1e-6  # a float image may leave [0, 1] by the rounding of its own arithmetic, no further
@@ -56,6 +56,8 @@ _SEGMENT = re.compile(rb"\xff[\xc0-\xcf\xd9-\xfe]")  # the markers of a JPEG tha
 _SCAN, _END = 0xDA, 0xD9
 _MAX_SEGMENTS = 10_000  # 650 MB of what cameras write beside the pixels
 _PIECE = 1 << 16
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TELLING = {b"eXIf", b"tEXt", b"zTXt", b"iTXt"}  # chunks that may hold an orientation
 _MAX_READS = 100_000  # of a header; a segment takes three or four
 _MAX_READS_BEHIND = 1_000_000  # of the rest; the largest PNG in pieces of 8 kB takes half as many
 
@@ -306,7 +308,9 @@ def size_of(value: Any, *, where: str = "image") -> tuple[int, int]:
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
     width, height = image.size
-    return (width, height) if _orientation(image) >= 5 else (height, width)
+    stored = getattr(image, "tag_v2", {})
+    turned = (stored.get(_HEIGHT), stored.get(_WIDTH)) == (width, height)  # by Pillow, as it opened a TIFF
+    return (width, height) if _orientation(image) >= 5 and not turned else (height, width)
 
 
 def _held(value: str | os.PathLike[str] | bytes) -> Path | bytes:
@@ -366,7 +370,8 @@ def _identify(file: IO[bytes], path: object) -> Image.Image:
             file.seek(0)
             pieces = _Pieces(file)
             try:
-                image = factory(cast(IO[bytes], pieces), str(path))
+                # Without a name, for Pillow would map a named TIFF into memory and turn it by half.
+                image = factory(cast(IO[bytes], pieces), "")
                 pieces.allow(_MAX_READS_BEHIND)
                 return image
             except Exception as error:  # hostile bytes make decoders raise nearly anything
@@ -465,12 +470,33 @@ def _orientation(image: Image.Image) -> int:
     Asked after loading, because Pillow already turns TIFF images upright while it loads them.
     """
     try:
-        value = image.getexif().get(_ORIENTATION, 1)
+        # Of a PNG, Pillow decodes every pixel to look behind them, whether anything stands there or not.
+        is_unread_png = isinstance(image, PngImagePlugin.PngImageFile) and image.png is not None
+        file = getattr(image, "fp", None) if is_unread_png else None
+        exif = image.getexif() if file is None or _tells_behind(file) else Image.Image.getexif(image)
+        value = exif.get(_ORIENTATION, 1)
     except (
         Exception
     ):  # a garbled EXIF block says nothing about the pixels; viewers show such images as they are
         return 1
     return value if isinstance(value, int) else 1
+
+
+def _tells_behind(file: IO[bytes]) -> bool:
+    """Whether a PNG says anything behind its first pixels, of which the file has just told the length."""
+    start = file.tell()
+    try:
+        file.seek(len(_PNG))
+        pixels = False
+        while len(header := file.read(8)) == 8:
+            length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            pixels |= kind == b"IDAT"
+            if pixels and kind in _TELLING:
+                return True
+            file.seek(length + 4, os.SEEK_CUR)
+        return False
+    finally:
+        file.seek(start)
 
 
 def _is_deep_grey(image: Image.Image) -> bool:
@@ -496,7 +522,7 @@ def camera_of(source: object) -> str | None:
     path = Path(source)
     try:
         with open(path, "rb") as file, _identify(file, path) as image:
-            # Of a PNG, Pillow would decode every pixel to look behind them.
+            # Not of a PNG, see `_orientation`.
             exif = image.getexif() if image.format in ("JPEG", "MPO", "TIFF") else {}
             named = [str(exif.get(tag, "")).strip(" \0") for tag in (_MAKE, _MODEL)]
     except Exception:  # a garbled EXIF block says nothing; that the image can be read is seen elsewhere

@@ -108,6 +108,8 @@ def _entry(path: Path, line: int, name: str, columns: dict[str, str], missing: M
         raise ImageError(f"{path}, line {line}: expected a path, found a null character in {name!r}")
     image = path.parent / name
     pattern = glob.has_magic(name) and not os.path.lexists(image)
+    if pattern and missing == "keep":  # or an image that is gone and called so
+        pattern = bool(glob.glob(name, root_dir=path.parent))
     if os.path.isdir(image) or is_list(image) or pattern:  # results are told and drawn row by row
         found = "a pattern" if pattern else "a list" if is_list(image) else "a folder"
         raise ImageError(f"{path}, line {line}: {image}: expected an image, this is {found}")

@@ -56,7 +56,9 @@ def list_sources(images: Any, *, errors: Errors = "raise") -> list[tuple[Source,
 
 
 def _entries(path: str | Path, missing: Missing) -> list[Entry]:
-    if missing == "keep" and str(path) and not glob.has_magic(str(path)) and not os.path.exists(path):
+    # What a folder was found to hold comes as a Path, and is no pattern however it is called.
+    named = isinstance(path, Path) or not glob.has_magic(path)
+    if missing == "keep" and str(path) and named and not os.path.exists(path):
         return [Entry(Path(path))]
     return find_entries(path, missing=missing)
 
