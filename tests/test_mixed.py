@@ -82,6 +82,14 @@ def test_a_known_product_is_not_learned_again(new_line, pictures, heap):
     assert said(line, heap[0][:2]) == before
 
 
+def test_a_few_of_something_new_are_not_said_to_be_what_the_line_knows(new_line, pictures):
+    line = new_line()
+    line.add_task("cog", pictures("gear", EACH))
+    with pytest.raises(TaskError, match=r"2 images \(image 0, image 1\): nearest to cog.*too few") as error:
+        line.add_tasks(pictures("wood", 2))
+    assert "update" not in str(error.value)
+
+
 def test_a_product_taught_from_next_to_nothing_is_in_nobodys_way(new_line, pictures, heap):
     line = new_line()
     line.add_task("cap", pictures("bottle_cap", 2))

@@ -146,14 +146,24 @@ def _find(
     for rows in find_products(torch.cat([*descriptors, *known.values()])):
         own = [positions[row] for row in rows if row < count]
         if own and (others := dict.fromkeys(owners[row - count] for row in rows if row >= count)):
-            raise TaskError(
-                f"{_shown(own, sources)}: not to be told from {', '.join(others)}, which this line knows; "
-                "update_task (moleflow update) teaches that more, and add_task (moleflow add) a product of a "
-                "name of its own"
-            )
+            raise TaskError(f"{_shown(own, sources)}: {_refusal(len(own), ', '.join(others))}")
         if own:
             parts.append(tuple(own))
     return Found(tuple(parts), tuple(failure.error for failure in failures))
+
+
+def _refusal(count: int, others: str) -> str:
+    """Why so many images, which lie with what the line knows of other products, are not learned."""
+    if count < LEAST_IMAGES:  # whatever these are, they go to what is nearest
+        return (
+            f"nearest to {others}, which this line knows, and too few to be found as a product of their own, "
+            f"which takes {LEAST_IMAGES}; predict says whether they are of it: if not, take them out, or teach "
+            "them with add_task (moleflow add)"
+        )
+    return (
+        f"not to be told from {others}, which this line knows; update_task (moleflow update) teaches that "
+        "more, and add_task (moleflow add) a product of a name of its own"
+    )
 
 
 def _named(
