@@ -52,7 +52,7 @@ def main() -> None:
         shelf = Shelf(FeatureCache(options.cache or Path(scratch), extractor))
         for count in options.images:
             for product in read_dataset(options.root).products.values():
-                if len(product.train) <= count:
+                if len(product.train) < count + HELD:
                     continue
                 found = [losses(base, shelf, product, config, count, seed) for seed in options.seeds]
                 cells, short, final, better = np.mean(found, axis=0)

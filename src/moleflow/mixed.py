@@ -157,8 +157,8 @@ def _refusal(count: int, others: str) -> str:
     if count < LEAST_IMAGES:  # whatever these are, they go to what is nearest
         return (
             f"nearest to {others}, which this line knows, and too few to be found as a product of their own, "
-            f"which takes {LEAST_IMAGES}; predict says whether they are of it: if not, take them out, or teach "
-            "them with add_task (moleflow add)"
+            f"which takes {LEAST_IMAGES}; predict says whether they are of it: if not, take them out, or "
+            "teach them with add_task (moleflow add)"
         )
     return (
         f"not to be told from {others}, which this line knows; update_task (moleflow update) teaches that "

@@ -21,7 +21,7 @@ class ProjectionOptions(Selection):
     """Options of the banks; where the authors' code names a number, that number.
 
     Attributes:
-        banks: selected from different random parts of the patches; the median of what they say counts.
+        banks: selected by different seeds; the median of what they say counts.
         share: of a product's patches that each bank keeps.
         least, most: patches of a bank; the authors know no bounds.
         neighbours: patches of a bank that a patch is mixed from.
@@ -60,11 +60,13 @@ class ProjectionBanks(PerProduct):
     """Projection onto a patch's neighbours in several banks, after ProCon (Chae et al. 2026, 2607.04894).
 
     A patch is mixed from its nearest patches in a bank, each weighing exp(-|x - m|^2 / tau); what the mixture
-    leaves of it is its score, in the median over banks. A patch that only one bank's stray resembles is no
-    longer called normal. tau is a bank's median squared distance between good patches and those neighbours.
+    leaves of it is its score, in the median over banks. tau is a bank's median squared distance between good
+    patches and those neighbours. Banks differ in the seed of the choice and, of a product with more patches
+    than there are candidates, in these: only then is a patch that one bank's stray resembles not normal yet.
 
     Where this departs from the authors: the bench's features and one bank over all layers, where they keep
-    banks of separate DINOv2 layers; bounds on a bank's size; our router, for the paper is about one product.
+    banks of separate DINOv2 layers, every layer's patches of length one; one tau for each bank, where theirs
+    is measured on the test image; bounds on a bank's size; our router, for the paper is about one product.
     """
 
     name = "projection-bank"
@@ -83,7 +85,7 @@ class ProjectionBanks(PerProduct):
         return "one family of banks over all layers", kept, *own.notes(self.setting.channels)
 
     def learn_part(self, pictures: Pictures) -> _Part:
-        """Banks of different random parts of the patches, and their temperatures."""
+        """Banks by different seeds, and their temperatures."""
         require_images(pictures)
         features, images = pictures.features, range(len(pictures))
         size = self.options.size(features.shape[0] * features.shape[1] * features.shape[2])
