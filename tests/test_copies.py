@@ -10,7 +10,9 @@ from PIL import Image
 from moleflow.copies import SIDE, find_copies, thumbnail
 from moleflow.data.factory import PRODUCTS, make_sample
 from moleflow.errors import ImageError
+from moleflow.lesson import review
 from moleflow.sensor import sensor_floor
+from moleflow.suspects import facts_of
 
 PIXELS = 256
 
@@ -25,8 +27,8 @@ def lit(pixels, levels):
     return np.clip(pixels.astype(int) + levels, 0, 255).astype(np.uint8)
 
 
-def noisy(pixels):
-    grain = np.random.default_rng(0).normal(0, 2, pixels.shape)
+def noisy(pixels, seed=0):
+    grain = np.random.default_rng(seed).normal(0, 2, pixels.shape)
     return np.clip(np.rint(pixels + grain), 0, 255).astype(np.uint8)
 
 
@@ -94,6 +96,92 @@ def test_empty_pictures_are_copies_of_like_ones_only():
     assert copies_of([black, grey, white, grey, black]) == [0, 1, 2, 1, 0]
 
 
+# Sheets, foils, glass: their thumbnails show the lamp and next to nothing else
+
+
+def lamp(kind, size):
+    down, across = np.mgrid[:size, :size] / size - 0.5
+    if kind == "even":
+        return np.full((size, size), 150.0)
+    if kind == "lens":
+        return 170 * np.cos(np.arctan(0.9 * np.hypot(down, across))) ** 4
+    return 180 * (0.7**2 / ((across - 0.6) ** 2 + down**2 + 0.7**2)) ** 1.5  # beside the part, near
+
+
+def sheets(count, noise, size, light="even"):
+    rng = np.random.default_rng(size)
+    grain = rng.normal(0, noise, (count, size, size, 1))
+    levels = np.clip(np.rint(lamp(light, size)[:, :, None] + grain), 0, 255)
+    return list(np.repeat(levels, 3, axis=3).astype(np.uint8))
+
+
+def halved(pixels):
+    small = Image.fromarray(pixels).resize((len(pixels) // 2,) * 2, Image.Resampling.BILINEAR)
+    return np.array(small.resize((len(pixels),) * 2, Image.Resampling.BILINEAR))
+
+
+@pytest.mark.parametrize("light", ["even", "lens", "side"])
+@pytest.mark.parametrize("size", [256, 320, 512])
+@pytest.mark.parametrize("noise", [2, 4, 8])
+def test_different_sheets_are_independent(noise, size, light):
+    assert copies_of(sheets(6, noise, size, light)) == list(range(6))
+
+
+@pytest.mark.parametrize("quality", [70, 95])
+def test_different_sheets_are_independent_as_jpeg(quality):
+    assert copies_of([encoded(sheet, quality) for sheet in sheets(6, 2, 320)]) == list(range(6))
+
+
+def test_a_folder_of_sheets_is_as_many_photographs():
+    photos = [facts_of(str(i), sheet, (320, 320)) for i, sheet in enumerate(sheets(12, 4, 320))]
+    lesson = review(photos).lesson
+    assert (lesson.independent, lesson.suspects) == (12, ())
+
+
+@pytest.mark.parametrize("light", ["even", "lens", "side"])
+@pytest.mark.parametrize("size", [256, 320, 512])
+@pytest.mark.parametrize("noise", [4, 8])
+def test_the_same_sheet_again_is_found_by_its_grain(noise, size, light):
+    sheet, other = sheets(2, noise, size, light)
+    altered = ALTERED | {"half the size": halved, "noise in both": lambda p: noisy(p, seed=1)}
+    before = {"noise in both": noisy(sheet)}
+    groups = {
+        name: copies_of([before.get(name, sheet), alter(sheet), other]) for name, alter in altered.items()
+    }
+    assert {name: found for name, found in groups.items() if found != [0, 0, 1]} == {}
+
+
+@pytest.mark.parametrize("noise", [0, 0.5, 2])
+def test_the_same_file_is_one_however_plain(noise):
+    sheet = sheets(1, noise, 320)[0]
+    assert copies_of([sheet, sheet.copy(), encoded(sheet, 95), sheet])[1::2] == [0, 0]
+
+
+def test_a_burst_of_a_sheet_without_grain_cannot_be_told_from_many_sheets():
+    still = np.full((PIXELS, PIXELS, 3), 150, np.uint8)
+    assert copies_of([noisy(still, seed) for seed in range(4)]) == [0, 1, 2, 3]
+
+
+def test_without_their_grain_sheets_are_apart_but_for_the_same_file():
+    first, second = map(thumbnail, sheets(2, 4, 320))
+    assert find_copies([first, second, first.copy()]) == [0, 1, 0]
+
+
+def test_sheets_among_others_keep_their_places(parts):
+    gear, sheet = parts["gear"], sheets(3, 4, PIXELS)
+    mixed = [
+        gear[0],
+        sheet[0],
+        lit(sheet[1], 2),
+        shifted(gear[0]),
+        sheet[1],
+        gear[1],
+        sheet[2],
+        shifted(sheet[0]),
+    ]
+    assert copies_of(mixed) == [0, 1, 2, 0, 2, 3, 4, 1]
+
+
 def test_thousands_take_seconds():
     many = np.random.default_rng(0).normal(120, 40, (2000, SIDE, SIDE)).astype(np.float32)
     many[1000:1500] = many[0]
@@ -102,6 +190,17 @@ def test_thousands_take_seconds():
     assert time.perf_counter() - started < 6
     assert len(set(groups)) == 1500
     assert set(groups[1000:1500]) == {0}
+
+
+def test_a_thousand_sheets_take_seconds():
+    rng = np.random.default_rng(0)
+    plain = 120 + rng.normal(0, 0.1, (1000, SIDE, SIDE)).astype(np.float32)
+    grains = list(rng.normal(0, 0.2, (1000, 52, 52)).astype(np.float16))
+    plain[500:750], grains[500:750] = plain[0], [grains[0]] * 250
+    started = time.perf_counter()
+    groups = find_copies(plain, grains)
+    assert time.perf_counter() - started < 6
+    assert len(set(groups)) == 750
 
 
 def test_a_wrong_shape_is_said():
@@ -130,4 +229,5 @@ def test_sensor_floor_alters_little_and_always_alike(parts):
 
 
 def copies_of(pictures):
-    return find_copies([thumbnail(picture) for picture in pictures])
+    photos = [facts_of(str(i), picture, picture.shape[:2]) for i, picture in enumerate(pictures)]
+    return review(photos).groups

@@ -109,7 +109,7 @@ def review(
     Raises:
         ImageError: none would be left.
     """
-    copies = find_copies([photo.thumbnail for photo in photos])
+    copies = find_copies([photo.thumbnail for photo in photos], [photo.grain for photo in photos])
     suspects = find_suspects(photos, copies, scores)
     accused = {s.source for s in suspects if s.fault} if drop_suspicious else set()
     kept = [i for i, photo in enumerate(photos) if photo.source not in accused]

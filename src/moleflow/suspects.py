@@ -11,7 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
-from .copies import grey_thumbnail
+from .copies import grain_of, grey_thumbnail
 
 Kind = Literal["one colour", "camera", "size", "defect", "light", "sharpness", "copies"]
 
@@ -48,6 +48,7 @@ class Photo:
         thumbnail: see `copies.thumbnail`.
         camera: what its file says it was taken with; None where it says nothing.
         mark: of its pixels at the line's size, `MARK` letters, by which it is known again.
+        grain: see `copies.grain_of`; None where the thumbnail is enough to find near-copies by.
     """
 
     source: str
@@ -59,6 +60,7 @@ class Photo:
     thumbnail: np.ndarray = field(repr=False)
     camera: str | None = None
     mark: str = ""
+    grain: np.ndarray | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def facts_of(source: str, pixels: np.ndarray, size: tuple[int, int], *, camera: 
         thumbnail=seen,
         camera=camera,
         mark=hashlib.sha256(np.ascontiguousarray(pixels).data).hexdigest()[:MARK],
+        grain=grain_of(grey, seen),
     )
 
 
