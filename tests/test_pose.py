@@ -12,8 +12,8 @@ from moleflow import Cells, Detector, Dia, FlowConfig, LineConfig, ScoringConfig
 from moleflow.data.factory import make_sample
 from moleflow.errors import ConfigError
 from moleflow.intake import Intake
-from moleflow.pose import Placement, Pose, PoseReport, find, thumbnail
-from moleflow.pose_learning import mean_template, settle_pose
+from moleflow.pose import Placement, Pose, PoseReport, find, local_contrast, thumbnail
+from moleflow.pose_learning import _window, mean_template, settle_pose
 
 SIZE = 96
 IMAGES = 12
@@ -65,8 +65,8 @@ def line():
 @pytest.mark.parametrize("pose", [(0.0, (0.0, 0.0)), (73.4, (0.08, -0.05)), (-151.2, (-0.1, 0.07))])
 def test_a_known_turn_and_shift_are_found(product, pose):
     image = drawn(product, 1).image
-    template = thumbnail(image, (SIZE, SIZE))
-    found = find(template, thumbnail(laid(image, *pose), (SIZE, SIZE))[None], 180.0)[0]
+    template = local_contrast(image, (SIZE, SIZE))
+    found = find(template, local_contrast(laid(image, *pose), (SIZE, SIZE))[None], 180.0)[0]
     assert abs(math.remainder(found.angle - pose[0], 360)) < 1
     assert found.shift == pytest.approx(pose[1], abs=0.01)
     assert found.match > 0.8
@@ -78,7 +78,7 @@ def test_in_an_oblong_picture_a_turn_is_a_turn():
     wide[:, SIZE // 2 : -SIZE // 2] = drawn("gear", 3).image
     moved = laid(wide, 30.0, (0.04, 0.02))
     squeezed = [np.ascontiguousarray(image[:, ::2]) for image in (wide, moved)]
-    looks = [thumbnail(image, wide.shape[:2]) for image in squeezed]
+    looks = [local_contrast(image, wide.shape[:2]) for image in squeezed]
     found = find(looks[0], looks[1][None], 180.0)[0]
     assert found.angle == pytest.approx(30, abs=1)
     assert found.shift == pytest.approx((0.04, 0.02), abs=0.01)
@@ -86,11 +86,11 @@ def test_in_an_oblong_picture_a_turn_is_a_turn():
 
 def test_aligned_pictures_lie_alike():
     images = lying_anywhere("bottle_cap", 8)
-    looks = np.stack([thumbnail(image, (SIZE, SIZE)) for image in images])
+    looks = np.stack([local_contrast(image, (SIZE, SIZE)) for image in images])
     template = mean_template(looks, 180.0)
     placements = find(template, looks, 180.0)
     turned = [p.aligned(image, (SIZE, SIZE)) for p, image in zip(placements, images, strict=True)]
-    again = find(template, np.stack([thumbnail(image, (SIZE, SIZE)) for image in turned]), 180.0)
+    again = find(template, np.stack([local_contrast(image, (SIZE, SIZE)) for image in turned]), 180.0)
     assert max(abs(p.angle) for p in again) < 1.5
     assert max(math.hypot(*p.shift) for p in again) < 0.01
 
@@ -99,9 +99,58 @@ def test_the_mean_lies_in_the_middle_of_the_images():
     """Whatever image it began with, objects are moved to the middle and not out of the picture."""
     image = drawn("gear", 1).image
     moved = [laid(image, angle, (0.1, 0.0)) for angle in (0, 90, 180, -90)]
-    looks = np.stack([thumbnail(m, (SIZE, SIZE)) for m in moved])
+    looks = np.stack([local_contrast(m, (SIZE, SIZE)) for m in moved])
     placements = find(mean_template(looks, 180.0), looks, 180.0)
     assert np.mean([p.shift for p in placements], 0) == pytest.approx((0.1, 0.0), abs=0.02)
+
+
+def share_shown(wide, high, *, by):
+    """Share of a picture, `wide` x `high`, that this share of its turns about the middle shows.
+
+    How many turns show a place depends on its distance from the middle alone.
+    """
+    across, down = np.meshgrid(*(((np.arange(300) + 0.5) / 300) * side for side in (wide, high)))
+    far = np.hypot(across, down)  # a quarter of the picture: the others are the same
+    # Turned all around, a place stands beside a strip as wide as the picture within these angles.
+    beside = [np.arccos(np.minimum(side / far, 1)) / (math.pi / 2) for side in (wide, high)]
+    return float((1 - sum(beside) >= by).mean())
+
+
+@pytest.mark.parametrize(("wide", "high"), [(96, 96), (128, 96), (96, 128), (128, 72)])
+def test_nine_of_ten_good_images_show_what_their_own_shape_lets_them(wide, high):
+    """What a thumbnail has beside an oblong picture is no part of it, and shows nothing."""
+    turns = [Placement(12.0 * number, (0.0, 0.0)) for number in range(30)]
+    look = thumbnail(np.full((high, wide, 3), 120, np.uint8), (high, wide))  # plain, and shown all the same
+    window = _window(np.stack([look] * len(turns)), turns)
+    assert window[look[3] == 1].mean() == pytest.approx(share_shown(wide, high, by=0.9), abs=0.015)
+
+
+def test_a_picture_that_is_moved_shows_its_own_part():
+    """To the pixel: upright, moved to the right and down, and turned by a quarter."""
+    look = thumbnail(np.full((SIZE // 2, SIZE, 3), 120, np.uint8), (SIZE // 2, SIZE))
+    for placement, rows, columns in [
+        (Placement(0.0, (0.0, 0.0)), (24, 72), (0, 96)),
+        (Placement(0.0, (0.25, 0.125)), (12, 60), (0, 72)),
+        (Placement(90.0, (0.0, 0.0)), (0, 96), (24, 72)),
+    ]:
+        wanted = np.zeros((96, 96), bool)
+        wanted[slice(*rows), slice(*columns)] = True
+        assert np.array_equal(_window(look[None], [placement]), wanted), placement
+
+
+@pytest.mark.long
+def test_of_a_wide_picture_that_turns_only_the_middle_is_inspected():
+    """From images to what the backbone sees: their turns are found, and what they do not share is covered."""
+    wide = np.full((SIZE, 2 * SIZE, 3), 120, np.uint8)
+    wide[:, SIZE // 2 : -SIZE // 2] = drawn("circuit_board", 3).image
+    line = new_line()
+    line.add_task("board", [laid(wide, angle, (0.0, 0.0)) for angle in (0, 60, 120)], pose="on")
+    window = line._line.products["board"].pose.window
+    white = np.full_like(wide, 255)
+    white[[0, -1]] = white[:, [0, -1]] = 0  # what is covered has the colour of the border
+    seen = Placement(0.0, (0.0, 0.0)).aligned(white, wide.shape[:2], window=window).mean() / 255
+    hexagon = math.sqrt(3) / 2  # of the picture's height: what three such strips have in common
+    assert seen == pytest.approx(hexagon / 2, abs=0.02)
 
 
 @pytest.mark.parametrize("size", [(64, 96), (300, 200)])

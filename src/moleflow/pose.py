@@ -171,7 +171,7 @@ class Pose:
         """
         if self.template is None:
             return None
-        placement = self._search(thumbnail(pixels, size))
+        placement = self._search(local_contrast(pixels, size))
         return placement if placement.match >= self.least else None
 
     @cached_property
@@ -220,6 +220,17 @@ def _inner(size: tuple[int, int]) -> tuple[list[int], list[int]]:
 
 
 def thumbnail(pixels: np.ndarray, size: tuple[int, int]) -> Floats:
+    """An image made small, (4, SIDE, SIDE): its `local_contrast`, and 1 where the image is, 0 beside it.
+
+    The contrast alone does not tell: a plain part of an image is 0 as well.
+    """
+    (rows, columns), (top, left) = _inner(size)
+    own = np.zeros((1, SIDE, SIDE), np.float32)
+    own[:, top : top + rows, left : left + columns] = 1
+    return np.concatenate([local_contrast(pixels, size), own])
+
+
+def local_contrast(pixels: np.ndarray, size: tuple[int, int]) -> Floats:
     """Local contrast (3, SIDE, SIDE) of pixels (h, w, 3) uint8 that show an image of `size` (H, W).
 
     The image keeps its own shape; what is beside it is 0.
@@ -235,22 +246,41 @@ def thumbnail(pixels: np.ndarray, size: tuple[int, int]) -> Floats:
     return out
 
 
-def find(template: Floats, thumbnails: Floats, reach: float) -> list[Placement]:
-    """How the object of `template` (3, SIDE, SIDE) lies in each of `thumbnails` (B, 3, SIDE, SIDE).
+def find(template: Floats, contrasts: Floats, reach: float) -> list[Placement]:
+    """How the object of `template` (3, SIDE, SIDE) lies in each of `contrasts` (B, 3, SIDE, SIDE).
 
     Args:
-        template: the mean's thumbnail.
-        thumbnails: of the images.
+        template: local contrast of the mean.
+        contrasts: of the images.
         reach: largest angle that is searched, in degrees.
     """
     search = _Search(template, reach)
-    return [search(image) for image in thumbnails]
+    return [search(image) for image in contrasts]
 
 
-def turned(thumbnails: Floats, placements: Sequence[Placement]) -> tuple[Floats, Floats]:
-    """Thumbnails (B, 3, SIDE, SIDE) as they look aligned, and where they show anything (B, 1, SIDE, SIDE)."""
-    states = np.array([[math.radians(p.angle), *p.shift] for p in placements], np.float32)
-    return _warp(thumbnails, states)
+def turned(contrasts: Floats, placements: Sequence[Placement]) -> tuple[Floats, Floats]:
+    """Contrasts (B, 3, SIDE, SIDE) as they look aligned, and where they reach (B, 1, SIDE, SIDE).
+
+    What is beside an oblong image is reached too; see `shown`.
+    """
+    return _warp(contrasts, _states(placements))
+
+
+def shown(thumbnails: Floats, placements: Sequence[Placement]) -> Floats:
+    """1 where a place of the aligned pictures shows something of the image, else 0, (B, 1, SIDE, SIDE).
+
+    Args:
+        thumbnails: (B, 4, SIDE, SIDE) of the images as they are.
+        placements: of the images.
+
+    What a thumbnail has beside an oblong image shows nothing of it.
+    """
+    x, y = _sampled(_states(placements), SIDE)
+    reached = _within(x, y)
+    # A place belongs to the pixel that it lies in, so the image ends where its outermost pixels do.
+    columns, rows = (((at + 1) * (SIDE / 2)).clip(0, SIDE - 1).astype(np.int32) for at in (x, y))
+    own = thumbnails[np.arange(len(thumbnails))[:, None, None], 3, rows, columns]
+    return reached * own[:, None]
 
 
 class _Search:
@@ -275,7 +305,7 @@ class _Search:
         self.levels = [_Level.of(_pooled(template, reduction)) for reduction in (2, 1)]
 
     def __call__(self, image: Floats) -> Placement:
-        """How the object lies in a thumbnail (3, SIDE, SIDE)."""
+        """How the object lies in an image of local contrast (3, SIDE, SIDE)."""
         states = self._beginnings(image)
         for level, reduction in zip(self.levels, (2, 1), strict=True):
             states = level.refined(_pooled(image, reduction), states)
@@ -329,10 +359,10 @@ class _Level:
     def refined(self, seen: Floats, states: Floats) -> Floats:
         """States (K, 3) after some steps of least squares."""
         for _ in range(_STEPS):
-            views, shown = _warp(np.broadcast_to(seen, (len(states), *seen.shape)), states)
+            views, reached = _warp(np.broadcast_to(seen, (len(states), *seen.shape)), states)
             size = np.maximum(np.square(views).sum((1, 2, 3), keepdims=True), 1e-6)
             gain = (views * self.wanted).sum((1, 2, 3), keepdims=True) / size
-            error = ((gain * views - self.wanted) * shown).reshape(len(states), -1)
+            error = ((gain * views - self.wanted) * reached).reshape(len(states), -1)
             states = _stepped(states, error @ self.jacobian.T @ self.solve)
         return states
 
@@ -372,14 +402,31 @@ def _norm(images: Floats) -> Floats:
     return lengths
 
 
-def _warp(images: Floats, states: Floats) -> tuple[Floats, Floats]:
-    """Square images (B, C, S, S) sampled at R p + shift, 0 outside, and where they show anything."""
-    count, channels, side = images.shape[:3]
+def _states(placements: Sequence[Placement]) -> Floats:
+    """Angle in radians, x and y of each placement, (B, 3)."""
+    return np.array([[math.radians(p.angle), *p.shift] for p in placements], np.float32)
+
+
+def _sampled(states: Floats, side: int) -> tuple[Floats, Floats]:
+    """Where R p + shift lies for each pixel p of a square: x and y (B, S, S), from -1 to 1 within it."""
     place = ((np.arange(side, dtype=np.float32) * 2 + 1) / side - 1).astype(np.float32)
     cos, sin = (f(states[:, 0])[:, None, None] for f in (np.cos, np.sin))
-    x = cos * place - sin * place[:, None] + 2 * states[:, 1, None, None]
-    y = sin * place + cos * place[:, None] + 2 * states[:, 2, None, None]
-    shown = ((np.abs(x) <= 1) & (np.abs(y) <= 1)).astype(np.float32)[:, None]
+    right, down = (np.float32(2) * states[:, axis, None, None] for axis in (1, 2))
+    x: Floats = cos * place - sin * place[:, None] + right
+    y: Floats = sin * place + cos * place[:, None] + down
+    return x, y
+
+
+def _within(x: Floats, y: Floats) -> Floats:
+    """1 where places (B, S, S) are of the square, else 0, (B, 1, S, S)."""
+    within: Floats = ((np.abs(x) <= 1) & (np.abs(y) <= 1)).astype(np.float32)[:, None]
+    return within
+
+
+def _warp(images: Floats, states: Floats) -> tuple[Floats, Floats]:
+    """Square images (B, C, S, S) sampled at R p + shift, 0 outside, and where they reach (B, 1, S, S)."""
+    count, channels, side = images.shape[:3]
+    x, y = _sampled(states, side)
     # A border of zeros: what is outside, and what it is mixed with at the edge.
     padded = np.zeros((count, channels, side + 2, side + 2), np.float32)
     padded[:, :, 1:-1, 1:-1] = images
@@ -401,4 +448,4 @@ def _warp(images: Floats, states: Floats) -> tuple[Floats, Floats]:
     out = np.zeros((count, channels, side * side), np.float32)
     for step, weight in parts:
         out += np.take_along_axis(flat, corner + step, 2) * weight.reshape(count, 1, -1).astype(np.float32)
-    return out.reshape(count, channels, side, side), shown
+    return out.reshape(count, channels, side, side), _within(x, y)

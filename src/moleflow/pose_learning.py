@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .cells import CellGaussians
 from .config import Cells
-from .pose import NEAR, SIDE, Floats, Placement, Pose, PoseReport, find, turned
+from .pose import NEAR, SIDE, Floats, Placement, Pose, PoseReport, find, shown, turned
 
 Wish = Literal["auto", "on", "off"]
 WISHES: tuple[Wish, ...] = ("auto", "on", "off")
@@ -65,7 +65,7 @@ def settle_pose(wish: Wish, features: Tensor, *, cells: Cells, thumbnails: Look,
         wish: "auto" asks the images, "on" and "off" do not.
         features: of all images as they are, (N, h, w, D).
         cells: the density that judges.
-        thumbnails: (n, 3, SIDE, SIDE) of the images of these numbers.
+        thumbnails: (n, 4, SIDE, SIDE) of the images of these numbers.
         see: features (n, h, w, D) of the images of these numbers, aligned by these placements, of what a
             window (SIDE, SIDE) shows.
     """
@@ -77,7 +77,7 @@ def settle_pose(wish: Wish, features: Tensor, *, cells: Cells, thumbnails: Look,
     looks = thumbnails(sample)
     if len(sample) < LEAST_HALVED:
         return _aligning(PoseReport(True, "asked for"), looks, 180.0, None)
-    halves = _halved(looks)
+    halves = _halved(looks[:, :3])
     report = _varies(halves)
     if wish == "on":
         report = replace(report, aligned=True, reason="asked for")
@@ -88,21 +88,24 @@ def settle_pose(wish: Wish, features: Tensor, *, cells: Cells, thumbnails: Look,
     return _aligning(report, looks, halves.reach, halves)
 
 
-def mean_template(thumbnails: Floats, reach: float) -> Floats:
-    """The mean (3, SIDE, SIDE) of thumbnails (N, 3, SIDE, SIDE) aligned to it, lying midway between them."""
-    template = thumbnails[_typical(thumbnails)]
+def mean_template(contrasts: Floats, reach: float) -> Floats:
+    """The mean (3, SIDE, SIDE) of contrasts (N, 3, SIDE, SIDE) aligned to it, lying midway between them."""
+    template = contrasts[_typical(contrasts)]
     for _ in range(ROUNDS):
-        placements = _centred(find(template, thumbnails, reach))
-        views, shown = turned(thumbnails, placements)
+        placements = _centred(find(template, contrasts, reach))
+        # What is beside an oblong image counts, as 0: images are matched with it, and a mean that is weaker
+        # where few of them show anything matches them better, at the same placements.
+        views, reached = turned(contrasts, placements)
         matches = [max(placement.match, 0.01) for placement in placements]
         weights = np.array(matches, np.float32)[:, None, None, None]
-        template = (views * weights).sum(0) / np.maximum((shown * weights).sum(0), weights.sum() / 4)
+        template = (views * weights).sum(0) / np.maximum((reached * weights).sum(0), weights.sum() / 4)
     return template.astype(np.float16).astype(np.float32)
 
 
 def _aligning(report: PoseReport, thumbnails: Floats, reach: float, halves: _Halves | None) -> Pose:
-    template = mean_template(thumbnails, reach)
-    placements = find(template, thumbnails, reach)
+    contrasts = thumbnails[:, :3]
+    template = mean_template(contrasts, reach)
+    placements = find(template, contrasts, reach)
     if halves is None:
         least = 0.0
         degrees, shift = _spread([placements])
@@ -121,28 +124,27 @@ def _window(thumbnails: Floats, placements: Sequence[Placement]) -> NDArray[np.b
 
     Beside it good images differ by where their own borders came to lie, and that would be all one sees.
     """
-    _, shown = turned(thumbnails, placements)
-    found: NDArray[np.bool_] = shown.mean((0, 1)) >= SHOWN
+    found: NDArray[np.bool_] = shown(thumbnails, placements).mean((0, 1)) >= SHOWN
     return found
 
 
-def _halved(thumbnails: Floats) -> _Halves:
+def _halved(contrasts: Floats) -> _Halves:
     """Halves with as little freedom to turn as the images ask for.
 
     An object that always lies much the same is not turned far: where it looks alike from several sides a
     full circle would only add mistakes.
     """
-    near = _halves(thumbnails, NEAR)
+    near = _halves(contrasts, NEAR)
     if near.match() >= ENOUGH_MATCH:
         return near
-    free = _halves(thumbnails, 180.0)
+    free = _halves(contrasts, 180.0)
     return free if free.match() > near.match() + FREE_GAIN else near
 
 
-def _halves(thumbnails: Floats, reach: float) -> _Halves:
-    numbers = list(range(len(thumbnails)))
+def _halves(contrasts: Floats, reach: float) -> _Halves:
+    numbers = list(range(len(contrasts)))
     parts = numbers[::2], numbers[1::2]
-    even, odd = (find(mean_template(thumbnails[part], reach), thumbnails, reach) for part in parts)
+    even, odd = (find(mean_template(contrasts[part], reach), contrasts, reach) for part in parts)
     return _Halves(reach, parts, (even, odd))
 
 
@@ -212,11 +214,11 @@ def _distances(density: CellGaussians, features: Tensor) -> Tensor:
     return torch.cat([density(image) for image in features.split(1)])
 
 
-def _typical(thumbnails: Floats) -> int:
+def _typical(contrasts: Floats) -> int:
     """The image whose spectrum by frequency alone is nearest to the median: no turn or shift changes it."""
     frequency = fft.fftfreq(SIDE) * SIDE
     rings = np.hypot(frequency[:, None], frequency).round().astype(int).clip(max=SIDE // 2).ravel()
-    power = np.square(np.abs(fft.fft2(thumbnails))).sum(1).reshape(len(thumbnails), -1)
+    power = np.square(np.abs(fft.fft2(contrasts))).sum(1).reshape(len(contrasts), -1)
     spectrum = np.stack([np.bincount(rings, own, SIDE // 2 + 1) for own in power])
     spectrum = np.log(np.maximum(spectrum, 1e-6))
     return int(np.square(spectrum - np.median(spectrum, 0)).sum(1).argmin())
