@@ -11,6 +11,7 @@ import sys
 import textwrap
 import types
 import venv
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,8 @@ from moleflow import Cells, Detector, FlowConfig, RouterConfig
 from moleflow.cli import app
 from moleflow.data.factory import make_sample
 from moleflow.data.layouts import Item, read_dataset
-from moleflow.errors import ConfigError, ExportError, ImageError, LineError, TaskError
-from moleflow.export import TOLERANCE, compare, export_line
+from moleflow.errors import BackboneError, ConfigError, ExportError, ImageError, LineError, TaskError
+from moleflow.export import TOLERANCE, Agreement, _put, compare, export_line
 from moleflow.runtime import Inspector, engines, is_exported
 from moleflow.store import LineStore
 from saying import write_index
@@ -216,7 +217,7 @@ def test_a_product_costs_what_it_costs_on_the_line(out, saved):
     ],
 )
 @pytest.mark.parametrize("harm", ["flipped", "missing"])
-def test_a_damaged_export_is_refused(out, tmp_path, probe, name, harm):
+def test_a_damaged_export_is_refused_before_any_image(out, tmp_path, name, harm):
     folder = Path(shutil.copytree(out, tmp_path / "copy"))
     data = bytearray((folder / name).read_bytes())
     data[len(data) // 2 if name != "exported.json" else 0] ^= 255
@@ -225,7 +226,105 @@ def test_a_damaged_export_is_refused(out, tmp_path, probe, name, harm):
     else:
         (folder / name).unlink()
     with pytest.raises(LineError, match=Path(name).name.replace(".", r"\.")):
-        Inspector(folder).predict(probe)
+        Inspector(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["backbone.onnx", "density-0.onnx", "products/wood.safetensors", "products/wood.json"]
+)
+def test_what_was_damaged_since_it_was_opened_is_named_when_it_is_held(out, tmp_path, name):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    inspector = Inspector(folder)
+    with (folder / name).open("ab") as file:
+        file.write(b" ")
+    with pytest.raises(LineError, match=rf"{Path(name).name}: damaged or changed"):
+        inspector.hold()
+
+
+def test_a_file_that_the_index_does_not_list_is_missed_before_any_image(out, tmp_path):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    index = json.loads((folder / "exported.json").read_text())
+    del index["files"]["products/wood.json"]
+    write_index(folder / "exported.json", index)
+    with pytest.raises(LineError, match=r"expected the SHA-256 of products/wood\.json, found none"):
+        Inspector(folder)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_becomes_of_the_files_does_not_reach_what_was_held(saved, probe, tmp_path, format):
+    folder = tmp_path / "out"
+    export_line(saved, folder, format=format, images=probe[:1])
+    inspector = Inspector(folder)
+    inspector.hold()
+    expected = [one.to_dict() for one in inspector.predict(probe)]
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("r+b") as file:  # the same file, as `cp` and `rsync --inplace` write it
+            file.write(bytes(path.stat().st_size))
+    assert [one.to_dict() for one in inspector.predict(probe)] == expected
+    for path in tree(folder):
+        os.truncate(folder / path, 0)
+    with ThreadPoolExecutor(1) as pool:  # a thread that has not asked before
+        assert [one.to_dict() for one in pool.submit(inspector.predict, probe).result()] == expected
+
+
+# What the backbone saw
+
+
+def test_an_export_remembers_what_the_backbone_of_its_line_saw(out, saved, tmp_path, probe):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    index = json.loads((folder / "exported.json").read_text())
+    assert index["witness"] == json.loads((saved / "line.json").read_text())["settings"]["witness"]
+    index["witness"]["patches"][5] += 0.1
+    write_index(folder / "exported.json", index)
+    inspector = Inspector(folder)
+    for _ in range(2):
+        with pytest.raises(BackboneError, match=r"features here differ by .* \(onnxruntime .*at most 0.01"):
+            inspector.predict(probe, errors="yield")
+    with pytest.raises(BackboneError, match="features here differ"):
+        inspector.hold()
+    del index["witness"]  # as of exports before it
+    write_index(folder / "exported.json", index)
+    assert_same(Inspector(folder).predict(probe), Inspector(out).predict(probe))
+
+
+@pytest.mark.parametrize("factor", [1.02, float("nan")])
+def test_a_machine_whose_backbone_sees_something_else_is_noticed(out, probe, monkeypatch, factor):
+    original = engines._OPENERS["onnxruntime"]
+    shown = []
+
+    def wrong(network, threads):
+        run = original(network, threads)
+
+        def other(inputs):
+            shown.append(inputs)
+            return [output * np.float32(factor) for output in run(inputs)]
+
+        return other
+
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", wrong)
+    with pytest.raises(BackboneError, match="features here differ by"):
+        Inspector(out).predict(probe)
+    assert [inputs["images"].shape for inputs in shown] == [(1, 3, 64, 64)]  # and none of the images
+
+
+@pytest.mark.parametrize("witness", [None, [], {}, {"runtime": "torch", "patches": [1.0]}, {"patches": "no"}])
+def test_a_witness_that_is_none_is_a_damaged_export(out, tmp_path, witness):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    index = json.loads((folder / "exported.json").read_text()) | {"witness": witness}
+    write_index(folder / "exported.json", index)
+    with pytest.raises(LineError, match="expected a complete exported line"):
+        Inspector(folder)
+
+
+def test_the_export_of_a_line_that_remembers_nothing_has_what_was_seen_as_it_was_written(saved, tmp_path):
+    document = json.loads((saved / "line.json").read_text())
+    theirs = document["settings"].pop("witness")
+    write_index(saved / "line.json", document)
+    export_line(saved, tmp_path / "out")
+    witness = json.loads((tmp_path / "out" / "exported.json").read_text())["witness"]
+    assert witness["runtime"].startswith("torch ")
+    assert witness["patches"] == pytest.approx(theirs["patches"], abs=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -262,18 +361,23 @@ def test_an_index_that_was_changed_is_refused_and_one_of_before_is_not(out, tmp_
 
 
 @pytest.mark.long
-def test_an_export_that_says_something_else_is_not_written(saved, out, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("network", "said"), [("images", "features here differ by"), ("patches", "over 15 pictures")]
+)
+def test_an_export_that_says_something_else_is_not_written(saved, out, tmp_path, monkeypatch, network, said):
     folder = Path(shutil.copytree(out, tmp_path / "out"))
     before = tree(folder)
     original = engines._OPENERS["onnxruntime"]
 
-    def wrong(network, threads):
-        run = original(network, threads)
-        return lambda inputs: [output * np.float32(1.02) for output in run(inputs)]
+    def wrong(data, threads):
+        run = original(data, threads)
+        return lambda inputs: [
+            output * np.float32(1.02 if network in inputs else 1) for output in run(inputs)
+        ]
 
     monkeypatch.setitem(engines._OPENERS, "onnxruntime", wrong)
     for place in (folder, tmp_path / "new"):
-        with pytest.raises(ExportError, match=r"does not say what the line says: over 15 pictures"):
+        with pytest.raises(ExportError, match=rf"does not say what the line says: {said}"):
             export_line(saved, place)
     assert tree(folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "out"]  # nothing beside it
@@ -339,18 +443,21 @@ def test_what_killed_exports_left_is_cleared_away(saved, tmp_path):
 
 def test_an_export_to_a_link_is_where_the_link_leads(saved, out, tmp_path):
     folder = Path(shutil.copytree(out, tmp_path / "real"))
-    (folder / "old").touch()
+    was = folder.stat().st_ino
     (tmp_path / "link").symlink_to(folder, target_is_directory=True)
     export_line(saved, tmp_path / "link")
     assert (tmp_path / "link").is_symlink()
-    assert not (folder / "old").exists()
+    assert folder.stat().st_ino != was
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "link", "real"]
 
 
 @pytest.mark.long
 def test_an_earlier_export_is_replaced_and_nothing_else(saved, out, tmp_path, pictures):
     folder = Path(shutil.copytree(out, tmp_path / "out"))
+    index = json.loads((folder / "exported.json").read_text())
+    write_index(folder / "exported.json", index | {"files": index["files"] | {"products/gone.json": ""}})
     (folder / "products" / "gone.json").write_text("{}")
+    (folder / ".lock").touch()  # as the store of a line leaves it
     line = Detector.load(saved, device="cpu")
     line.add_task("cable", pictures("circuit_board", 6))
     line.save()
@@ -359,11 +466,161 @@ def test_an_earlier_export_is_replaced_and_nothing_else(saved, out, tmp_path, pi
     assert not (folder / "products" / "gone.json").exists()
     kept = Path("products") / "gear.safetensors"
     assert (folder / kept).read_bytes() == (out / kept).read_bytes()
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "mine.txt").write_text("mine")
-    with pytest.raises(ExportError, match="expected an empty folder or an earlier export"):
-        export_line(saved, tmp_path / "photos")
-    assert (tmp_path / "photos" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("mine", "named"),
+    [
+        ("results.jsonl", "results.jsonl"),
+        ("line/line.json", "line"),
+        ("products/gear.png", "products/gear.png"),
+        ("backbone.onnx/mine.txt", "backbone.onnx/mine.txt"),
+        ("empty/", "empty"),
+    ],
+)
+@pytest.mark.parametrize("exported", [True, False], ids=["an export", "a folder"])
+def test_what_lies_beside_an_export_is_not_lost_with_it(
+    saved, out, tmp_path, monkeypatch, mine, named, exported
+):
+    folder = tmp_path / "out"
+    if exported:
+        shutil.copytree(out, folder)
+    place = folder / mine
+    if mine.startswith("backbone.onnx"):
+        (folder / "backbone.onnx").unlink(missing_ok=True)
+    (place if mine.endswith("/") else place.parent).mkdir(parents=True, exist_ok=True)
+    if not mine.endswith("/"):
+        place.write_text("mine")
+    before = tree(folder)
+    monkeypatch.setattr("moleflow.export.Detector", None)  # nothing is loaded for it
+    if not exported:
+        named = Path(mine).parts[0]
+    expected = "expected an empty folder or an earlier export with nothing beside it"
+    with pytest.raises(ExportError, match=rf"out: {expected}, found {named}, which would be lost"):
+        export_line(saved, folder)
+    assert tree(folder) == before
+    assert place.exists()
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"files": 7}', '{"files": ["../../mine"]}'])
+def test_an_export_that_does_not_say_what_it_holds_is_not_replaced(saved, out, tmp_path, text):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    (folder / "exported.json").write_text(text)
+    with pytest.raises(ExportError, match="expected the files of an earlier export, found none listed"):
+        export_line(saved, folder)
+    assert (folder / "backbone.onnx").is_file()
+
+
+def test_what_came_while_an_export_was_compared_is_not_lost(saved, out, tmp_path, monkeypatch):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+
+    def compared(*args):
+        (folder / "results.jsonl").write_text("mine")
+        return Agreement(1, 0.0, 0.0, 0.0, 0)
+
+    monkeypatch.setattr("moleflow.export._write", lambda line, beside, *rest: shutil.copytree(out, beside))
+    monkeypatch.setattr("moleflow.export.compare", compared)
+    with pytest.raises(ExportError, match=r"found results\.jsonl, which would be lost"):
+        export_line(saved, folder)
+    assert (folder / "results.jsonl").read_text() == "mine"
+
+
+def test_a_line_and_its_export_are_apart(saved, out, tmp_path, monkeypatch):
+    monkeypatch.setattr("moleflow.export.Detector", None)
+    shutil.copytree(out, tmp_path / "deploy")
+    shutil.move(saved, tmp_path / "deploy" / "line")
+    (tmp_path / "link").symlink_to(tmp_path / "deploy" / "line", target_is_directory=True)
+    places = [
+        ("deploy/line", "deploy"),
+        ("link", "deploy"),
+        ("link", "link"),
+        ("deploy/line", "link/tasks/out"),
+    ]
+    for line, place in places:
+        with pytest.raises(
+            ExportError, match=r"expected a folder apart from that of the line, which is .*line"
+        ):
+            export_line(tmp_path / line, tmp_path / place)
+    assert LineStore(tmp_path / "link").names() == ("gear", "wood", "bottle_cap")
+    assert not (tmp_path / "link" / "tasks" / "out").exists()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_an_interrupted_export_leaves_the_earlier_one(out, tmp_path, monkeypatch, when, number):
+    folder = Path(shutil.copytree(out, tmp_path / "out"))
+    beside = Path(shutil.copytree(out, tmp_path / ".out.01234567"))
+    (beside / "router.safetensors").write_bytes(b"new")
+    before, rename, calls = tree(folder), Path.rename, []
+
+    def interrupted(self, target):
+        calls.append(target)
+        if len(calls) == number and when == "before":
+            raise KeyboardInterrupt
+        rename(self, target)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        _put(beside, folder)
+    assert tree(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.01234567", "out"]
+
+
+def test_an_export_that_was_set_aside_comes_back(saved, out, tmp_path, monkeypatch):
+    folder = tmp_path / "out"
+    half = Path(shutil.copytree(out, tmp_path / ".out.89abcdef"))  # written, and never compared
+    monkeypatch.setattr("moleflow.export._sync", lambda written: None)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self, target):
+        raise Killed
+
+    shutil.copytree(out, folder)
+    os.utime(folder, (0, 0))
+    (folder / "router.safetensors").write_bytes(b"last")
+    before, rename = tree(folder), Path.rename
+    with monkeypatch.context() as patch:
+        calls = iter([rename, killed, killed])  # nor is it put back
+        patch.setattr(Path, "rename", lambda self, target: next(calls)(self, target))
+        with pytest.raises(Killed):
+            _put(half, folder)
+    older = Path(shutil.copytree(out, tmp_path / ".out.01234567.old"))
+    os.utime(older, (0, 0))
+    assert not folder.exists()
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("moleflow.export._write", full)
+    with pytest.raises(ExportError, match="out: cannot be written: No space left on device"):
+        export_line(saved, folder)
+    assert tree(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".out.89abcdef", "line", "out"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not synced there")
+def test_an_export_is_on_the_disk_before_the_earlier_one_goes(out, tmp_path, monkeypatch):
+    folder, beside = (Path(shutil.copytree(out, tmp_path / name)) for name in ("out", ".out.01234567"))
+    sync, delete, synced, missing = os.fsync, shutil.rmtree, set(), []
+
+    def noted(descriptor):
+        synced.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    def deleted(path, **options):
+        parts = [tmp_path, folder, *folder.rglob("*")]
+        missing.append([part.name for part in parts if part.stat().st_ino not in synced])
+        delete(path, **options)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(shutil, "rmtree", deleted)
+    _put(beside, folder)
+    assert missing == [[]]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_a_full_disk_is_named_and_leaves_the_earlier_export(saved, out, tmp_path, monkeypatch):
@@ -380,16 +637,14 @@ def test_a_full_disk_is_named_and_leaves_the_earlier_export(saved, out, tmp_path
     rename = Path.rename
 
     def late(self, target):
-        if Path(target) == folder and self.name.count(".") == 2 and not (self / "kept").exists():
+        if Path(target) == folder and self.suffix != ".old":
             raise OSError(errno.EIO, os.strerror(errno.EIO))
         return rename(self, target)
 
-    (folder / "kept").write_text("")
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", late)
         with pytest.raises(ExportError, match="cannot be written"):
             export_line(saved, folder)
-    (folder / "kept").unlink()
     assert tree(folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "out"]
 
@@ -443,7 +698,7 @@ def alone(code, *arguments, environment=None):
 
 
 def photograph(folder, probe):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     for i, picture in enumerate(probe):
         Image.fromarray(picture).save(folder / f"{i}.png")
     return folder
@@ -488,6 +743,19 @@ def test_the_command_line_needs_no_torch_for_it(out, saved, probe, tmp_path):
     assert "this needs torch, which is not installed: pip install 'moleflow[learn]'" in done.stderr
     done = alone("from moleflow import Detector")
     assert "ImportError: this needs torch" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [("list",), ("info",), ("drift",), ("threshold", "gear"), ("evaluate", "data")]
+)
+def test_commands_that_need_the_line_say_that_an_export_is_none(out, probe, tmp_path, command):
+    for part in ("train", "test"):
+        photograph(tmp_path / "data" / "gear" / part / "good", probe[:1])
+    name, *rest = (tmp_path / "data" if word == "data" else word for word in command)
+    result = CliRunner().invoke(app, [name, str(out), *map(str, rest)])
+    assert result.exit_code == 1
+    said = "expected a line, found an exported one, which inspects and nothing else: ask the line that it was"
+    assert said in " ".join(result.output.split())
 
 
 @pytest.mark.parametrize("option", [("--device", "cuda"), ("--runtime", "torch"), ("--monitor",)])

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from glob import escape
@@ -27,7 +29,7 @@ from .data.images import resize
 from .data.sources import list_sources
 from .density_network import density_network, given_of, mean_side_of
 from .detector import Detector
-from .errors import ConfigError, ExportError, reason_of
+from .errors import BackboneError, ConfigError, ExportError, LineError, reason_of
 from .features.runtime import exported_backbone, probe
 from .inspection import inspect
 from .intake import Picture
@@ -37,7 +39,9 @@ from .runtime import Inspector
 from .runtime.arrays import apart
 from .runtime.engines import installed
 from .runtime.line import FORMAT, INDEX, NETWORKS
-from .store.index import OWN_HASH, hash_of
+from .store.files import DEBRIS, LOCK, sync_folder
+from .store.index import OWN_HASH, hash_of, parse_json
+from .store.names import folded_name
 from .store.tensors import dump_tensors, sha256_of
 
 Format = Literal["onnx", "openvino"]
@@ -45,6 +49,7 @@ ENGINE: dict[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 TOLERANCE = 1e-3  # by which a score may differ: in spreads of good images, or as a share of a larger score
 ABANDONED = 86_400.0  # seconds after which nobody writes there any more
+ASIDE = ".old"  # ends the name of an earlier export for the moment in which the new one takes its place
 AT_ONCE = 3  # pictures of a pass, so that a network that takes no other number shows
 DRAWN = 4  # pictures of each drawn product that both are shown where none are given
 
@@ -88,7 +93,7 @@ def export_line(
 
     Args:
         line: folder of the saved line.
-        out: folder to write; an earlier export there is replaced as a whole.
+        out: folder to write; an earlier export there is replaced as a whole, and no other file.
         format: "onnx" for ONNX Runtime, or "openvino".
         images: shown to both before anything is written, as for `Detector.predict`; drawn pictures without.
         weights: local file with the backbone's weights, where they are not embedded.
@@ -100,24 +105,26 @@ def export_line(
             or both do not say the same: then nothing was written.
         ConfigError: another format, or one whose engine is not installed.
         LineError: there is no line.
+        BackboneError: the backbone here does not see what the line remembers.
     """
     if format not in get_args(Format):
         raise ConfigError(f"expected a format among {', '.join(get_args(Format))}, got {format!r}")
     if not installed(ENGINE[format]):
         raise ConfigError(f"format {format!r} needs {ENGINE[format]}: pip install {ENGINE[format]}")
     out = Path(out).resolve()  # a link goes on leading to the export
-    if out.exists():
-        _refuse_other(out)
+    _refuse_within(Path(line), out)
+    _refuse_other(out)
     detector = Detector.load(line, weights=weights, device="cpu", runtime="torch")
     if not detector.tasks:
         raise ExportError(f"{line}: expected a product to export, the line knows none")
-    beside = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
+    beside = _beside(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _clear(out)
         _write(detector, beside, format, progress)
         progress("comparing", 0.0)
         inspector = Inspector(beside, threads=threads)
+        _open(inspector)
         agreement = compare(detector, inspector, *_pictures(detector, images), progress)
         if not agreement.holds:
             raise ExportError(
@@ -126,6 +133,7 @@ def export_line(
                 f"{agreement.distance:.2g}, expected at most {TOLERANCE:g}, and {agreement.verdicts} "
                 f"verdicts differ. Nothing was written"
             )
+        _refuse_other(out)  # a comparison takes its time: what was put there meanwhile stays as well
         _put(beside, out)
     except OSError as error:
         raise ExportError(f"{out}: cannot be written: {reason_of(error)}") from error
@@ -134,14 +142,61 @@ def export_line(
     return agreement
 
 
+def _refuse_within(line: Path, out: Path) -> None:
+    """Refuses a place in the line's folder, or around it: one of both would go with the other."""
+    home = Path(os.path.realpath(line))
+    if home.is_relative_to(out) or out.is_relative_to(home):
+        raise ExportError(f"{out}: expected a folder apart from that of the line, which is {home}")
+
+
 def _refuse_other(out: Path) -> None:
-    """Refuses to put an export in the place of what is none."""
+    """Refuses to put an export in the place of what is none, or of an export and something else."""
+    if not out.exists():
+        return
     if not out.is_dir():
         raise ExportError(f"{out}: expected a folder, found a file")
     if out.samefile("."):
         raise ExportError(f"{out}: expected a folder to replace as a whole, got the one this runs in")
-    if not (out / INDEX).is_file() and any(out.iterdir()):
-        raise ExportError(f"{out}: expected an empty folder or an earlier export, found something else")
+    try:
+        written = _written(out)
+        for path in sorted(out.rglob("*")):
+            name = path.relative_to(out).as_posix()
+            if folded_name(name) not in written and not _left_by_a_line(name):
+                raise ExportError(
+                    f"{out}: expected an empty folder or an earlier export with nothing beside it, found "
+                    f"{name}, which would be lost"
+                )
+    except OSError as error:
+        raise ExportError(f"{out}: cannot be listed: {reason_of(error)}") from error
+
+
+def _written(out: Path) -> set[str]:
+    """What an earlier export consists of, files and their folders, as a system that ignores case has them."""
+    index = out / INDEX
+    if not index.is_file():
+        return set()
+    try:
+        files = [Path(name) for name in dict(parse_json(index.read_bytes(), index)["files"])]
+    except (LineError, KeyError, TypeError, ValueError) as error:
+        raise ExportError(
+            f"{index}: expected the files of an earlier export, found none listed; delete {out} if it is one"
+        ) from error
+    return {folded_name(path.as_posix()) for file in files for path in (Path(INDEX), file, *file.parents)}
+
+
+def _left_by_a_line(name: str) -> bool:
+    """Whether it is what the store of a line leaves, where an export was taken for one."""
+    return name == LOCK or name.startswith(DEBRIS)
+
+
+def _open(inspector: Inspector) -> None:
+    """The export's networks and first products; a backbone that sees something else ends it here."""
+    try:
+        inspector.hold()
+    except BackboneError as error:
+        raise ExportError(
+            f"the export does not say what the line says: {error}. Nothing was written"
+        ) from error
 
 
 def compare(
@@ -199,26 +254,68 @@ def _pictures(detector: Detector, images: Any) -> tuple[Iterable[Picture], int]:
     return [Picture(number, pixels, size) for number, pixels in enumerate(drawn)], len(drawn)
 
 
+def _beside(out: Path, end: str = "") -> Path:
+    """A new name beside it."""
+    return out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}{end}")
+
+
 def _clear(out: Path) -> None:
-    """Deletes what killed exports to the same place have left beside it."""
-    for left in out.parent.glob(f".{escape(out.name)}.{8 * '[0-9a-f]'}"):
-        if time.time() - left.stat().st_mtime > ABANDONED:
-            shutil.rmtree(left, ignore_errors=True)
+    """Puts an export back that a killed one has set aside, and deletes what others left beside the place."""
+    name = f".{escape(out.name)}.{8 * '[0-9a-f]'}"
+    aside = sorted(out.parent.glob(f"{name}{ASIDE}"), key=_changed)
+    if aside and not out.exists():
+        with suppress(OSError):  # another export was faster
+            aside.pop().rename(out)
+    for left in (*aside, *out.parent.glob(name)):
+        if time.time() - _changed(left) > ABANDONED:
+            _delete(left, out)
+
+
+def _changed(path: Path) -> float:
+    """When; just now where it is gone, as when another export clears it too."""
+    try:
+        return path.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _delete(path: Path, out: Path) -> None:
+    """What is deleted by half is not under a name by which it would be put back."""
+    gone = _beside(out)
+    with suppress(OSError):
+        path.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def _put(beside: Path, out: Path) -> None:
     """The new folder in the place of the old one; for a moment there is none."""
-    if not out.exists():
-        beside.rename(out)
-        return
-    old = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    out.rename(old)
+    _sync(beside)
+    old = _beside(out, ASIDE)
     try:
+        if out.exists():
+            with suppress(OSError):
+                os.utime(out)  # so that it counts as set aside now
+            out.rename(old)
         beside.rename(out)
-    except OSError:
-        old.rename(out)
+        sync_folder(out.parent)
+    except BaseException:  # an interruption, too: all is as it was
+        if out.exists() and not beside.exists():
+            out.rename(beside)
+        if old.exists():
+            old.rename(out)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    if old.exists():
+        _delete(old, out)
+
+
+def _sync(folder: Path) -> None:
+    """Makes a written folder last: the earlier export is deleted for it."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_dir():
+            sync_folder(path)
+        else:
+            with path.open("r+b") as file:
+                os.fsync(file.fileno())
 
 
 # Writing
@@ -231,6 +328,7 @@ def _write(detector: Detector, folder: Path, format: Format, progress: Progress)
     assert line.router is not None
     (folder / "products").mkdir(parents=True)
     progress("networks", 0.0)
+    witness = extractor.witness()  # an error where the backbone here is not the line's
     size = extractor.image_size
     backbone = _traced("backbone", partial(exported_backbone, extractor.module, probe(size)[:2]))
     _write_network(folder, "backbone", backbone, format)
@@ -259,6 +357,7 @@ def _write(detector: Detector, folder: Path, format: Format, progress: Progress)
         "grid": list(extractor.grid),
         "cell": extractor.cell,
         "intake": line.intake.settings(),
+        "witness": extractor.expected or witness,  # a line of before remembers none
         "mean_side": mean_side_of(config),
         "scoring": {"top_share": config.scoring.top_share, "top_least": config.scoring.top_least},
         "false_alarm_rate": line.false_alarm_rate,

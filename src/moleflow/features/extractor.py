@@ -32,8 +32,7 @@ from moleflow.features.runtime import (
     torch_runtime,
 )
 from moleflow.features.tiles import Tiled, Tiling
-
-WITNESS_TOLERANCE = 1e-2  # spreads by which a drawn picture's mean features may differ from a line's
+from moleflow.runtime.witness import Witness, rounded
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +133,7 @@ class Extractor:
         self.grid = self._grid_of(self.image_size)
         self._starting = threading.Lock()
         self._running: nn.Module | None = None
-        self._expected: Mapping[str, Any] | None = None
+        self._expected: Witness | None = None
 
     def _grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of a picture: those of the finest layer taken."""
@@ -184,23 +183,25 @@ class Extractor:
                     running = Tiled(running, self.tiling, self._tile_grid).eval()
                 running = running or self.module
                 if self._expected is not None:
-                    _check_witness(_witness(running, self.image_size, self.device), self._expected)
+                    self._expected.check(_witness(running, self.image_size, self.device))
                 self._running = running
             return self._running
 
     def witness(self) -> dict[str, Any]:
         """What a drawn picture looks like to it, for a line to remember: mean of every channel."""
-        return {"runtime": self.runtime, "patches": _witness(self._started(), self.image_size, self.device)}
+        return Witness(self.runtime, _witness(self._started(), self.image_size, self.device)).to_dict()
 
     def expect(self, witness: Mapping[str, Any]) -> None:
         """Has the first image refused, with BackboneError, where features are not those of this witness.
 
         Raises ValueError, KeyError or TypeError for what is no witness of such a backbone.
         """
-        patches = np.array(witness["patches"], dtype=float)
-        if patches.shape != (self.dim,) or not np.isfinite(patches).all():
-            raise ValueError(f"expected a witness of {self.dim} numbers, got {patches.shape}")
-        self._expected = {"runtime": str(witness["runtime"]), "patches": patches}
+        self._expected = Witness.from_dict(witness, self.dim)
+
+    @property
+    def expected(self) -> dict[str, Any] | None:
+        """The witness that its features are held against; None where nothing is expected."""
+        return None if self._expected is None else self._expected.to_dict()
 
     def stack(self, images: Sequence[np.ndarray]) -> torch.Tensor:
         """Images already resized, each uint8 (h, w, 3) RGB, as one uint8 batch (B, 3, h, w).
@@ -405,17 +406,7 @@ def fold_batch_norms(module: nn.Module) -> None:
 @torch.no_grad()
 def _witness(module: nn.Module, size: tuple[int, int], device: torch.device) -> list[float]:
     patches, _ = module(probe(size, 1).to(device))
-    return [float(f"{value:.5g}") for value in patches.mean((0, 1, 2)).tolist()]
-
-
-def _check_witness(found: list[float], expected: Mapping[str, Any]) -> None:
-    ours, theirs = np.array(found), expected["patches"]
-    apart = float(np.abs(ours - theirs).max() / max(theirs.std(), 1e-12))
-    if not apart <= WITNESS_TOLERANCE:
-        raise BackboneError(
-            f"features here differ by {apart:.2g} spreads from those that the line was learned with "
-            f"({expected['runtime']}), expected at most {WITNESS_TOLERANCE:g}"
-        )
+    return rounded(patches.mean((0, 1, 2)).tolist())
 
 
 def _as_pair(size: int | tuple[int, int]) -> tuple[int, int]:

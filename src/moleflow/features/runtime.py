@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from moleflow.compiling import CopyError, Recipe, exported, opened
 from moleflow.errors import BackboneError, ConfigError
 from moleflow.runtime.engines import AT_ONCE, ENGINES, Run, installed
+from moleflow.runtime.witness import drawn
 
 RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
 COMPILED = ENGINES  # in the order that "auto" asks for them
@@ -96,12 +97,7 @@ def compiled(
 
 def probe(size: tuple[int, int], count: int = 3) -> Tensor:
     """Drawn pictures, uint8 (count, 3, h, w), the same numbers with every version of every library."""
-    chance = np.random.Generator(np.random.PCG64(0))
-    coarse = chance.integers(0, 256, (count, 3, 8, 8))
-    rows, columns = (np.arange(side) * 8 // side for side in size)
-    stripes = (np.arange(size[0])[:, None] * 7 + np.arange(size[1]) * 13) % 64
-    pictures = coarse[:, :, rows[:, None], columns] * 3 // 4 + stripes
-    return torch.from_numpy(pictures.astype(np.uint8))
+    return torch.from_numpy(drawn(size, count))
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ class Inspector:
     """Inspects images of any product of an exported line, as the line's own `Detector` does.
 
     It needs ONNX Runtime, or OpenVINO for a line that was exported to it, and neither torch nor timm. Several
-    threads may share one.
+    threads may share one. Every file is checked now; a product is read when an image first needs it.
 
     Args:
         path: folder that `moleflow export` wrote.
@@ -50,7 +50,12 @@ class Inspector:
         return self._line.intake
 
     def hold(self) -> None:
-        """Reads as many products as stay in memory: what becomes of their files later does not reach them."""
+        """Reads as many products as stay in memory: what becomes of their files later does not reach them.
+
+        Raises:
+            LineError: a file was damaged since the line was opened, or a network cannot be run.
+            BackboneError: the backbone computes something else here than where the line was learned.
+        """
         self._line.hold()
 
     @overload
@@ -66,7 +71,12 @@ class Inspector:
     def predict(
         self, images: Any, *, task: str | None = None, batch_size: int = 8, errors: Errors = "raise"
     ) -> Any:
-        """Inspects images; arguments, results and errors as of `Detector.predict`."""
+        """Inspects images; arguments, results and errors as of `Detector.predict`.
+
+        Raises:
+            BackboneError: the backbone computes something else here than where the line was learned.
+            LineError: a file that is needed now was damaged or replaced since the line was opened.
+        """
         return list(self.stream(images, task=task, batch_size=batch_size, errors=errors))
 
     def stream(

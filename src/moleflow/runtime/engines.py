@@ -7,7 +7,6 @@ import importlib.util
 import os
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -16,6 +15,7 @@ ENGINES = ("onnxruntime", "openvino")  # the faster one first
 AT_ONCE = 8  # images: what an engine needs for more it keeps for as long as it lives
 
 Run = Callable[[Mapping[str, np.ndarray]], "list[np.ndarray]"]
+Network = bytes | tuple[bytes, bytes]  # ONNX, or OpenVINO's own form: what it computes, and its weights
 
 # ONNX Runtime reports to its maker as soon as it is imported, unless told before. What stands beside a belt
 # talks to nobody; who wants it to sets the variable to 0.
@@ -33,12 +33,12 @@ def imported(engine: str) -> ModuleType:
     return importlib.import_module(engine)
 
 
-def open_network(engine: str, network: bytes | Path, threads: int) -> Run:
+def open_network(engine: str, network: Network, threads: int) -> Run:
     """A network to be run on arrays by the names of its inputs; others are ignored. Threads may share it.
 
     Args:
         engine: one of `ENGINES`.
-        network: ONNX, or a file of OpenVINO's own form.
+        network: as bytes: of a file OpenVINO would take weights as they lie there whenever it needs them.
         threads: of the processor.
 
     Raises whatever the engine raises.
@@ -46,23 +46,23 @@ def open_network(engine: str, network: bytes | Path, threads: int) -> Run:
     return _OPENERS[engine](network, threads)
 
 
-def _open_onnxruntime(network: bytes | Path, threads: int) -> Run:
+def _open_onnxruntime(network: Network, threads: int) -> Run:
     onnxruntime = imported("onnxruntime")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3
     # Threads that go on turning after a pass take the processor from what is computed next.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    given = network if isinstance(network, bytes) else str(network)
-    session = onnxruntime.InferenceSession(given, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(network, options, providers=["CPUExecutionProvider"])
     names = [one.name for one in session.get_inputs()]
     return lambda inputs: session.run(None, {name: inputs[name] for name in names})
 
 
-def _open_openvino(network: bytes | Path, threads: int) -> Run:
+def _open_openvino(network: Network, threads: int) -> Run:
     openvino = imported("openvino")
     core = openvino.Core()
     settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(network), "CPU", settings)
+    parts = network if isinstance(network, tuple) else (network,)
+    compiled = core.compile_model(core.read_model(*parts), "CPU", settings)
     ports = [one.names for one in compiled.inputs]  # each may have further names, of its own making
     requests = threading.local()  # a request serves one caller at a time
 
@@ -75,7 +75,7 @@ def _open_openvino(network: bytes | Path, threads: int) -> Run:
     return run
 
 
-_OPENERS: dict[str, Callable[[bytes | Path, int], Run]] = {
+_OPENERS: dict[str, Callable[[Network, int], Run]] = {
     "onnxruntime": _open_onnxruntime,
     "openvino": _open_openvino,
 }

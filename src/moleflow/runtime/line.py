@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +17,7 @@ from ..errors import LineError, TaskError
 from ..intake import Intake
 from ..judgement import Decision, Judgement, judged, map_threshold, nearest
 from ..pose import Pose
-from ..store.files import read_bytes
+from ..store.files import EXPORTED, read_bytes
 from ..store.index import parse_json, require_own_hash
 from ..store.names import check_task_name
 from ..store.tensors import check_sha256
@@ -26,10 +25,11 @@ from ..verdict.calibration import ScoreCalibration, TwoVoices, calibration_from_
 from ..verdict.drift import Reference
 from ..verdict.unknown import Familiarity
 from .arrays import mean_of_highest, network_inputs, part, whole_distance
-from .engines import AT_ONCE, ENGINES, Run, open_network
+from .engines import AT_ONCE, ENGINES, Network, Run, open_network
+from .witness import Witness, drawn, rounded
 
 FORMAT = 1
-INDEX = "exported.json"
+INDEX = EXPORTED
 NETWORKS = {"onnxruntime": ".onnx", "openvino": ".xml"}  # what each engine reads
 PRODUCTS_AT_ONCE = 64  # whose arrays stay in memory
 
@@ -90,7 +90,7 @@ class Products(Mapping[str, ExportedProduct]):
 
 
 class ExportedLine:
-    """What an export holds; every file is checked against its SHA-256 when it is read.
+    """What an export holds; every file is checked against its SHA-256 now, and again when it is read.
 
     Args:
         path: its folder.
@@ -117,6 +117,8 @@ class ExportedLine:
             self.intake = Intake.from_settings(self.size, self._index["intake"], cell=self._index["cell"])
             self.entries = {check_task_name(entry["name"]): entry for entry in self._index["products"]}
             self.engine = str(self._index["engine"])
+            if self.engine not in ENGINES:
+                raise LineError(f"{self.path / INDEX}: expected an engine among {', '.join(ENGINES)}")
             # What is needed later is missed now, not in the middle of a shift.
             self._scoring = {name: self._index["scoring"][name] for name in ("top_share", "top_least")}
             self._rate = float(self._index["false_alarm_rate"])
@@ -124,12 +126,14 @@ class ExportedLine:
             self._rejected = float(self._index["router"]["false_rejection_rate"])
             self._overrides = {name: dict(entry["overrides"]) for name, entry in self.entries.items()}
             self._router = _Router(self._index["router"], self._arrays("router.safetensors"))
+            self._witness: Witness | None = None  # exports of before have none
+            if "witness" in self._index:
+                self._witness = Witness.from_dict(self._index["witness"], self._router.dim)
+            self._check_files()
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise LineError(
                 f"{self.path}: expected a complete exported line, but something is missing: {error!r}"
             ) from error
-        if self.engine not in ENGINES:
-            raise LineError(f"{self.path / INDEX}: expected an engine among {', '.join(ENGINES)}")
         self.products = Products(self)
         self._networks: dict[str, Run] = {}
 
@@ -149,15 +153,21 @@ class ExportedLine:
     def hold(self) -> None:
         """Reads the backbone and as many products as stay in memory; their files may be away later.
 
-        One that is damaged is an error when it is asked for, as without this.
+        Raises:
+            LineError: a file was damaged since the line was opened, or a network cannot be run.
+            BackboneError: the backbone computes something else here.
         """
         self._network("backbone")
         for name in list(self.entries)[:PRODUCTS_AT_ONCE]:
-            with suppress(LineError):
-                self._network(self.products[name].network)
+            self._network(self.products[name].network)
 
     def see(self, images: np.ndarray) -> list[Seen]:
-        """What the backbone sees of images uint8 (B, 3, h, w), each by itself."""
+        """What the backbone sees of images uint8 (B, 3, h, w), each by itself.
+
+        Raises:
+            LineError: it cannot be read or run.
+            BackboneError: it computes something else here.
+        """
         run, seen = self._network("backbone"), []
         for start in range(0, len(images), AT_ONCE):
             patches, pooled = run({"images": images[start : start + AT_ONCE]})
@@ -203,23 +213,40 @@ class ExportedLine:
             raise LineError(f"{self.path}: product {name!r} is incomplete: {error!r}") from error
 
     def _network(self, name: str) -> Run:
-        """A network, opened once."""
+        """A network, opened once; the backbone is shown the picture that the line remembers."""
         if name not in self._networks:
-            file = self.path / f"{name}{NETWORKS[self.engine]}"
-            data = self._bytes(file.name)
-            if self.engine == "openvino":
-                self._bytes(f"{name}.bin")  # its weights, beside it
+            file, *weights = self._network_files(name)
+            # The bytes that were checked are the bytes that run, whatever becomes of the files.
+            data = self._bytes(file)
+            network: Network = (data, self._bytes(weights[0])) if weights else data
             try:
-                network = data if self.engine == "onnxruntime" else file
-                self._networks[name] = open_network(self.engine, network, self.threads)
+                run = open_network(self.engine, network, self.threads)
+                witness = self._witness if name == "backbone" else None
+                seen = None if witness is None else run({"images": drawn(self.size, 1)})[0]
             except ImportError as error:
                 raise LineError(
                     f"{self.path}: this line runs on {self.engine}, which is not installed: "
                     f"pip install {self.engine}"
                 ) from error
             except Exception as error:  # of any engine: none says what it may raise
-                raise LineError(f"{file}: {self.engine} cannot run it: {error}") from error
+                raise LineError(f"{self.path / file}: {self.engine} cannot run it: {error}") from error
+            if witness is not None and seen is not None:
+                witness.check(rounded(seen.mean((0, 1, 2), dtype=np.float64).tolist()))
+            self._networks[name] = run
         return self._networks[name]
+
+    def _network_files(self, name: str) -> tuple[str, ...]:
+        """What it computes, and its weights where they lie beside it."""
+        file = f"{name}{NETWORKS[self.engine]}"
+        return (file, f"{name}.bin") if self.engine == "openvino" else (file,)
+
+    def _check_files(self) -> None:
+        """Reads every file once: what is damaged is missed now, not when the first image needs it."""
+        networks = ["backbone", *(str(entry["network"]) for entry in self.entries.values())]
+        needed = [file for name in networks for file in self._network_files(name)]
+        needed += [f"products/{name}{end}" for name in self.entries for end in (".safetensors", ".json")]
+        for file in dict.fromkeys((*needed, *self._files)):
+            self._bytes(file)
 
     def _arrays(self, file: str) -> dict[str, np.ndarray]:
         try:
@@ -260,6 +287,7 @@ class _Router:
         self.typical = {name: float(value) for name, value in told["typical"].items()}
         self.limits = {n: math.inf if value is None else float(value) for n, value in told["limits"].items()}
         self._arrays = arrays
+        self.dim = int(arrays["whiten"].shape[-1])  # of a descriptor
 
     def decide(self, descriptor: np.ndarray) -> Decision:
         """Of one image's descriptor (D,)."""

@@ -14,6 +14,7 @@ from moleflow.errors import LineError, reason_of
 
 INDEX, BASE, TASKS, LOCK = "line.json", "base.safetensors", "tasks", ".lock"
 WATCH = "watch"
+EXPORTED = "exported.json"  # the index of an export, which is no line
 EXPERT, INFO = "expert.safetensors", "task.json"
 DEBRIS = ".tmp-"
 CREATING = (

@@ -21,6 +21,7 @@ from .files import (
     CREATING,
     DEBRIS,
     EXPERT,
+    EXPORTED,
     INDEX,
     LOCK,
     TASKS,
@@ -369,6 +370,11 @@ class LineStore:
 
     def _require_line(self) -> None:
         if not self.exists():
+            if (self.path / EXPORTED).is_file():
+                raise LineError(
+                    f"{self.path}: expected a line, found an exported one, which inspects and nothing else: "
+                    f"ask the line that it was written from"
+                )
             found = "no such file" if self.path.is_dir() else "no folder"
             raise LineError(f"{self.path / INDEX}: expected the index of a line, found {found}")
 
