@@ -20,6 +20,8 @@ from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor
 from rows import normalised, of_all_products
 
+pytestmark = pytest.mark.long
+
 SIZE = 64
 PRODUCTS = ("gear", "wood")
 LEARNS_LONG = (  # as others do that are not slow
@@ -102,7 +104,6 @@ def same(one, other, *, rtol=0.0, atol=0.0) -> None:
             np.testing.assert_allclose(found, wanted, rtol=rtol, atol=atol)
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     [pytest.param(name, marks=pytest.mark.slow) if name in LEARNS_LONG else name for name in METHODS],

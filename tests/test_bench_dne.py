@@ -19,6 +19,8 @@ from moleflow.data.factory import defect_kinds, make_sample
 from moleflow.errors import ConfigError, TaskError, TrainingError
 from moleflow.features.extractor import Extractor
 
+pytestmark = pytest.mark.long
+
 SIZE = 64
 QUICK = DneOptions(epochs=20, batch=8, learning_rate=1e-3, redrawn=2)
 

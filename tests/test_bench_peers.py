@@ -17,6 +17,8 @@ import pytest
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import load_mask, read_dataset
 
+pytestmark = pytest.mark.long
+
 PEERS = Path(__file__).parents[1] / "benchmarks" / "peers"
 MODULES = ("exchange", "environment", "table", "run")
 SIDE = 64
@@ -187,7 +189,6 @@ def test_a_run_measures_everybody_alike_and_judges_by_our_metrics(ran):
     assert not list(out.rglob("arrays.npz"))  # maps are large, and judged
 
 
-@pytest.mark.long
 def test_a_killed_run_goes_on_and_other_options_measure_anew(ran):
     _, _, out = ran()
     (out / "work" / "patchcore-wood" / "result.json").unlink()
@@ -196,7 +197,6 @@ def test_a_killed_run_goes_on_and_other_options_measure_anew(ran):
     assert len(ran("--seed", "1")[0]) == len(PRODUCTS) * len(METHODS)
 
 
-@pytest.mark.long
 def test_a_peer_that_fails_is_named_and_the_others_are_told(ran, capsys):
     _, ended, out = ran(broken=[("patchcore", "gear")])
     assert "PatchCore on gear" in ended

@@ -32,6 +32,8 @@ from moleflow.metrics.resampling import REPLICATES
 from moleflow.presets import LAYERED
 from rows import SMALL, faulty, of_all_products, setting_of, taught, tell
 
+pytestmark = pytest.mark.long
+
 BENCHMARKS = str(Path(__file__).parents[1] / "benchmarks")
 SIZE = 64
 QUICK = {
@@ -121,7 +123,6 @@ def test_parts_are_learned_and_inspected_once_whatever_the_order(data, tmp_path,
     assert times[1]["inspect_image"] >= 0.02
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("comes_along", [True, False])
 def test_experts_are_learned_once_for_all_orders_where_no_product_teaches_the_base(
     data, tmp_path, monkeypatch, comes_along
@@ -176,7 +177,6 @@ def test_all_methods_of_one_flow_begin_alike(data, tmp_path, monkeypatch):
 PER_PRODUCT = [name for name, method in METHODS.items() if issubclass(method, PerProduct)]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("name", PER_PRODUCT)
 def test_what_a_part_says_follows_from_the_part_and_not_from_the_seed(name):
     first = taught(name)

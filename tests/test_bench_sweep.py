@@ -29,6 +29,8 @@ from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.errors import BenchError, ConfigError
 
+pytestmark = pytest.mark.long
+
 SIZE = 96
 SMALL = {
     "training.base_steps": 1,
@@ -162,7 +164,6 @@ def test_finished_trials_are_read_and_another_criterion_costs_nothing(whole, tri
     assert again == read_json(whole / "sweep.json")
 
 
-@pytest.mark.long
 def test_the_oracle_changes_nothing_and_without_it_no_test_image_is_read(whole, tried, data, tmp_path):
     root = shutil.copytree(data, tmp_path / "data")
     of = list(read_dataset(root).products.values())[:1]
@@ -219,7 +220,6 @@ class _eager:
         return self._sampler(seed=seed, n_startup_trials=2)
 
 
-@pytest.mark.long
 def test_a_trial_that_fails_is_told_and_not_chosen(tried, tmp_path, monkeypatch):
     learn = runner.run_unit
 
@@ -243,7 +243,6 @@ def test_a_trial_that_fails_is_told_and_not_chosen(tried, tmp_path, monkeypatch)
 ONE = Space({"scoring.coreset.weight": Choice((0.1,))})
 
 
-@pytest.mark.long
 def test_seeds_and_products_are_averaged(tried, products, tmp_path):
     results = tried(ONE, tmp_path, of=products, seeds=(0, 1), oracle=False)
     (trial,) = results["trials"]

@@ -29,6 +29,8 @@ from moleflow.errors import ConfigError, TaskError
 from moleflow.features.extractor import Extractor
 from moleflow.verdict.maps import smooth
 
+pytestmark = pytest.mark.long
+
 TINY = "timm:vit_tiny_patch16_224.augreg_in21k_ft_in1k@11"
 SIZE = 96
 SETTING = Setting((1, 1), 1, (SIZE, SIZE))  # of cached features, which UCAD does not use

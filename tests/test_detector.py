@@ -699,7 +699,7 @@ def test_whatever_mode_the_caller_computes_in_a_line_inspects_and_learns(saved, 
     line.update_task("gear", pictures("gear", 6, first=300))
     with torch.no_grad():
         line.update_task("wood", pictures("wood", 6, first=300))
-        line.add_tasks(pictures("cable", 6), names=["cable"])
+        line.add_tasks(pictures("blister_pack", 6), names=["pack"])
     assert said_then == said(Detector.load(saved, device="cpu", runtime=runtime).predict(probe))
 
 
