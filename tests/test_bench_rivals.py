@@ -16,6 +16,7 @@ from moleflow.bench.methods.line import successor
 from moleflow.bench.methods.prototypes import _spread_points, nearest_around
 from moleflow.config import Dia, override
 from moleflow.errors import ConfigError, TrainingError
+from moleflow.presets import get_preset
 from rows import (
     CONFIG,
     GRID,
@@ -155,7 +156,15 @@ def test_the_successors_shape_follows_from_the_features():
         assert (config.flow.couplings, config.flow.hidden, config.flow.dia) == (6, 40, Dia(2, 40))
         assert (config.flow.cells, config.flow.normalisation) == (None, "layer")
         assert (config.scoring.cells, config.scoring.coreset, config.scoring.whole) == (None, None, None)
-    assert successor(NORMALISED, 40).training == NORMALISED.training
+    by_hand = replace(NORMALISED, training=replace(NORMALISED.training, learning_rate=5e-3))
+    assert successor(by_hand, 40).training == by_hand.training
+
+
+@pytest.mark.parametrize("channels", [152, 768])
+def test_the_successors_rate_is_that_of_our_rule_for_its_width(channels):
+    given = get_preset("default").at(channels)
+    rate = successor(given, channels).training.learning_rate
+    assert rate * channels == pytest.approx(given.training.learning_rate * given.flow.hidden)
 
 
 @pytest.mark.parametrize("name", ["cells", "ewc-with-cells"])
@@ -262,5 +271,32 @@ def test_a_patch_between_two_kept_ones_is_ordinary_to_a_projection():
     method = make("projection-bank", SETTING, {"neighbours": 2})
     bank = torch.tensor([[0.0, 0.0], [2.0, 0.0], [50.0, 50.0]])
     between, beside = torch.tensor([[1.0, 0.0]]), torch.tensor([[1.0, 1.0]])
-    assert float(method._left(between, bank, torch.tensor(1.0))) == pytest.approx(0.0, abs=1e-6)
-    assert float(method._left(beside, bank, torch.tensor(1.0))) == pytest.approx(1.0)
+    assert float(method._left(between, bank)) == pytest.approx(0.0, abs=1e-6)
+    assert float(method._left(beside, bank)) == pytest.approx(1.0)
+
+
+def test_a_projections_temperature_is_of_the_image_it_looks_at():
+    """A strange patch in the same picture changes what is left of the others, and the scale does not."""
+    method = make("projection-bank", SETTING, {"neighbours": 2})
+    bank = torch.tensor([[0.0, 0.0], [2.0, 0.0], [50.0, 50.0]])
+    patches = torch.tensor([[0.5, 0.2], [0.4, 0.1], [1.8, 0.3]])
+    alone = method._left(patches, bank)
+    beside = method._left(torch.cat([patches, torch.full((9, 2), 20.0)]), bank)[:3]
+    assert not torch.allclose(alone, beside)
+    assert torch.allclose(method._left(10 * patches, 10 * bank), 10 * alone)
+
+
+def test_every_layer_of_a_projected_patch_is_of_length_one():
+    """So that no layer speaks louder than another for having greater numbers."""
+    widths = (SETTING.channels - 2, 2)
+    setting, quiet = replace(SETTING, widths=widths), images("a")
+    loud = replace(quiet, features=quiet.features.clone())
+    loud.features[..., -2:] *= 50
+    scores = []
+    for pictures in (quiet, loud):
+        method = taught("projection-bank", (), setting)
+        method.learn([pictures])
+        parts = method.state().tensors["a/banks"].float().split(widths, dim=-1)
+        assert all(torch.allclose(part.norm(dim=-1), torch.ones(()), atol=1e-3) for part in parts)
+        scores.append([found.score for found in method.inspect(pictures, "a")])
+    assert scores[1] == pytest.approx(scores[0], rel=0.02)

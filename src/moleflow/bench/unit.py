@@ -105,6 +105,7 @@ def _method(work: Work, shelf: Shelf, unit: Unit) -> Method:
         backbone=plan.backbone,
         weights=plan.weights,
         weights_hash=extractor.weights_hash,
+        widths=extractor.widths,
         device=extractor.device,
     )
     return make(plan.entries[unit.entry].method, setting, plan.own(unit.entry))

@@ -81,20 +81,21 @@ class BackboneSpec:
         if self.width is not None and (type(self.width) is not int or self.width < 1):
             raise ConfigError(f"backbone {self.name!r}: expected a width of at least 1, got {self.width!r}")
 
-    def dim(self, channels: Sequence[int]) -> int:
-        """D of the features, from the channels of each layer taken.
+    def widths(self, channels: Sequence[int]) -> tuple[int, ...]:
+        """How many of the features' D channels each part of them has, from the channels of each layer taken.
 
-        Raises ConfigError where layers of different widths should be averaged.
+        A part is a layer where they stand side by side, and all of them where they are averaged. Raises
+        ConfigError where layers of different widths should be averaged.
         """
-        widths = [self.width or own for own in channels]
+        widths = tuple(self.width or own for own in channels)
         if self.aggregation == "concatenate":
-            return sum(widths)
+            return widths
         if len(set(widths)) > 1:
             raise ConfigError(
                 f"backbone {self.name!r}: its layers have {', '.join(map(str, widths))} channels, and a mean "
                 f"needs equal widths; write {self.name.partition(':mean')[0]}:mean-{max(widths)}"
             )
-        return widths[0]
+        return widths[:1]
 
     @property
     def is_transformer(self) -> bool:
@@ -236,7 +237,7 @@ def channels_of(name: str) -> int:
     with torch.device("meta"):
         network: nn.Module = timm.create_model(spec.tag, pretrained=False)
     _check_layers(spec, network)
-    return spec.dim(layer_channels(network, spec.layers))
+    return sum(spec.widths(layer_channels(network, spec.layers)))
 
 
 def layer_channels(network: nn.Module, layers: Iterable[int]) -> list[int]:

@@ -83,7 +83,8 @@ class Extractor:
         step: pixels that heights and widths are multiples of.
         cell: pixels of a cell of the grid.
         grid: (h', w') cells of the feature grid.
-        dim: D, channels of a cell.
+        widths: channels of each layer in a cell, side by side.
+        dim: D, channels of a cell: their sum.
         pooled_dim: E, numbers that describe a picture as a whole.
         module: the whole computation in eager torch: (B, 3, h, w) values 0..255 to (B, h', w', D) and (B, E).
 
@@ -121,7 +122,8 @@ class Extractor:
             self.module = copy.deepcopy(self.module).to(self.device)
         self._at_once = self.module
         network: Any = self.module.network
-        self.dim = self.spec.dim(layer_channels(network, self.spec.layers))
+        self.widths = self.spec.widths(layer_channels(network, self.spec.layers))
+        self.dim = sum(self.widths)
         self.pooled_dim = 2 * sum(layer_channels(network, self.pooled))  # a mean and a spread of each
         self.cell = min(int(network.feature_info[layer]["reduction"]) for layer in self.spec.layers)
         self._tile_grid = self._grid_of(self.image_size)
@@ -312,7 +314,7 @@ class _GridFeatures(nn.Module):
     def __init__(self, network: nn.Module, spec: BackboneSpec, pooled: tuple[int, ...]) -> None:
         super().__init__()
         self.network, self.spec, self.pooled = network, spec, pooled
-        spec.dim(layer_channels(network, spec.layers))  # a mean of unequal widths is refused here
+        spec.widths(layer_channels(network, spec.layers))  # a mean of unequal widths is refused here
         # (x / 255 - mean) / std as one multiply-add
         mean, std = (
             torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (spec.mean, spec.std)

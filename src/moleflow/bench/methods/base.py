@@ -123,6 +123,7 @@ class Setting:
         backbone: name of the backbone, for methods that need one of their own kind.
         weights: local weights of it, "random", or None.
         weights_hash: of the features' backbone, by which a base that comes with the library is found.
+        widths: of `channels`, those of each layer side by side; all as of one layer where it is empty.
         device: where pictures lie, and where methods learn and score. States are always on the processor,
             and so are the router's statistics and what is drawn at random.
     """
@@ -135,6 +136,7 @@ class Setting:
     backbone: str = "efficientnet_lite0"
     weights: str | None = None
     weights_hash: str = ""
+    widths: tuple[int, ...] = ()
     device: torch.device | str = "cpu"
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from ...blocks import Blocks, make_blocks
-from ...config import Cells, Dia, FlowConfig, LineConfig, Lora
+from ...config import Cells, Dia, FlowConfig, LineConfig, Lora, TrainingConfig
 from ...errors import ConfigError
 from ...features.extractor import Features
 from ...flow.expert import Base
 from ...judgement import Decision
 from ...left_out import FirstBase, learn_first_base
-from ...presets import layered
+from ...presets import flow_rate, layered, rate_at_width
 from ...product import Product
 from ...product_learning import learn_product
 from ...routing.gaussian import DescriptorStatistics
@@ -250,12 +250,19 @@ class DeCoFlow(MoleFlow):
 
 
 def successor(config: LineConfig, channels: int) -> LineConfig:
-    """The options of DeCoFlow for features of so many channels; training stays as given."""
+    """The options of DeCoFlow for features of so many channels.
+
+    Training stays as given, but for a learning rate that nobody set: that follows from the flow's width by
+    the rule of this project's own flows.
+    """
     dia = Dia(blocks=2, hidden=channels)
     config = layered(config)
     flow = replace(config.flow, couplings=6, hidden=channels, lora=Lora(64, 64.0), dia=dia)
     scoring = replace(config.scoring, cells=None, coreset=None, whole=None, position_calibration=False)
-    return replace(config, flow=flow, scoring=scoring)
+    training = config.training
+    if training.learning_rate in (TrainingConfig().learning_rate, flow_rate(channels)):
+        training = replace(training, learning_rate=rate_at_width(channels))
+    return replace(config, flow=flow, scoring=scoring, training=training)
 
 
 def _tensors(base: Base) -> dict[str, Tensor]:

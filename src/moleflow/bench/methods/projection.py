@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ...config import check
@@ -13,7 +14,7 @@ from ...verdict.maps import smooth
 from .banks import Bank, Selection, candidates, local_patches, require_images, select
 from .base import Inspection, PerProduct, Pictures, Setting, State
 
-TEMPERATURE_PATCHES = 512  # by which a bank's temperature is measured
+LEAST_TEMPERATURE = 1e-8  # of an image whose patches are all in a bank
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,17 @@ class ProjectionOptions(Selection):
 COMMON = ProjectionOptions()
 
 
-@dataclass(frozen=True, eq=False)
-class _Part:
-    """Banks (B, m, D) float32 that 16 bits hold, and the temperature of each (B,)."""
-
-    banks: Tensor
-    temperatures: Tensor
-
-
 class ProjectionBanks(PerProduct):
     """Projection onto a patch's neighbours in several banks, after ProCon (Chae et al. 2026, 2607.04894).
 
     A patch is mixed from its nearest patches in a bank, each weighing exp(-|x - m|^2 / tau); what the mixture
-    leaves of it is its score, in the median over banks. tau is a bank's median squared distance between good
-    patches and those neighbours. Banks differ in the seed of the choice and, of a product with more patches
-    than there are candidates, in these: only then is a patch that one bank's stray resembles not normal yet.
+    leaves of it is its score, in the median over banks. tau is the median squared distance between the
+    inspected image's patches and those neighbours. Every layer of a patch is of length one. Banks differ in
+    the seed of the choice and, of a product with more patches than there are candidates, in these: only then
+    is a patch that one bank's stray resembles not normal yet.
 
     Where this departs from the authors: the bench's features and one bank over all layers, where they keep
-    banks of separate DINOv2 layers, every layer's patches of length one; one tau for each bank, where theirs
-    is measured on the test image; bounds on a bank's size; our router, for the paper is about one product.
+    banks of separate DINOv2 layers; bounds on a bank's size; our router, for the paper is about one product.
     """
 
     name = "projection-bank"
@@ -84,8 +77,8 @@ class ProjectionBanks(PerProduct):
         kept = f"{own.banks} banks of {100 * own.share:g} % of the patches, {own.least:,} to {own.most:,}"
         return "one family of banks over all layers", kept, *own.notes(self.setting.channels)
 
-    def learn_part(self, pictures: Pictures) -> _Part:
-        """Banks by different seeds, and their temperatures."""
+    def learn_part(self, pictures: Pictures) -> Tensor:
+        """Banks by different seeds, (B, m, D) float32 that 16 bits hold."""
         require_images(pictures)
         features, images = pictures.features, range(len(pictures))
         size = self.options.size(features.shape[0] * features.shape[1] * features.shape[2])
@@ -93,31 +86,32 @@ class ProjectionBanks(PerProduct):
         for number in range(self.options.banks):
             setting = replace(self.setting, seed=self.setting.seed + 1000 * number)
             drawn = candidates(features, images, setting, self.options.candidates)
-            banks.append(select(drawn, size, setting, self.options))
+            banks.append(select(self._of_length_one(drawn.float()).half(), size, setting, self.options))
         least = min(len(bank.patches) for bank in banks)  # selection ends early among copies
-        stacked = torch.stack([bank.patches[:least] for bank in banks])
-        known = candidates(features, images, self.setting, TEMPERATURE_PATCHES).float()
-        return _Part(stacked, torch.stack([self._temperature(known, bank) for bank in stacked]))
+        return torch.stack([bank.patches[:least] for bank in banks])
 
-    def inspect_part(self, part: _Part, seen: Features) -> Inspection:
+    def inspect_part(self, part: Tensor, seen: Features) -> Inspection:
         """The smoothed median of what banks leave of every patch, and the mean of the highest."""
         x = local_patches(seen.patches, self.setting)
-        flat = x.flatten(0, 2)
-        left = [self._left(flat, *pair) for pair in zip(part.banks, part.temperatures, strict=True)]
-        residual = torch.stack(left).median(0).values
+        flat = self._of_length_one(x.flatten(0, 2))
+        residual = torch.stack([self._left(flat, bank) for bank in part]).median(0).values
         maps = smooth(residual.view(1, *x.shape[1:3]), self.setting.config.scoring.smoothing)
         top = max(1, round(self.options.top_share * maps[0].numel()))
         score = float(maps.flatten().topk(top).values.mean())
         return Inspection(task=None, known=None, score=score, patch_map=maps[0].cpu().numpy())
 
-    def part_state(self, part: _Part) -> State:
-        """The banks, float16, and their temperatures."""
-        return State({"banks": part.banks.half().cpu(), "temperatures": part.temperatures.cpu()})
+    def part_state(self, part: Tensor) -> State:
+        """The banks, float16."""
+        return State({"banks": part.half().cpu()})
 
-    def part_from(self, state: State) -> _Part:
+    def part_from(self, state: State) -> Tensor:
         """The inverse of `part_state`."""
-        banks, temperatures = (state.tensors[k].to(self.setting.device) for k in ("banks", "temperatures"))
-        return _Part(banks.float(), temperatures)
+        return state.tensors["banks"].to(self.setting.device).float()
+
+    def _of_length_one(self, patches: Tensor) -> Tensor:
+        """Patches (n, D) with the part that each layer has of them of length one."""
+        layers = patches.split(self.setting.widths or (self.setting.channels,), dim=1)
+        return torch.cat([F.normalize(layer, dim=1) for layer in layers], dim=1)
 
     def _near(self, x: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
         """Squared distances (n, k) of patches (n, D) from their nearest in a bank, and which these are."""
@@ -126,11 +120,9 @@ class ProjectionBanks(PerProduct):
         # The distance itself has none of the product's rounding.
         return (x[:, None] - bank[index]).square().sum(-1), index
 
-    def _temperature(self, known: Tensor, bank: Tensor) -> Tensor:
-        return self._near(known, bank)[0].median().clamp_min(1e-8)
-
-    def _left(self, x: Tensor, bank: Tensor, temperature: Tensor) -> Tensor:
-        """What the mixture of a bank's nearest leaves of patches (n, D), (n,)."""
+    def _left(self, x: Tensor, bank: Tensor) -> Tensor:
+        """What the mixture of a bank's nearest leaves of an image's patches (n, D), (n,)."""
         squared, index = self._near(x, bank)
+        temperature = squared.median().clamp_min(LEAST_TEMPERATURE)
         weights = torch.softmax(-squared / temperature, dim=1)
         return (x - (weights[..., None] * bank[index]).sum(1)).norm(dim=1)
