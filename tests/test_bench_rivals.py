@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -11,6 +12,7 @@ from sklearn.covariance import LedoitWolf
 
 from moleflow.bench import ablation
 from moleflow.bench.methods import METHODS, PATCH_METHODS, TABLES, WITH_CELLS, make
+from moleflow.bench.methods.base import State
 from moleflow.bench.methods.gaussians import Gaussian
 from moleflow.bench.methods.line import successor
 from moleflow.bench.methods.prototypes import _spread_points, nearest_around
@@ -204,6 +206,18 @@ def test_the_shared_gaussian_does_not_mind_the_order():
     )
     scores = [[i.score for i in method.inspect(probe)] for method in (one, other)]
     np.testing.assert_allclose(scores[0], scores[1], rtol=1e-5)
+
+
+def test_the_shared_gaussian_keeps_one_however_many_products():
+    kept = [taught("descriptor-gaussian-shared", "abc"[:n]).state().bytes_of() for n in (1, 3)]
+    assert kept[0] == kept[1] == 4 * (SETTING.channels + SETTING.channels**2)
+
+
+def test_bytes_of_a_fused_method_hold_what_the_patch_method_notes():
+    state = taught("memory-bank-calibrated-with-image").state()
+    without = State(state.tensors, {"products": state.notes["products"]})
+    noted = json.dumps(list(taught("memory-bank-calibrated").state().notes["products"].values()))
+    assert state.bytes_of() - without.bytes_of() == pytest.approx(len(noted), abs=4)
 
 
 def test_pictures_without_pooled_features_are_refused():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -155,10 +155,11 @@ class State:
 
         Of one owner ("shared" or a product) those of the tensors alone.
         """
-        products = self.notes.get("products")
-        noted = products.values() if owner is None and isinstance(products, dict) else ()
         # Seconds are no two times the same, and say nothing of an image.
-        notes = [{key: value for key, value in own.items() if key != "seconds"} for own in noted]
+        notes = [
+            {key: value for key, value in own.items() if key != "seconds"}
+            for own in (_noted(self.notes) if owner is None else ())
+        ]
         return len(json.dumps(notes)) * bool(notes) + sum(t.nbytes for t in self._of(owner).values())
 
     def numbers_of(self, owner: str | None = None) -> int:
@@ -172,6 +173,13 @@ class State:
 
     def _of(self, owner: str | None) -> dict[str, Tensor]:
         return {n: t for n, t in self.tensors.items() if owner is None or n.startswith(f"{owner}/")}
+
+
+def _noted(notes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What products note of themselves, and what they note with a method inside."""
+    products = notes.get("products")
+    own = list(products.values()) if isinstance(products, dict) else []
+    return own + _noted(notes["inner"]) if "inner" in notes else own
 
 
 class Method(ABC):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -204,12 +203,14 @@ class SharedGaussian(Method):
 
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
-        self.parts: dict[str, Gaussian] = {}
-        self._merged: _Rooted | None = None
+        self.merged: _Rooted | None = None
 
     def learn(self, products: Sequence[Pictures]) -> None:
         """Adds the moments of every product; errors as of `Gaussian.fit`."""
-        self._take(self.parts | {pictures.product: Gaussian.fit(pictures) for pictures in products})
+        known = [] if self.merged is None else [self.merged.gaussian]
+        merged = Gaussian.merged([*known, *(Gaussian.fit(pictures) for pictures in products)])
+        # As it comes back from a state: what is saved between two products learns on to the same bit.
+        self.merged = _Rooted.of(Gaussian.from_state(merged.state()))
 
     def inspect(self, pictures: Pictures, task: str | None = None) -> Iterator[Inspection]:
         """A score per picture; the product makes no difference, given or not.
@@ -217,29 +218,19 @@ class SharedGaussian(Method):
         Raises:
             TaskError: nothing was learned yet.
         """
-        if self._merged is None:
+        if self.merged is None:
             raise TaskError(f"{self.name}: expected at least one task to be learned first, got none")
         for descriptor in pictures.descriptors:
-            yield Inspection(None, None, self._merged.distance(descriptor), None)
+            yield Inspection(None, None, self.merged.distance(descriptor), None)
 
     def state(self) -> State:
-        """Every product's moments."""
-        tensors: dict[str, Tensor] = {}
-        notes: dict[str, Any] = {}
-        for name, part in self.parts.items():
-            own = part.state()
-            tensors |= {f"{name}/{key}": value for key, value in own.tensors.items()}
-            notes[name] = own.notes
-        return State(tensors, {"products": notes})
+        """Both moments."""
+        if self.merged is None:
+            return State({})
+        own = self.merged.gaussian.state()
+        return State({f"shared/{name}": tensor for name, tensor in own.tensors.items()}, own.notes)
 
     def restore(self, state: State) -> None:
         """The inverse of `state`."""
-        parts = {}
-        for name, notes in state.notes["products"].items():
-            own = {key: state.tensors[f"{name}/{key}"] for key in ("mean", "covariance")}
-            parts[name] = Gaussian.from_state(State(own, notes))
-        self._take(parts)
-
-    def _take(self, parts: dict[str, Gaussian]) -> None:
-        self.parts = parts
-        self._merged = _Rooted.of(Gaussian.merged(list(parts.values()))) if parts else None
+        moments = {name.removeprefix("shared/"): tensor for name, tensor in state.tensors.items()}
+        self.merged = _Rooted.of(Gaussian.from_state(State(moments, state.notes))) if moments else None
