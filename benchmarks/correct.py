@@ -27,21 +27,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from moleflow import product_learning
+from moleflow.bases.shipped import shipped_base
 from moleflow.bench.methods.base import Pictures
 from moleflow.bench.pictures import Shelf, item_mask
 from moleflow.config import LineConfig
-from moleflow.correction import Defects
 from moleflow.data.layouts import Product as Labelled
 from moleflow.data.layouts import read_dataset
+from moleflow.densities.correction import Defects
 from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor
 from moleflow.flow.expert import Base
-from moleflow.known_defects import MARKED
+from moleflow.learning import product as product_learning
+from moleflow.learning.known_defects import MARKED
+from moleflow.learning.product import learn_product
+from moleflow.line.product import Product, combine
 from moleflow.metrics import image_auroc
-from moleflow.product import Product, combine
-from moleflow.product_learning import learn_product
-from moleflow.shipped import shipped_base
 from moleflow.verdict.calibration import TwoVoices
 from moleflow.verdict.maps import image_scores, smooth
 

@@ -45,26 +45,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moleflow.bases.shipped import shipped_base
 from moleflow.bench.drift import Distortion
 from moleflow.bench.pictures import Alteration, AlteredItem, Shelf, has_masks, item_mask
 from moleflow.bench.ranking import Agreement, agreement, areas, drawn_again, ranks
 from moleflow.bench.synthetic import KINDS, SyntheticDefect
-from moleflow.cells import CellGaussians
 from moleflow.config import Cells, Coreset, LineConfig, ScoringConfig, Whole
-from moleflow.coreset import Candidates
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import Item, Product, read_dataset
 from moleflow.data.sources import evenly
+from moleflow.densities.coreset import Candidates
+from moleflow.densities.whole import WholeGaussian
 from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor, Features
+from moleflow.flow.cells import CellGaussians
 from moleflow.flow.expert import Base, Expert
+from moleflow.learning.training import learn_expert
+from moleflow.line.product import combine
 from moleflow.metrics import pixel_ap
-from moleflow.product import combine
-from moleflow.shipped import shipped_base
-from moleflow.training import learn_expert
 from moleflow.verdict.calibration import TwoVoices, Voice
 from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
-from moleflow.whole import WholeGaussian
 
 EVAL_SIZE = (128, 128)
 DILUTION = 0.3  # how much of another product's patch a patch is mixed with

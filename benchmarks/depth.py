@@ -25,8 +25,8 @@ from moleflow.config import LineConfig, override
 from moleflow.data.factory import make_sample
 from moleflow.features.extractor import Extractor
 from moleflow.flow.expert import Base, Expert
+from moleflow.learning.training import fit, likelihood_loss
 from moleflow.presets import PRESETS, get_preset
-from moleflow.training import fit, likelihood_loss
 
 PRODUCTS = ("gear", "wood")
 

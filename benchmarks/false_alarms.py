@@ -43,8 +43,6 @@ from moleflow.bench.drift import DRIFTS, Image, distort, distort_mask, drifted
 from moleflow.bench.methods.base import Pictures, Setting
 from moleflow.bench.methods.line import MoleFlow
 from moleflow.bench.pictures import AlteredItem, Shelf, has_masks, item_mask
-from moleflow.blocks import make_blocks
-from moleflow.changes import Note, reference_of
 from moleflow.config import LineConfig, TrainingConfig
 from moleflow.data.factory import PRODUCTS, write_product
 from moleflow.data.layouts import Item, Mask, Product, read_dataset
@@ -52,10 +50,12 @@ from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor, Features
 from moleflow.inspection import inspect
 from moleflow.intake import Intake, Picture
-from moleflow.line import Line
+from moleflow.learning.blocks import make_blocks
+from moleflow.learning.changes import Note, reference_of
+from moleflow.line.record import Line
+from moleflow.line.shelf import Shelf as Products
 from moleflow.metrics import image_auroc, pixel_ap
 from moleflow.results import Prediction
-from moleflow.shelf import Shelf as Products
 from moleflow.verdict.drift import facts_of
 
 RATES = (0.05, 0.01, 0.001)

@@ -21,17 +21,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from moleflow.bases.shipped import shipped_base
 from moleflow.bench.pictures import Shelf
-from moleflow.blocks import make_blocks
 from moleflow.config import LineConfig
 from moleflow.data.layouts import Product, read_dataset
 from moleflow.features.cache import FeatureCache
 from moleflow.features.extractor import Extractor
 from moleflow.flow.expert import Base, Expert
-from moleflow.left_out import FINAL_SHARE, begin_flow
-from moleflow.shipped import shipped_base
+from moleflow.learning.blocks import make_blocks
+from moleflow.learning.left_out import FINAL_SHARE, begin_flow
+from moleflow.learning.training import learn_expert, likelihood_loss
 from moleflow.threads import Beside
-from moleflow.training import learn_expert, likelihood_loss
 
 HELD = 20  # images
 LOOKS = 4  # at so many patches each

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from moleflow.bases.shipped import FOLDER, write_base
 from moleflow.config import LineConfig, override
 from moleflow.data.factory import PRODUCTS, make_sample
 from moleflow.features.extractor import Extractor
-from moleflow.shipped import FOLDER, write_base
-from moleflow.training import learn_common_base
+from moleflow.learning.training import learn_common_base
 
 
 def main() -> None:

@@ -20,9 +20,9 @@ import torch
 
 from moleflow import Detector, LineConfig, TrainingConfig
 from moleflow.data.factory import defect_kinds, make_sample
+from moleflow.learning.pose import Wish
 from moleflow.metrics import image_auroc, pixel_ap
 from moleflow.pose import Placement
-from moleflow.pose_learning import Wish
 
 CASES = (("gear", True), ("bottle_cap", True), ("gear", False), ("bottle_cap", False), ("wood", False))
 REACH = 0.1

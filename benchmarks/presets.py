@@ -19,20 +19,20 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from moleflow.cells import CellGaussians
 from moleflow.config import LineConfig, TrainingConfig
-from moleflow.coreset import PatchCoreset
+from moleflow.densities.coreset import PatchCoreset
+from moleflow.densities.whole import WholeGaussian
 from moleflow.features.extractor import Extractor
+from moleflow.flow.cells import CellGaussians
 from moleflow.flow.expert import Base, Expert
+from moleflow.learning.training import fit, likelihood_loss
+from moleflow.line.product import Densities, Product
 from moleflow.presets import PRESETS, get_preset
-from moleflow.product import Densities, Product
 from moleflow.routing.gaussian import WITNESSES, DescriptorStatistics
 from moleflow.storage import Part, total
-from moleflow.training import fit, likelihood_loss
 from moleflow.verdict.calibration import TwoVoices, Voice
 from moleflow.verdict.maps import PositionCalibration
 from moleflow.verdict.unknown import ORDINARY, Familiarity
-from moleflow.whole import WholeGaussian
 
 BACKBONES = ("vit_base_patch16", "wide_resnet50", "dinov2_vit_b14", "efficientnet_lite0")
 COLUMNS = ("whitening", "lora", "dia", "cells", "coreset", "whole", "router", "calibration")

@@ -10,8 +10,8 @@ import torch
 import typer.testing
 
 from moleflow import Cells, Coreset, Detector, Dia, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
-from moleflow.archive import Archive
 from moleflow.data.factory import make_sample
+from moleflow.line.archive import Archive
 
 SIZE = 64
 

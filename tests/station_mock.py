@@ -24,7 +24,7 @@ from PIL import Image
 from scipy import ndimage
 
 from moleflow.data.factory import make_sample
-from moleflow.scale import Scale
+from moleflow.maps.scale import Scale
 from moleflow.verdict.regions import find_regions
 
 PAGE = Path(__file__).parents[1] / "src" / "moleflow" / "station" / "page"

@@ -19,7 +19,7 @@ from moleflow.bench.methods.banks import (
 from moleflow.bench.methods.base import Pictures, Setting, split
 from moleflow.bench.methods.shared import SharedBankOptions, SharedCoreset, _exchanged
 from moleflow.config import LineConfig, ScoringConfig
-from moleflow.coreset import greedy_centres
+from moleflow.densities.coreset import greedy_centres
 from moleflow.errors import ConfigError, TaskError, TrainingError
 from moleflow.features.backbones import get_backbone
 from moleflow.verdict.maps import PositionCalibration, image_scores, smooth

@@ -7,19 +7,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moleflow import left_out as learning
 from moleflow.bench.methods.base import Inspection, Setting
 from moleflow.bench.methods.line import MoleFlow
 from moleflow.bench.pictures import Shelf
 from moleflow.bench.plan import Plan, Unit, Variant, Work
 from moleflow.bench.streams import Stream, Task, at_once
 from moleflow.bench.unit import run_unit
-from moleflow.blocks import make_blocks
 from moleflow.config import LineConfig
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.features.cache import FeatureCache
-from moleflow.judges import EagerJudge
+from moleflow.learning import left_out as learning
+from moleflow.learning.blocks import make_blocks
+from moleflow.line.judges import EagerJudge
 from moleflow.results import Prediction
 
 PRODUCTS = ("gear", "wood")

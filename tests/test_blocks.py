@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
-from moleflow.blocks import Blocks, make_blocks
-from moleflow.cells import CellGaussians, fit_without_each
 from moleflow.config import Cells, ScoringConfig, Whole
-from moleflow.whole import WholeGaussian
+from moleflow.densities.whole import WholeGaussian
+from moleflow.flow.cells import CellGaussians, fit_without_each
+from moleflow.learning.blocks import Blocks, make_blocks
 
 CONFIG = ScoringConfig()
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from moleflow.cells import CellGaussians, fit_without_each
 from moleflow.config import Cells
+from moleflow.flow.cells import CellGaussians, fit_without_each
 
 CHANNELS = 5
 HALF = {"rtol": 1e-3, "atol": 1e-3}

@@ -22,7 +22,7 @@ from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.errors import MoleFlowError
 from moleflow.evaluation import evaluate
-from moleflow.overlay import overlay
+from moleflow.maps.overlay import overlay
 from moleflow.presets import PRESETS, get_preset
 from moleflow.store import LineStore
 

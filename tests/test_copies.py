@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moleflow.copies import SIDE, find_copies, thumbnail
 from moleflow.data.factory import PRODUCTS, make_sample
 from moleflow.errors import ImageError
-from moleflow.lesson import review
-from moleflow.sensor import sensor_floor
-from moleflow.suspects import facts_of
+from moleflow.photographs.copies import SIDE, find_copies, thumbnail
+from moleflow.photographs.review import review
+from moleflow.photographs.sensor import sensor_floor
+from moleflow.photographs.suspects import facts_of
 
 PIXELS = 256
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import moleflow.coreset
-from moleflow.blocks import make_blocks
+import moleflow.densities.coreset as remembering
 from moleflow.config import Coreset, ScoringConfig
-from moleflow.coreset import NOBODY, Candidates, PatchCoreset, _selections, greedy_centres
+from moleflow.densities.coreset import NOBODY, Candidates, PatchCoreset, _selections, greedy_centres
 from moleflow.errors import TrainingError
 from moleflow.flow.whitening import layer_norm
-from moleflow.left_out import CoresetLeftOut
+from moleflow.learning.blocks import make_blocks
+from moleflow.learning.left_out import CoresetLeftOut
 from moleflow.threads import Beside
 
 GRID, CHANNELS = (4, 5), 7
@@ -193,7 +193,7 @@ def one_by_one(points: Tensor, count: int, first: int) -> list[int]:
 
 @pytest.mark.parametrize("at_hand", [1, 2, 9, 60, 2048])
 def test_every_centre_is_the_farthest_from_those_before_it(at_hand, monkeypatch):
-    monkeypatch.setattr(moleflow.coreset, "AT_HAND", at_hand)
+    monkeypatch.setattr(remembering, "AT_HAND", at_hand)
     points = torch.randn(300, 4, generator=torch.Generator().manual_seed(3))
     assert greedy_centres(points, 40, [7]) == one_by_one(points, 40, 7)
     points[200:] = points[:100]
@@ -203,7 +203,7 @@ def test_every_centre_is_the_farthest_from_those_before_it(at_hand, monkeypatch)
 
 @pytest.mark.parametrize("at_hand", [3, 2048])
 def test_a_selection_goes_on_from_those_it_began_with(at_hand, monkeypatch):
-    monkeypatch.setattr(moleflow.coreset, "AT_HAND", at_hand)
+    monkeypatch.setattr(remembering, "AT_HAND", at_hand)
     points = torch.randn(300, 4, generator=torch.Generator().manual_seed(3))
     every = greedy_centres(points, 40, [7])
     assert greedy_centres(points, 40, every[:12]) == every
@@ -377,7 +377,7 @@ def test_without_a_coreset_there_is_none():
 @pytest.mark.parametrize("at_hand", [1, 2, 9, 60, 2048])
 @pytest.mark.parametrize("size", [1, 7, 40])
 def test_selections_side_by_side_are_those_of_one_after_the_other(size, at_hand, monkeypatch):
-    monkeypatch.setattr(moleflow.coreset, "AT_HAND", at_hand)
+    monkeypatch.setattr(remembering, "AT_HAND", at_hand)
     points = torch.randn(400, 9, generator=torch.Generator().manual_seed(3))
     points[300:] = points[:100]  # copies, which end a selection early where it takes all there is
     owner = torch.arange(400) // 100

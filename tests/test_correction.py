@@ -11,16 +11,16 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from moleflow import Detector
-from moleflow.blocks import make_blocks
-from moleflow.cells import CellGaussians
 from moleflow.cli import app
 from moleflow.config import Cells, ScoringConfig
-from moleflow.correction import Correction, Defects
 from moleflow.data.factory import make_sample
+from moleflow.densities.correction import Correction, Defects
 from moleflow.errors import ConfigError, ImageError, TaskError
+from moleflow.flow.cells import CellGaussians
 from moleflow.intake import Intake
-from moleflow.known_defects import KnownDefects, _marked, _mask_of
-from moleflow.left_out import correction_left_out
+from moleflow.learning.blocks import make_blocks
+from moleflow.learning.known_defects import KnownDefects, _marked, _mask_of
+from moleflow.learning.left_out import correction_left_out
 from moleflow.pose import Placement
 from moleflow.presets import get_preset
 from moleflow.verdict.maps import image_scores, strongest

@@ -12,9 +12,9 @@ from urllib.parse import unquote
 import pytest
 
 import moleflow
-from moleflow import training
 from moleflow.data.factory import write_product
 from moleflow.features.backbones import BACKBONES, get_backbone
+from moleflow.learning import training
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

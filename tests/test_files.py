@@ -172,7 +172,7 @@ def test_groups_keep_to_their_images_when_one_is_left_out(loaded, lesson, monkey
         given["groups"] = groups
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moleflow.learning.learn_product", learn)
+    monkeypatch.setattr("moleflow.learning.lesson.learn_product", learn)
     labels = [str(i) for i in range(20)]
     for teach, name in ((loaded.add_task, "cloth"), (loaded.update_task, "gear")):
         with pytest.raises(KeyboardInterrupt):

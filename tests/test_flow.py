@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import moleflow.flow
-from moleflow.cells import CellGaussians
 from moleflow.config import Cells, Context, Dia, FlowConfig, Lora, Mixer, Whitening
 from moleflow.errors import ConfigError
 from moleflow.flow.bijections import Affine, Bijection, Place, halves, interleave, joined, soft_clamp
+from moleflow.flow.cells import CellGaussians
 from moleflow.flow.coordinates import sphere_chart, sphere_log_det
 from moleflow.flow.coupling import AffineCoupling, CouplingAdapter, MoleCoupling
 from moleflow.flow.depthwise import depthwise

@@ -5,11 +5,11 @@ import time
 
 import pytest
 
-from moleflow import sight
 from moleflow.errors import (
     TaskError,
 )
 from moleflow.features.extractor import Extractor
+from moleflow.learning import sight
 from saying import ALTERED, files, same, snapshot, tensors
 
 

@@ -9,10 +9,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from moleflow import Detector, compiling, judges
+from moleflow import Detector, compiling
 from moleflow.config import override
 from moleflow.errors import BackboneError
-from moleflow.judges import EagerJudge, NetworkJudge
+from moleflow.line import judges
+from moleflow.line.judges import EagerJudge, NetworkJudge
 from moleflow.presets import NO_FLOW
 from moleflow.runtime import engines
 

@@ -11,10 +11,11 @@ from moleflow import Prediction, maps
 from moleflow.bench import showcase
 from moleflow.bench.methods.base import State
 from moleflow.errors import MoleFlowError
-from moleflow.legend import Entry, draw_legend, with_legend
-from moleflow.overlay import draw_prediction, overlay, save_overlay
+from moleflow.maps.files import Counts
+from moleflow.maps.legend import Entry, draw_legend, with_legend
+from moleflow.maps.overlay import draw_prediction, overlay, save_overlay
+from moleflow.maps.scale import OUTLINE, Scale, painted
 from moleflow.report import greyed
-from moleflow.scale import OUTLINE, Scale, painted
 
 
 def make(patch_map, *, threshold=3.0, size=(40, 60), **more):
@@ -144,7 +145,7 @@ def test_one_rule_of_values_serves_all_images_of_a_product(tmp_path):
 
 @pytest.mark.parametrize("threshold", [-5.0, 3.0, 97.0, 46_004.0, 1e20])
 def test_values_reach_well_beyond_any_threshold(threshold):
-    counts = maps.Counts.of(threshold)
+    counts = Counts.of(threshold)
     reach = np.array([0.0, threshold, 7 * threshold])
     kept = counts.decode(counts.encode(reach[reach >= counts.offset]))
     np.testing.assert_allclose(kept, reach[reach >= counts.offset], rtol=0, atol=counts.scale / 2)

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from moleflow import Detector, mixed
+from moleflow import Detector
 from moleflow.errors import ConfigError, ImageError, TaskError, TrainingError
+from moleflow.learning import mixed
 
 EACH = 6
 

@@ -12,8 +12,8 @@ from moleflow import Cells, Detector, Dia, FlowConfig, LineConfig, ScoringConfig
 from moleflow.data.factory import make_sample
 from moleflow.errors import ConfigError
 from moleflow.intake import Intake
+from moleflow.learning.pose import _window, mean_template, settle_pose
 from moleflow.pose import Placement, Pose, PoseReport, find, local_contrast, thumbnail
-from moleflow.pose_learning import _window, mean_template, settle_pose
 
 SIZE = 96
 IMAGES = 12

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from moleflow import Detector
-from moleflow.beginning import Wishes, better_fit, see
 from moleflow.data.images import as_image, size_of
 from moleflow.data.shapes import MOST_TIMES, OBLONG, one_shape, propose, squeezed_by
 from moleflow.errors import ConfigError, ImageError, LineError
 from moleflow.intake import Intake, Picture, without_border
+from moleflow.line.beginning import Wishes, better_fit, see
 from moleflow.routing.gaussian import describe
 
 OWN = (384, 384)
@@ -170,7 +170,7 @@ def test_a_fit_is_chosen_by_what_is_left_unexplained(
     def left(extractor: Any, seen: Any) -> float:
         return squeezed if seen[0].area is None else letterboxed
 
-    monkeypatch.setattr("moleflow.beginning.unexplained", left)
+    monkeypatch.setattr("moleflow.line.beginning.unexplained", left)
     sources = list(enumerate(pictures("wood", 8)))
     assert better_fit(line.extractor, line.intake, sources) == chosen
     assert better_fit(line.extractor, line.intake, sources[:7]) == "squeeze"  # too few to say
@@ -261,7 +261,7 @@ def test_what_stops_the_first_lesson_leaves_the_line_as_it_was(
     def stop(*args: Any, **more: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("moleflow.learning._gather", stop)
+    monkeypatch.setattr("moleflow.learning.lesson._gather", stop)
     with pytest.raises(KeyboardInterrupt):
         line.add_task("planks", pictures("wood", 2))
     assert (line.extractor, line.intake) == before

@@ -8,16 +8,16 @@ import pytest
 import torch
 
 from moleflow import Detector
+from moleflow.bases.shipped import FOLDER, shipped_base, write_base
 from moleflow.bench.methods import make
 from moleflow.bench.methods.base import Pictures, Setting
 from moleflow.config import Cells, Dia, FlowConfig, LineConfig, Lora, TrainingConfig
 from moleflow.data.factory import make_sample
 from moleflow.features.extractor import Extractor
 from moleflow.flow.expert import Base
-from moleflow.left_out import learn_first_base
+from moleflow.learning.left_out import learn_first_base
+from moleflow.learning.training import learn_common_base
 from moleflow.presets import get_preset
-from moleflow.shipped import FOLDER, shipped_base, write_base
-from moleflow.training import learn_common_base
 
 FEW = TrainingConfig(steps=8, base_steps=8, patches=64, early_stop=False)
 GRID = (3, 4)

@@ -154,7 +154,7 @@ def test_picture_and_map_are_kept_and_lie_on_each_other(shared, pictures):
 
 
 def test_the_map_is_coloured_by_the_products_scale(shared, line, probe):
-    from moleflow.scale import Scale, layer
+    from moleflow.maps.scale import Scale, layer
 
     (told,) = inspect(shared, probe[3:])
     (said,) = line.predict(probe[3:])

@@ -95,7 +95,7 @@ def test_korean_is_korean():
 
 
 def _photo(name, **changed):
-    from moleflow.suspects import Photo
+    from moleflow.photographs.suspects import Photo
 
     shot = np.random.default_rng(sum(map(ord, name))).normal(120, 30, (8, 8))
     usual = {"size": (480, 640), "light": 90.0, "sharpness": 4.0, "colourfulness": 30.0, "spread": 40.0}
@@ -104,7 +104,7 @@ def _photo(name, **changed):
 
 def _suspicions():
     """A sentence for every way in which a photograph can be odd."""
-    from moleflow.suspects import find_suspects
+    from moleflow.photographs.suspects import find_suspects
 
     rest = [_photo(f"{at}.png", light=90.0 + at % 3) for at in range(12)]
     odd = [

@@ -10,17 +10,18 @@ import pytest
 from PIL import Image, ImageFilter
 from typer.testing import CliRunner
 
-from moleflow import Detector, learning
+from moleflow import Detector
 from moleflow.cli import app
 from moleflow.config import override
-from moleflow.copies import find_copies
 from moleflow.data.factory import make_sample
 from moleflow.data.images import camera_of, resize
 from moleflow.errors import ImageError, MoleFlowError
-from moleflow.lesson import KEPT, Lesson, review
-from moleflow.product_learning import learn_product
-from moleflow.suspects import KINDS, Suspect, facts_of, find_suspects
-from moleflow.teaching_report import histogram, write_teaching_report
+from moleflow.learning import lesson
+from moleflow.learning.product import learn_product
+from moleflow.learning.report import histogram, write_teaching_report
+from moleflow.photographs.copies import find_copies
+from moleflow.photographs.review import KEPT, Lesson, review
+from moleflow.photographs.suspects import KINDS, Suspect, facts_of, find_suspects
 
 SIDE = 128
 
@@ -166,7 +167,7 @@ def test_a_lesson_is_bounded_json_whatever_the_names():
 
 def test_what_is_dropped_by_its_score_has_taught_no_base_either(new_line, quick, pictures, monkeypatch):
     """A base that has seen an image says too little against it: who is left out is left out of both."""
-    learned, genuine = [], learning.learn_first_base
+    learned, genuine = [], lesson.learn_first_base
 
     def counted(patches, *arguments, **options):
         learned.append(len(patches))
@@ -176,11 +177,11 @@ def test_what_is_dropped_by_its_score_has_taught_no_base_either(new_line, quick,
         kept = range(1, len(material.sources))
         return material.take(list(kept), material.lesson, [material.copies[i] for i in kept])
 
-    monkeypatch.setattr(learning, "learn_first_base", counted)
+    monkeypatch.setattr(lesson, "learn_first_base", counted)
     own = {"config": override(quick, {"training.base": "learn"})}
     clean = new_line(**own)
     clean.add_task("gear", pictures("gear", 9)[1:])
-    monkeypatch.setattr(learning, "_accused_by_scores", accused)
+    monkeypatch.setattr(lesson, "_accused_by_scores", accused)
     line = new_line(**own)
     line.add_task("gear", pictures("gear", 9), drop_suspicious=True)
     assert learned == [8, 9, 8]
@@ -284,7 +285,7 @@ def test_a_lesson_from_a_list_follows_what_is_left(quick, pictures, tmp_path, mo
         learned.append((len(args[1]), more["groups"]))
         return learn_product(*args, **more)
 
-    monkeypatch.setattr("moleflow.learning.learn_product", spy)
+    monkeypatch.setattr("moleflow.learning.lesson.learn_product", spy)
     rows = ["path,lot"]
     for i, picture in enumerate(pictures("gear", 21)):
         kelvin = 290 + np.asarray(Image.fromarray(picture).convert("L"), np.float32) / 25

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from moleflow import left_out
 from moleflow.config import LineConfig, override
 from moleflow.features.extractor import Features
 from moleflow.flow.expert import Base
-from moleflow.product_learning import learn_product
+from moleflow.learning import left_out
+from moleflow.learning.product import learn_product
+from moleflow.learning.training import seeded
 from moleflow.threads import Beside, beside, one_thread, side_by_side, usual
-from moleflow.training import seeded
 
 GRID, CHANNELS = (8, 8), 16
 
@@ -239,9 +239,9 @@ def test_a_product_learned_side_by_side_is_the_one_learned_in_turn(monkeypatch):
 def test_a_large_flow_learns_on_all_threads(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        "moleflow.product_learning.beside", lambda at_once: asked.append(at_once) or beside(False)
+        "moleflow.learning.product.beside", lambda at_once: asked.append(at_once) or beside(False)
     )
-    monkeypatch.setattr("moleflow.training.SMALL", 2**12)
+    monkeypatch.setattr("moleflow.learning.training.SMALL", 2**12)
     seen = Features(torch.randn(4, 4, 4, 8), torch.randn(4, 6))
     for hidden in (8, 1 + 2**12 // 8):
         config = override(LineConfig(), {"training.steps": 1, "flow.hidden": hidden})

@@ -14,17 +14,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moleflow import training
-from moleflow.blocks import Blocks, make_blocks
-from moleflow.cells import CellGaussians
 from moleflow.config import Cells, Context, Dia, FlowConfig, LineConfig, Lora, Mixer, TrainingConfig
 from moleflow.errors import TrainingError
 from moleflow.flow.bijections import Place
+from moleflow.flow.cells import CellGaussians
 from moleflow.flow.coupling import NeighbourContext
 from moleflow.flow.expert import Base, Expert
-from moleflow.left_out import Flows, begin_flow, finish_flow, learn_first_base
+from moleflow.learning import training
+from moleflow.learning.blocks import Blocks, make_blocks
+from moleflow.learning.left_out import Flows, begin_flow, finish_flow, learn_first_base
+from moleflow.learning.training import (
+    SMALL,
+    LeftOut,
+    Windows,
+    fit,
+    learn_base,
+    learn_expert,
+    loss_of,
+    sample_windows,
+)
 from moleflow.threads import Beside, beside
-from moleflow.training import SMALL, LeftOut, Windows, fit, learn_base, learn_expert, loss_of, sample_windows
 
 FLOW = FlowConfig(
     cells=Cells(side=2, rank=3, mean_side=3),

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from moleflow.blocks import make_blocks
 from moleflow.config import ScoringConfig
 from moleflow.errors import CalibrationError
-from moleflow.left_out import whole_left_out
+from moleflow.learning.blocks import make_blocks
+from moleflow.learning.left_out import whole_left_out
 from moleflow.verdict.calibration import (
     Predictive,
     ScoreCalibration,

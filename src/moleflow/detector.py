@@ -11,8 +11,6 @@ from typing import Any, Literal, overload
 
 import torch
 
-from .archive import Archive, restore
-from .beginning import Beginning, FitWish, Wishes, begin, intake_of, see_each
 from .config import LineConfig, a_number, a_seed, override, stored_line, to_dict
 from .data.intensity import parse_intensity
 from .data.shapes import Proposal
@@ -23,17 +21,19 @@ from .features.extractor import Extractor
 from .features.runtime import RuntimeName
 from .inspection import check_stream, inspect_all
 from .intake import Intake
-from .judges import judge_for
-from .known_defects import KnownDefects
-from .learning import LessonOptions, Progress, Sources, learn, sources_of
-from .line import Line
-from .mixed import Told, check_names, learn_mixed
+from .learning.known_defects import KnownDefects
+from .learning.lesson import LessonOptions, Progress, Sources, learn, sources_of
+from .learning.mixed import Told, check_names, learn_mixed
+from .learning.pose import WISHES, Wish
+from .learning.sight import Sight
+from .line.archive import Archive, restore
+from .line.beginning import Beginning, FitWish, Wishes, begin, intake_of, see_each
+from .line.judges import judge_for
+from .line.record import Line
+from .line.shelf import MEMORY
 from .monitor import observe, read_monitor
-from .pose_learning import WISHES, Wish
 from .presets import DEFAULT, get_preset
 from .results import Failure, Prediction, TaskInfo
-from .shelf import MEMORY
-from .sight import Sight
 from .storage import total
 from .store import Damaged, LineStore, check_task_name
 from .store.names import folded_name

@@ -23,17 +23,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from .beginning import see_each
 from .data.factory import PRODUCTS, make_sample
 from .data.images import resize
 from .data.sources import list_sources
-from .density_network import density_network, given_of, mean_side_of
 from .detector import Detector
 from .errors import BackboneError, ConfigError, ExportError, LineError, reason_of
 from .features.runtime import exported_backbone, probe
 from .inspection import inspect
 from .intake import Picture
-from .product import ROUTER, Product
+from .line.beginning import see_each
+from .line.network import density_network, given_of, mean_side_of
+from .line.product import ROUTER, Product
 from .results import Prediction
 from .runtime import Inspector
 from .runtime.arrays import apart

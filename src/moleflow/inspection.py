@@ -12,10 +12,10 @@ import numpy as np
 from .data.sources import Errors, Source, name_of
 from .errors import ConfigError, ImageError
 from .intake import Intake, Picture, check_errors, pictures_in
-from .judgement import Decision, Judgement
 from .results import Failure, Prediction, Routing
 from .verdict.calibration import Calibration, TwoVoices
 from .verdict.drift import FINDING_RATE, Facts, Finding, Reference, channels_beyond, facts_of
+from .verdict.judgement import Decision, Judgement
 from .verdict.unknown import Familiarity
 
 MOST = 0.9  # of a map: more than a defect covers

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from .legend import draw_bar
-from .scale import Scale
+from .maps.legend import draw_bar
+from .maps.scale import Scale
 
 Pixels = NDArray[np.uint8]
 

@@ -10,9 +10,9 @@ import numpy as np
 
 from .data.sources import name_of
 from .interpolation import bilinear
-from .lesson import Lesson
+from .photographs.review import Lesson
+from .photographs.suspects import Suspect
 from .pose import Placement, PoseReport
-from .suspects import Suspect
 from .verdict.changes import Changes
 from .verdict.drift import CONDITIONS, Facts, Finding
 from .verdict.promise import OUT_OF_REACH, Promise

@@ -18,9 +18,9 @@ from ..data.images import read_image, resize
 from ..data.layouts import Item, Mask, Product, load_mask, nearest
 from ..data.sources import evenly
 from ..features.cache import FeatureCache
-from ..learning import ALTERED_IMAGES
-from ..product_learning import Altered
-from ..sensor import SENSOR_ALTERATIONS, sensor_floor
+from ..learning.lesson import ALTERED_IMAGES
+from ..learning.product import Altered
+from ..photographs.sensor import SENSOR_ALTERATIONS, sensor_floor
 from .methods.base import Pictures
 
 Part = Literal["train", "test"]

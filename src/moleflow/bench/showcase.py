@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ..data.layouts import Item, Product
-from ..overlay import overlay
+from ..maps.overlay import overlay
+from ..maps.scale import Scale
 from ..report import Card, Picture, greyed, mask_uri, photo_uri
-from ..scale import Scale
 from .figures import enlarged
 from .files import read_state, write_state
 from .methods.base import Inspection, State

@@ -47,7 +47,7 @@ from .shapes import settled_in_words
 
 if TYPE_CHECKING:
     from ..detector import Detector
-    from ..pose_learning import Wish
+    from ..learning.pose import Wish
     from ..store import LineStore
 
 SHOWN = 6  # images of a found product that are named
@@ -286,7 +286,7 @@ def _add_one_of(asked: _AskedOfAdd, place: Path) -> str:
 def _add_mixed(asked: _AskedOfAdd, images: str, names: Sequence[str] | None) -> None:
     """Learn every product that unsorted images show, and save all of them at once."""
     with interruptible(LESSON_ENDED):
-        from ..mixed import check_names
+        from ..learning.mixed import check_names
         from ..store import LineStore
 
         store, wanted = LineStore(asked.line), None if names is None else check_names(names)

@@ -363,11 +363,10 @@ def _map_writer(
     if folder is None:
         return lambda index, prediction: None
     from .. import maps
-    from ..overlay import save_overlay
 
     def save_drawn(prediction: Prediction, place: Path) -> None:
         photo = intake.shown(prediction.source, prediction.source)  # with the light that the line sees
-        save_overlay(prediction, place, image=photo, legend=legend)
+        maps.save_overlay(prediction, place, image=photo, legend=legend)
 
     savers: dict[str, Callable[[Prediction, Path], None]] = {
         "overlay": save_drawn,

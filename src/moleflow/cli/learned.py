@@ -146,7 +146,7 @@ def write_report(report: Path | None, detector: Detector, product: str, *, line:
     """The page on a product that was learned and saved, where one was asked for."""
     if report is None:
         return
-    from ..teaching_report import write_teaching_report
+    from ..learning.report import write_teaching_report
 
     learned, intake = detector.info(product), detector.intake
     scores = _good_scores(record_of(read_line(line), learned.name))

@@ -10,7 +10,7 @@ import numpy as np
 from .. import report
 from ..data.images import read_image
 from ..data.layouts import Item, Product, load_mask
-from ..overlay import overlay
+from ..maps.overlay import overlay
 from ..results import Prediction
 from .figures import Figures, Outcome
 

@@ -10,11 +10,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..cells import CellGaussians
 from ..config import Dia, FlowConfig
 from ..errors import ConfigError
 from ..packing import packed, unpacked
 from .bijections import Affine, Bijection, Place, interleave
+from .cells import CellGaussians
 from .coordinates import sphere_chart, sphere_log_det
 from .coupling import AffineCoupling, CouplingAdapter, MoleCoupling
 from .mixer import mixer_of

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..cells import CellGaussians
 from .bijections import Bijection, Place, interleave
+from .cells import CellGaussians
 
 
 class CellWhitening(Bijection):

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..config import RouterConfig
-from ..judgement import Decision, nearest
 from ..verdict.calibration import upper_limit
+from ..verdict.judgement import Decision, nearest
 from .gaussian import DescriptorStatistics
 
 LEAST_TYPICAL = 0.1  # a good image is on average 1 away in its own metric; near 0 means too few images

@@ -15,7 +15,6 @@ import safetensors.numpy
 
 from ..errors import LineError, TaskError
 from ..intake import Intake
-from ..judgement import Decision, Judgement, judged, map_threshold, nearest
 from ..pose import Pose
 from ..store.files import EXPORTED, read_bytes
 from ..store.index import parse_json, require_own_hash
@@ -23,6 +22,7 @@ from ..store.names import check_task_name
 from ..store.tensors import check_sha256
 from ..verdict.calibration import ScoreCalibration, TwoVoices, calibration_from_dict, verdict_of
 from ..verdict.drift import Reference
+from ..verdict.judgement import Decision, Judgement, judged, map_threshold, nearest
 from ..verdict.unknown import Familiarity
 from .arrays import mean_of_highest, network_inputs, part, whole_distance
 from .engines import AT_ONCE, ENGINES, Network, Run, open_network

@@ -15,7 +15,7 @@ from ..data.images import as_image, as_raw, bytes_a_pixel, size_of
 from ..errors import ImageError
 from ..intake import Intake
 from ..interpolation import bilinear
-from ..scale import STOPS, Scale, layer
+from ..maps.scale import STOPS, Scale, layer
 from .problems import Malformed, NotAnImage, TooLarge
 
 KEPT_SIDE = 1024  # pixels of a kept picture's longer side

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...config import check
-from ...coreset import greedy_centres
+from ...densities.coreset import greedy_centres
 from ...errors import ConfigError, TrainingError
 from ...features.backbones import get_backbone
 from ...features.extractor import Features
-from ...training import require_finite
+from ...features.finite import require_finite
 from ...verdict.calibration import ScoreCalibration
 from ...verdict.maps import LEAST_SPREAD, PositionCalibration, smooth
 from .base import Inspection, PerProduct, Pictures, Setting, State, judged, split

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ...config import LineConfig
 from ...features.extractor import Features
-from ...judgement import Decision
+from ...learning.product import Altered
 from ...packing import numbers_in
-from ...product_learning import Altered
 from ...routing.gaussian import DescriptorStatistics, describe
 from ...routing.router import Router
+from ...verdict.judgement import Decision
 from ...verdict.maps import image_scores, smooth
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ...config import TrainingConfig, check
 from ...errors import ConfigError, TaskError, TrainingError
 from ...features.extractor import Extractor
+from ...learning.training import fit, seeded
 from ...routing.gaussian import describe, ledoit_wolf
-from ...training import fit, seeded
 from .base import Inspection, Method, Pictures, Setting, State
 
 HIDDEN = 128  # width of the adapter

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ...config import Whole, check
+from ...densities.whole import WholeGaussian
 from ...errors import ConfigError, TaskError, TrainingError
 from ...features.extractor import Features
 from ...routing.gaussian import describe, ledoit_wolf
-from ...whole import WholeGaussian
 from .base import Inspection, Method, PerProduct, Pictures, Setting, State
 
 RIDGE = 1e-4  # added to a covariance, as a share of its average variance

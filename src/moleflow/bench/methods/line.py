@@ -9,18 +9,18 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ...blocks import Blocks, make_blocks
+from ...bases.shipped import shipped_base
 from ...config import Cells, Dia, FlowConfig, LineConfig, Lora, TrainingConfig
 from ...errors import ConfigError
 from ...features.extractor import Features
 from ...flow.expert import Base
-from ...judgement import Decision
-from ...left_out import FirstBase, learn_first_base
+from ...learning.blocks import Blocks, make_blocks
+from ...learning.left_out import FirstBase, learn_first_base
+from ...learning.product import learn_product
+from ...line.product import Product
 from ...presets import flow_rate, layered, rate_at_width
-from ...product import Product
-from ...product_learning import learn_product
 from ...routing.gaussian import DescriptorStatistics
-from ...shipped import shipped_base
+from ...verdict.judgement import Decision
 from .base import Inspection, PerProduct, Pictures, Setting, State
 
 FALSE_ALARM_RATE = 0.01

@@ -11,7 +11,7 @@ from ...config import check
 from ...errors import TrainingError
 from ...features.backbones import get_backbone
 from ...features.extractor import Features
-from ...training import require_finite
+from ...features.finite import require_finite
 from ...verdict.maps import smooth
 from .base import Inspection, PerProduct, Pictures, Setting, State
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ...config import check
-from ...coreset import ROUNDING, greedy_centres
+from ...densities.coreset import ROUNDING, greedy_centres
 from ...errors import TaskError
 from .banks import (
     Bank,

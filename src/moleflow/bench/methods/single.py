@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ...config import TrainingConfig, check, to_dict
 from ...errors import TaskError
+from ...features.finite import require_finite
 from ...flow.bijections import Place
 from ...flow.expert import Base, Expert
+from ...learning.training import START_IMAGES, Windows, fit, loss_of, sample_windows, seeded
 from ...presets import layered
-from ...training import START_IMAGES, Windows, fit, loss_of, require_finite, sample_windows, seeded
 from .base import Inspection, Method, Pictures, Setting, State, judged
 
 MEMORY = "memory"  # features of kept images in a state

@@ -14,11 +14,11 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 
 from ...config import TrainingConfig, check
-from ...coreset import greedy_centres
+from ...densities.coreset import greedy_centres
 from ...errors import ConfigError, TaskError
 from ...features.backbones import get_backbone
 from ...features.extractor import Extractor
-from ...training import fit
+from ...learning.training import fit
 from ...verdict.maps import smooth
 from .banks import Bank
 from .base import Inspection, Method, Pictures, Setting, State

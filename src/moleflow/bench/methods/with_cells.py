@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor
 
-from ...blocks import make_blocks
-from ...cells import CellGaussians
+from ...densities.whole import WholeGaussian
 from ...errors import ConfigError, TrainingError
 from ...features.extractor import Features
-from ...left_out import cells_left_out, whole_left_out
-from ...product import combine
-from ...product_learning import calibrated_without_own
+from ...flow.cells import CellGaussians
+from ...learning.blocks import make_blocks
+from ...learning.left_out import cells_left_out, whole_left_out
+from ...learning.product import calibrated_without_own
+from ...line.product import combine
 from ...verdict.calibration import TwoVoices, Voice
 from ...verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
-from ...whole import WholeGaussian
 from .base import Inspection, PerProduct, Pictures, Setting, State
 from .line import FALSE_ALARM_RATE, cells_of
 from .single import EWC, Cached, FineTuning, Joint, LwF, Replay, SingleFlow

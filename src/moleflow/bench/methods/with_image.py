@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from ...densities.whole import WholeGaussian
 from ...verdict.calibration import Voice
-from ...whole import WholeGaussian
 from .base import Inspection, Method, PerProduct, Pictures, Setting, State, split
 from .gaussians import COMMON, fit_whole
 

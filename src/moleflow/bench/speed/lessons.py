@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from ...beginning import see
 from ...data.factory import PRODUCTS
 from ...detector import Detector
 from ...features.backbones import get_backbone
 from ...features.runtime import RuntimeName
-from ...learning import EXTRACT_BATCH
+from ...learning.lesson import EXTRACT_BATCH
+from ...line.beginning import see
 from ...results import TaskInfo
 from .table import Table, drawn, timed
 

@@ -1,0 +1,1 @@
+"""Bases that come with the library."""

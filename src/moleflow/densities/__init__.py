@@ -1,0 +1,1 @@
+"""What stands beside the flow: remembered patches, the picture as a whole, what known defects teach."""
