@@ -26,6 +26,7 @@ from moleflow.data.factory import make_sample
 from moleflow.data.layouts import Item, read_dataset
 from moleflow.errors import BackboneError, ConfigError, ExportError, ImageError, LineError, TaskError
 from moleflow.export import TOLERANCE, Agreement, _put, compare, export_line
+from moleflow.line.network import ordinary
 from moleflow.runtime import Inspector, engines, is_exported
 from moleflow.store import LineStore
 from saying import write_index
@@ -174,7 +175,7 @@ def test_images_that_are_given_are_compared(saved, tmp_path, pictures):
         Image.fromarray(picture).save(tmp_path / f"{i}.png")
     agreement = export_line(saved, tmp_path / "out", images=sorted(tmp_path.glob("*.png")))
     assert agreement.pictures == 3
-    assert max(agreement.score, agreement.map, agreement.distance) <= 1e-4
+    assert max(agreement.features, agreement.score, agreement.map, agreement.distance) <= 1e-4
 
 
 def test_errors_are_those_of_the_line(out, tmp_path, probe):
@@ -362,7 +363,8 @@ def test_an_index_that_was_changed_is_refused_and_one_of_before_is_not(out, tmp_
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    ("network", "said"), [("images", "features here differ by"), ("patches", "over 15 pictures")]
+    ("network", "said"),
+    [("images", "features here differ by"), ("patches", "features differ by .*, over 15 pictures")],
 )
 def test_an_export_that_says_something_else_is_not_written(saved, out, tmp_path, monkeypatch, network, said):
     folder = Path(shutil.copytree(out, tmp_path / "out"))
@@ -381,6 +383,35 @@ def test_an_export_that_says_something_else_is_not_written(saved, out, tmp_path,
             export_line(saved, place)
     assert tree(folder) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["line", "out"]  # nothing beside it
+
+
+def test_a_backbone_in_coarser_numbers_is_not_written(saved, tmp_path, monkeypatch):
+    """What is said of drawn pictures would let it pass: to a product they are all equally foreign."""
+    original, unit = engines._OPENERS["onnxruntime"], np.float32(1 / 64)
+
+    def coarse(data, threads):
+        run = original(data, threads)
+        return lambda inputs: [unit * np.round(x / unit) if "images" in inputs else x for x in run(inputs)]
+
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", coarse)
+    with pytest.raises(ExportError, match=r"features differ by up to 0\.00\d+ spreads"):
+        export_line(saved, tmp_path / "new")
+
+
+def test_what_a_product_says_of_its_own_patches_is_compared_too(saved, tmp_path, monkeypatch):
+    shown = []
+    original = engines._OPENERS["onnxruntime"]
+
+    def noted(data, threads):
+        run = original(data, threads)
+        return lambda inputs: shown.append(inputs.get("patches")) or run(inputs)
+
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", noted)
+    export_line(saved, tmp_path / "out")
+    line = Detector.load(saved, runtime="torch")._line
+    for product in line.products.values():
+        for patches in ordinary(line.base, product, 2).split(1):
+            assert any(other is not None and np.array_equal(other, patches.numpy()) for other in shown)
 
 
 def test_a_line_without_products_is_not_exported(saved, tmp_path):
@@ -516,7 +547,7 @@ def test_what_came_while_an_export_was_compared_is_not_lost(saved, out, tmp_path
 
     def compared(*args):
         (folder / "results.jsonl").write_text("mine")
-        return Agreement(1, 0.0, 0.0, 0.0, 0)
+        return Agreement(1, 0.0, 0.0, 0.0, 0.0, 0)
 
     monkeypatch.setattr("moleflow.export._write", lambda line, beside, *rest: shutil.copytree(out, beside))
     monkeypatch.setattr("moleflow.export.compare", compared)

@@ -23,26 +23,30 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
+
 from .data.factory import PRODUCTS, make_sample
 from .data.images import resize
 from .data.sources import list_sources
 from .detector import Detector
 from .errors import BackboneError, ConfigError, ExportError, LineError, reason_of
+from .features.extractor import Features
 from .features.runtime import exported_backbone, probe
 from .inspection import inspect
 from .intake import Picture
 from .line.beginning import see_each
-from .line.network import density_network, given_of, mean_side_of
+from .line.network import density_network, given_of, mean_side_of, ordinary
 from .line.product import ROUTER, Product
 from .results import Prediction
 from .runtime import Inspector
 from .runtime.arrays import apart
 from .runtime.engines import installed
-from .runtime.line import FORMAT, INDEX, NETWORKS
+from .runtime.line import FORMAT, INDEX, NETWORKS, Seen
 from .store.files import DEBRIS, LOCK, sync_folder
 from .store.index import OWN_HASH, hash_of, parse_json
 from .store.names import folded_name
 from .store.tensors import dump_tensors, sha256_of
+from .verdict.judgement import Judgement
 
 Format = Literal["onnx", "openvino"]
 ENGINE: dict[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
@@ -51,6 +55,7 @@ TOLERANCE = 1e-3  # by which a score may differ: in spreads of good images, or a
 ABANDONED = 86_400.0  # seconds after which nobody writes there any more
 ASIDE = ".old"  # ends the name of an earlier export for the moment in which the new one takes its place
 AT_ONCE = 3  # pictures of a pass, so that a network that takes no other number shows
+OWN = 2  # sets of patches drawn from each product's own cells
 DRAWN = 4  # pictures of each drawn product that both are shown where none are given
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
@@ -62,12 +67,15 @@ class Agreement:
 
     Attributes:
         pictures: how many were shown to both.
+        features: largest difference of what both see of drawn pictures, in spreads of that.
         score, map, distance: largest differences of image scores, of maps, and of distances to products; in
-            spreads of good images, of values beyond 1 as a share of them.
+            spreads of good images, of values beyond 1 as a share of them; every product was asked about all
+            pictures, and about patches drawn from its own cells.
         verdicts: pictures of which both do not say the same product, label and "known".
     """
 
     pictures: int
+    features: float
     score: float
     map: float
     distance: float
@@ -76,7 +84,7 @@ class Agreement:
     @property
     def holds(self) -> bool:
         """Whether the export may be used in the line's place."""
-        return self.verdicts == 0 and max(self.score, self.map, self.distance) <= TOLERANCE
+        return self.verdicts == 0 and max(self.features, self.score, self.map, self.distance) <= TOLERANCE
 
 
 def export_line(
@@ -128,10 +136,11 @@ def export_line(
         agreement = compare(detector, inspector, *_pictures(detector, images), progress)
         if not agreement.holds:
             raise ExportError(
-                f"the export does not say what the line says: over {agreement.pictures} pictures scores "
-                f"differ by up to {agreement.score:.2g}, maps by {agreement.map:.2g}, distances by "
-                f"{agreement.distance:.2g}, expected at most {TOLERANCE:g}, and {agreement.verdicts} "
-                f"verdicts differ. Nothing was written"
+                "the export does not say what the line says: features differ by up to "
+                f"{agreement.features:.2g} spreads, over {agreement.pictures} pictures scores by "
+                f"{agreement.score:.2g}, maps by {agreement.map:.2g}, distances by {agreement.distance:.2g}, "
+                f"expected at most {TOLERANCE:g}, and {agreement.verdicts} verdicts differ. "
+                "Nothing was written"
             )
         _refuse_other(out)  # a comparison takes its time: what was put there meanwhile stays as well
         _put(beside, out)
@@ -208,7 +217,10 @@ def compare(
 ) -> Agreement:
     """What both say of the same pictures, so many of them, product found and each product given."""
     ours, theirs = detector._line, inspector._line
-    scores, maps, gaps, verdicts = [0.0], [0.0], [0.0], 0
+    features, scores, maps, gaps, verdicts = _features_apart(detector, inspector), [0.0], [0.0], [0.0], 0
+    for said, again in _on_their_own(detector, inspector):
+        scores.append(apart(again.score, said.score))
+        maps.append(apart(again.patch_map, said.patch_map))
     for number, (picture, other) in enumerate(_seen_together(inspector, pictures)):
         (own,) = see_each(detector.extractor, [picture])
         for task in (None, *detector.tasks):
@@ -222,7 +234,32 @@ def compare(
                 gaps.append(apart(found, expected))
             verdicts += not _same(one, two)
         progress("comparing", (number + 1) / count)
-    return Agreement(count, max(scores), max(maps), max(gaps), verdicts)
+    return Agreement(count, features, max(scores), max(maps), max(gaps), verdicts)
+
+
+def _features_apart(detector: Detector, inspector: Inspector) -> float:
+    """The largest difference of what both see of drawn pictures, in spreads of what eager torch sees."""
+    drawn = probe(detector.extractor.image_size)
+    own, other = detector.extractor.see(drawn), inspector._line.see(drawn.numpy())
+    patches, pooled = (np.concatenate(part) for part in zip(*other, strict=True))
+    gaps = [
+        np.abs(found - expected.numpy()).max() / max(float(expected.std()), 1e-12)
+        for found, expected in ((patches, own.patches), (pooled, own.pooled))
+    ]
+    return float(np.max(np.where(np.isfinite(gaps), gaps, np.inf)))
+
+
+def _on_their_own(detector: Detector, inspector: Inspector) -> Iterator[tuple[Judgement, Judgement]]:
+    """What both say to every product of patches that are its own: other pictures are foreign to it."""
+    line, size = detector._line, detector.extractor.image_size
+    assert line.base is not None
+    pooled = detector.extractor.see(probe(size, 1)).pooled
+    for name, product in line.products.items():
+        for patches in ordinary(line.base, product, OWN).split(1):
+            yield (
+                line.judge(name, Features(patches, pooled)),
+                inspector._line.judge(name, Seen(patches.numpy(), pooled.numpy())),
+            )
 
 
 def _seen_together(inspector: Inspector, pictures: Iterable[Picture]) -> Iterator[tuple[Picture, Any]]:

@@ -70,6 +70,7 @@ def export(
     count = len(products) // 2
     say(
         f"{out}: {count} products, {amount(shared)} shared and {amount(owned // max(count, 1))} a product; "
-        f"over {found.pictures} pictures every verdict is the line's, scores differ by at most "
-        f"{found.score:.1g}, maps by {found.map:.1g}, distances by {found.distance:.1g}"
+        f"over {found.pictures} pictures every verdict is the line's; features differ by at most "
+        f"{found.features:.1g}, scores by {found.score:.1g}, maps by {found.map:.1g}, distances by "
+        f"{found.distance:.1g}"
     )

@@ -19,7 +19,7 @@ from ..runtime.arrays import Arrays, apart
 from ..runtime.engines import Run, installed
 from ..store import fingerprint
 from ..verdict.judgement import Judgement
-from .network import COUNTED, PATCHES, density_network, given_of
+from .network import COUNTED, PATCHES, density_network, given_of, ordinary
 from .product import Product
 
 ENGINE = "onnxruntime"  # OpenVINO takes as long for it as torch does
@@ -122,15 +122,8 @@ def recipe(base: Base, product: Product, given: Arrays) -> Recipe:
 
 def _difference(base: Base, product: Product, given: Arrays, run: Run) -> float:
     """How far maps of drawn images are apart, in spreads of good images; of what lies beyond 1 the share."""
-    chance = torch.Generator().manual_seed(0)
-    gaussians = product.densities.gaussians
-    drawn = (
-        torch.randn(COMPARED, *base.position.shape[:2], base.channels, generator=chance)
-        if gaussians is None
-        else gaussians.sample(COMPARED, chance)
-    )
     return max(
         apart(other, one.numpy())
-        for image in drawn.split(1)
+        for image in ordinary(base, product, COMPARED).split(1)
         for one, other in zip(product.maps(base, image), run({PATCHES: image.numpy(), **given}), strict=True)
     )

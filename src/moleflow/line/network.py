@@ -41,6 +41,15 @@ def given_of(product: Product, grid: tuple[int, int]) -> Arrays:
     return network_inputs(tensors, grid, mean_side=side, correction_weight=weight)
 
 
+def ordinary(base: Base, product: Product, count: int) -> Tensor:
+    """Patches (count, h, w, D) as images of a product might have them, drawn from its cells, else noise."""
+    chance = torch.Generator().manual_seed(0)
+    gaussians = product.densities.gaussians
+    if gaussians is None:
+        return torch.randn(count, *base.position.shape[:2], base.channels, generator=chance)
+    return gaussians.sample(count, chance)
+
+
 def density_network(base: Base, product: Product, given: Arrays) -> bytes:
     """The network of products like this one, in ONNX; whatever torch raises is raised.
 
