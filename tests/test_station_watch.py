@@ -22,6 +22,8 @@ from moleflow import Detector
 from moleflow.cli import app as commands
 from moleflow.cli.station import _appended
 from moleflow.errors import ConfigError, MoleFlowError
+from moleflow.results import Failure
+from moleflow.station.current import CurrentLine
 from moleflow.station.outputs import Broker, Courier, Lines, Outbox, Webhook
 from moleflow.station.watching import Watching
 from station import eventually, png
@@ -50,6 +52,17 @@ def watching(line, belt, outbox, **options):
         outbox,
         **{"still": 0.05, "given_up": 0.3} | options,
     )
+
+
+def refusing(belt, outbox, **options):
+    """Watching that says of every file at its first look that it is no image, which costs no time."""
+    told = []
+
+    def predict(paths):
+        told.append([path.name for path in paths])
+        return [Failure(path, f"{path}: no image") for path in paths]
+
+    return Watching(predict, belt, outbox, **{"still": 0, "given_up": 0} | options), told
 
 
 def settle(watched, seconds=0.5):
@@ -198,6 +211,68 @@ def test_what_is_there_at_the_beginning_may_be_left_alone(line, belt, outbox):
     assert settle(watched, 5) == 1
     with pytest.raises(MoleFlowError, match="expected a folder to watch"):
         watching(line, belt / "a.png", outbox)
+
+
+def test_a_look_inspects_one_batch(belt, outbox):
+    for i in range(20):
+        (belt / f"{i:02d}.png").write_bytes(PICTURE)
+    watched, _ = refusing(belt, outbox)
+    assert [(watched.look(), watched.behind, watched.waiting) for _ in range(4)] == [
+        (8, True, 12),
+        (8, True, 4),
+        (4, False, 0),
+        (0, False, 0),
+    ]
+
+
+def test_what_appears_goes_before_what_was_there_at_the_beginning(belt, outbox):
+    for i in range(20):
+        (belt / f"{i:02d}.png").write_bytes(PICTURE)
+        os.utime(belt / f"{i:02d}.png", (i, i))
+    watched, told = refusing(belt, outbox)
+    watched.look()
+    (belt / "a.png").write_bytes(PICTURE)
+    while watched.look():
+        pass
+    assert [name for batch in told for name in batch] == [
+        *(f"{i:02d}.png" for i in range(8)),
+        "a.png",
+        *(f"{i:02d}.png" for i in range(8, 20)),
+    ]
+
+
+def test_what_cannot_be_decoded_yet_holds_nobody_up(belt, outbox):
+    for i in range(10):
+        (belt / f"{i}.png").write_bytes(PICTURE[:50])
+    watched, told = refusing(belt, outbox, given_up=30)
+    watched.look()
+    (belt / "new.png").write_bytes(PICTURE)
+    watched.look()
+    assert told == [[f"{i}.png" for i in range(8)], ["new.png", "8.png", "9.png"]]
+    assert not watched.behind
+    watched.look()
+    assert len(told) == 2  # no second attempt at once
+
+
+def test_a_large_folder_is_asked_in_turn(belt, outbox, monkeypatch):
+    """A look that asks 20,000 settled files whether they changed takes half a second of a processor."""
+    monkeypatch.setattr("moleflow.station.watching.ASKED", 5)
+    monkeypatch.setattr("moleflow.station.watching.BATCH", 50)
+    for i in range(50):
+        (belt / f"{i}.png").write_bytes(PICTURE)
+    watched, told = refusing(belt, outbox)
+    assert watched.look() == 50
+    asked, state = [], watched._state
+    monkeypatch.setattr(watched, "_state", lambda path, *rest: asked.append(path) or state(path, *rest))
+    for _ in range(11):
+        assert watched.look() == 0
+    assert len(asked) == len(set(asked)) == 50
+    (belt / "7.png").write_bytes(PICTURE + b"0")  # in place, as by a camera that uses a name again
+    assert sum(watched.look() for _ in range(11)) == 1
+    assert told[-1] == ["7.png"]
+    (belt / "8.new").write_bytes(PICTURE)
+    (belt / "8.new").replace(belt / "8.png")
+    assert watched.look() == 1  # another file is seen at once
 
 
 # Results
@@ -489,6 +564,30 @@ def test_what_is_taught_meanwhile_is_inspected_from_then_on(saved, belt, tmp_pat
     finally:
         ending.set()
         watch.join()
+
+
+def test_a_backlog_holds_up_neither_the_end_nor_a_changed_line(saved, belt, tmp_path, monkeypatch):
+    for i in range(6):
+        (belt / f"{i}.png").write_bytes(PICTURE)
+    done, lines = [], []
+    look, look_at_line = Watching.look, CurrentLine.look
+
+    class Ending:
+        def wait(self, seconds):
+            return any(done)
+
+        def is_set(self):
+            return any(done)
+
+    monkeypatch.setattr("moleflow.cli.station._told_to_end", Ending)
+    monkeypatch.setattr("moleflow.station.watching.BATCH", 2)
+    monkeypatch.setattr(Watching, "look", lambda self: done.append(look(self)) or done[-1])
+    monkeypatch.setattr(CurrentLine, "look", lambda self: lines.append(1) or look_at_line(self))
+    options = ["--json", str(tmp_path / "out.jsonl"), "--device", "cpu", "--runtime", "torch"]
+    result = CliRunner().invoke(commands, ["watch", str(saved), str(belt), *options])
+    assert result.exit_code == 0, result.output
+    assert sum(done) == 2
+    assert len(lines) == len(done)
 
 
 def test_watching_once_says_what_was_not_taken(saved, belt, tmp_path, pictures):

@@ -236,7 +236,7 @@ def watch(
                     courier.wake()
                 if once and watching.away:
                     raise MoleFlowError(f"{folder}: cannot be listed")
-                if (once and not watching.waiting) or ending.wait(interval):
+                if (once and not watching.waiting) or ending.wait(0 if watching.behind else interval):
                     break
         rest = box.count()
         if rest:  # kept, and whoever ends the watching should know

@@ -11,7 +11,7 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,16 +24,19 @@ from .outputs import Outbox
 
 log = logging.getLogger("moleflow.station")
 
-BATCH = 8  # files that are inspected together
+BATCH = 8  # files that are inspected together, and in one look
 STILL, GIVEN_UP = 0.5, 20.0  # seconds without a change: to try a file, to say that it is no image
+RETRY = 0.5  # seconds, at least, between two attempts at one that cannot be decoded
+ASKED = 2000  # settled files, about, that a look asks for changes; of more it asks in turn
 
 
 @dataclass
 class _Growing:
-    """A file that is not inspected yet."""
+    """A file that is not inspected yet, and whether it was there at the first look."""
 
     state: str
     since: float
+    old: bool
     tried: float = 0.0
 
 
@@ -43,9 +46,11 @@ class Watching:
     Args:
         predict: inspects files, as `Detector.predict` with "yield".
         folder: where files appear, also in folders below it with `recursive`.
-        outbox: takes results, and remembers which files were inspected.
+        outbox: takes results, and remembers which files were inspected, by their real paths.
         recursive: look into folders below.
-        old: inspect what is there at the first look as well.
+        old: inspect what is there at the first look as well, after what appears meanwhile.
+        still: seconds without a change after which a file is tried.
+        given_up: seconds without a change after which one that cannot be decoded is a result.
     """
 
     def __init__(
@@ -63,13 +68,16 @@ class Watching:
             raise MoleFlowError(f"{folder}: expected a folder to watch")
         self._predict, self._folder, self._outbox = predict, folder, outbox
         self._recursive, self._still, self._given_up = recursive, still, given_up
-        self._growing: dict[Path, _Growing] = {}
-        self._away = self._unwritten = False
-        self._hidden: list[Path] = []  # folders and files that the last look could not see into
+        self._growing: dict[str, _Growing] = {}
+        self._away = self._behind = self._unwritten = False
+        self._looked = not old
+        self._hidden: list[str] = []  # folders and files that the last look could not see into
+        self._root = os.path.realpath(folder)
         self._seen = outbox.seen()
-        self._passed: set[tuple[str, str]] = set()
+        self._passed: dict[str, str] = {}
+        self._turn, self._turns = 0, 1
         if not old:
-            self._passed = {(str(path), state) for path, state in self._listed().items()}
+            self._passed = self._listed()
 
     @property
     def waiting(self) -> int:
@@ -77,13 +85,19 @@ class Watching:
         return len(self._growing)
 
     @property
+    def behind(self) -> bool:
+        """Whether the last look left files for the next one that are ready."""
+        return self._behind
+
+    @property
     def away(self) -> bool:
         """Whether the folder could not be listed when it was last looked at."""
         return self._away
 
     def look(self) -> int:
-        """One look: inspects what has become whole; how many files that were."""
+        """One look: inspects a batch of what has become whole; how many files that were."""
         now = time.monotonic()
+        self._behind = False
         try:
             listed = self._listed()
         except OSError as error:  # a network drive comes back
@@ -93,88 +107,114 @@ class Watching:
             return 0
         self._away = False
         try:
-            done = self._take(listed, now)
+            self._forget(listed)
+            self._note(listed, now)
+            ready = self._ready(now)
+            done = self._inspect(ready[:BATCH], now)
         except sqlite3.Error as error:  # a full disk: what could not be noted is inspected again
             if not self._unwritten:
                 log.warning("results cannot be kept, tried again until they can: %s", error)
             self._unwritten = True
             return 0
+        self._behind = len(ready) > BATCH
         if done:
             self._unwritten = False
         return done
 
-    def _take(self, listed: dict[Path, str], now: float) -> int:
-        self._forget(listed)
-        ready = []
+    def _note(self, listed: dict[str, str], now: float) -> None:
+        """What of the listed is not inspected yet, and since when it is as it is."""
+        growing = {}
         for path, state in listed.items():
-            if self._seen.get(str(path)) == state or (str(path), state) in self._passed:
+            if self._seen.get(path) == state or self._passed.get(path) == state:
                 continue
-            growing = self._growing.get(path)
-            if growing is None or growing.state != state:
-                self._growing[path] = _Growing(state, now)
-            elif now - growing.since >= self._still and now - growing.tried >= self._still:
-                growing.tried = now
-                ready.append(path)
-        done = 0
-        for start in range(0, len(ready), BATCH):
-            done += self._inspect(ready[start : start + BATCH], now)
-        return done
+            one = self._growing.get(path)
+            if one is None or one.state != state:
+                one = _Growing(state, now, old=not self._looked or (one is not None and one.old))
+            growing[path] = one
+        self._growing, self._looked = growing, True
 
-    def _inspect(self, paths: list[Path], now: float) -> int:
+    def _ready(self, now: float) -> list[str]:
+        """What may be tried: what just came before what waited for the first look, failures last."""
+        pause = max(self._still, RETRY)
+        ready = [
+            (one.tried > 0, one.old, one.state, path)
+            for path, one in self._growing.items()
+            if now - one.since >= self._still and now - one.tried >= pause
+        ]
+        return [path for *_, path in sorted(ready)]
+
+    def _inspect(self, paths: list[str], now: float) -> int:
+        if not paths:
+            return 0
         done = 0
-        for path, result in zip(paths, self._predict(paths), strict=True):
+        results = self._predict([self._as_typed(path) for path in paths])
+        for path, result in zip(paths, results, strict=True):
             growing = self._growing[path]
+            growing.tried = now
             if self._state(path) != growing.state:  # it grew while it was read: half a file was judged
                 continue
             if isinstance(result, Failure) and now - growing.since < self._given_up:
                 continue
-            self._outbox.add(str(path), growing.state, told(result))
-            self._seen[str(path)] = growing.state
+            self._outbox.add(path, growing.state, told(result))
+            self._seen[path] = growing.state
             del self._growing[path]
             done += 1
         return done
 
-    def _forget(self, listed: dict[Path, str]) -> None:
+    def _as_typed(self, path: str) -> Path:
+        """A listed file below the folder as it was given, which is how results name it."""
+        return self._folder / os.path.relpath(path, self._root)
+
+    def _forget(self, listed: dict[str, str]) -> None:
         """Of files that are gone nothing needs to be known: another one of that name is a new one."""
-        self._growing = {path: one for path, one in self._growing.items() if path in listed}
-        gone = {name for name in self._seen if Path(name) not in listed and not self._is_hidden(Path(name))}
+        gone = {path for path in self._seen.keys() - listed.keys() if not self._is_hidden(path)}
         if gone and listed:  # a network drive that is away for a moment looks empty
             self._outbox.forget(sorted(gone))
-            self._seen = {name: state for name, state in self._seen.items() if name not in gone}
+            self._seen = {path: state for path, state in self._seen.items() if path not in gone}
 
-    def _is_hidden(self, path: Path) -> bool:
-        return any(path.is_relative_to(hidden) for hidden in self._hidden)
+    def _is_hidden(self, path: str) -> bool:
+        return any(path == hidden or path.startswith(hidden + os.sep) for hidden in self._hidden)
 
-    def _listed(self) -> dict[Path, str]:
-        self._hidden = []
-        found = {path: self._state(path) for path in self._files(self._folder)}
-        ordered = sorted(((state, path) for path, state in found.items() if state is not None))
-        return {path: state for state, path in ordered}
+    def _listed(self) -> dict[str, str]:
+        """State by real path; it is the same whichever way the folder was named."""
+        self._hidden, self._root = [], os.path.realpath(self._folder)
+        self._turns = 1 + (len(self._seen) + len(self._passed)) // ASKED
+        self._turn = (self._turn + 1) % self._turns
+        found: dict[str, str] = {}
+        self._list(self._root, found)
+        return found
 
-    def _files(self, folder: Path) -> Iterator[Path]:
+    def _list(self, folder: str, found: dict[str, str]) -> None:
+        below = []
         with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-        for entry in listed:
-            if entry.name.startswith("."):
+            for entry in entries:
+                path = entry.path
+                state = self._unasked(path, entry.inode())
+                if state is None and not entry.name.startswith("."):
+                    if entry.is_dir(follow_symlinks=False):
+                        below.append(path)
+                    elif os.path.splitext(path)[1].lower() in EXTENSIONS and _may_be_file(entry):
+                        state = self._state(path, entry)
+                if state is not None:
+                    found[path] = state
+        for path in below if self._recursive else ():
+            try:
+                self._list(path, found)
+            except (FileNotFoundError, NotADirectoryError):  # it went meanwhile
                 continue
-            if entry.is_dir(follow_symlinks=False):
-                if self._recursive:
-                    yield from self._below(Path(entry.path))
-            elif Path(entry.name).suffix.lower() in EXTENSIONS and _may_be_file(entry):
-                yield Path(entry.path)
+            except OSError:  # what it holds is not said to be gone
+                self._hidden.append(path)
 
-    def _below(self, folder: Path) -> Iterator[Path]:
-        """What a folder below holds; nothing where it cannot be listed, and it is not said to be gone."""
-        try:
-            yield from self._files(folder)
-        except (FileNotFoundError, NotADirectoryError):  # it went meanwhile
-            return
-        except OSError:
-            self._hidden.append(folder)
+    def _unasked(self, path: str, inode: int) -> str | None:
+        """The state of a settled file, where it is not its turn: asking all of a large folder is dear."""
+        if inode % self._turns == self._turn:
+            return None
+        state = self._seen.get(path) or self._passed.get(path)
+        return state if state is not None and state.endswith(f"-{inode}") else None
 
-    def _state(self, path: Path) -> str | None:
+    def _state(self, path: str, entry: os.DirEntry[str] | None = None) -> str | None:
         try:
-            return _state(path)
+            return _state(os.stat(path) if entry is None else entry.stat())
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError:
@@ -204,7 +244,6 @@ def _as_text(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _state(path: Path) -> str:
+def _state(status: os.stat_result) -> str:
     """Another one whenever a file changes; older files come first in order."""
-    status = path.stat()
     return f"{status.st_mtime_ns:020d}-{status.st_size}-{status.st_ino}"
