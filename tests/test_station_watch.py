@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from moleflow import Detector
 from moleflow.cli import app as commands
-from moleflow.cli.station import _appended
+from moleflow.cli.station import _appended, _outbox_name, _outbox_place
 from moleflow.errors import ConfigError, MoleFlowError
 from moleflow.results import Failure
 from moleflow.station.current import CurrentLine
@@ -140,10 +140,121 @@ def test_no_file_is_inspected_twice_also_after_a_restart(line, belt, tmp_path):
     (belt / "b.png").write_bytes(PICTURE)  # the camera uses the name again
     os.utime(belt / "b.png", (1, 1))
     assert settle(watched, 5) == 1
-    (belt / "a.png").unlink()
-    watched.look()
-    assert list(box.seen()) == [str(belt / "b.png")]
     box.close()
+
+
+def again(belt, tmp_path, **options):
+    """How many files a new process inspects, with the same outbox."""
+    box = Outbox(tmp_path / "again.db")
+    watched, _ = refusing(belt, box, **options)
+    done = watched.look()
+    assert watched.waiting == 0
+    box.close()
+    return done
+
+
+def test_a_folder_that_is_named_in_another_way_is_the_same(belt, tmp_path, monkeypatch):
+    for i in range(3):
+        (belt / f"{i}.png").write_bytes(PICTURE)
+    (tmp_path / "link").symlink_to(belt)
+    monkeypatch.chdir(tmp_path)
+    ways = [Path("belt"), belt, Path("link"), Path("../") / tmp_path.name / "belt", Path("belt/.")]
+    assert [again(way, tmp_path) for way in ways] == [3, 0, 0, 0, 0]
+    monkeypatch.chdir(belt)
+    assert again(Path("."), tmp_path) == 0
+
+
+def test_results_name_files_as_the_folder_was_named(belt, outbox, tmp_path, monkeypatch):
+    (belt / "below").mkdir()
+    (belt / "below" / "a.png").write_bytes(PICTURE)
+    monkeypatch.chdir(tmp_path)
+    refusing(Path("belt"), outbox, recursive=True)[0].look()
+    assert [one["source"] for one in waiting(outbox)] == ["belt/below/a.png"]
+
+
+def test_an_outbox_from_before_paths_were_resolved_goes_on(belt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        (belt / name).write_bytes(PICTURE)
+    status = (belt / "a.png").stat()
+    with closing(sqlite3.connect(tmp_path / "again.db")) as database, database:
+        database.execute("create table seen (path text primary key, state text not null)")
+        state = f"{status.st_mtime_ns:020d}-{status.st_size}-{status.st_ino}"
+        database.execute("insert into seen values (?, ?)", ("belt/a.png", state))
+    assert again(Path("belt"), tmp_path) == 1
+    assert again(Path("belt"), tmp_path) == 0
+
+
+def test_the_same_bytes_under_another_inode_are_the_same_file(belt, tmp_path):
+    for i in range(3):
+        (belt / f"{i}.png").write_bytes(PICTURE)
+    assert again(belt, tmp_path) == 3
+    for i, content in enumerate((PICTURE, PICTURE, PICTURE[:-1] + b"?")):
+        copy, times = tmp_path / "copy", (belt / f"{i}.png").stat()
+        copy.write_bytes(content)
+        os.utime(copy, ns=(times.st_atime_ns, times.st_mtime_ns))
+        copy.replace(belt / f"{i}.png")
+    assert again(belt, tmp_path) == 1  # the one that was changed
+    assert again(belt, tmp_path) == 0
+
+
+def test_what_was_left_alone_stays_so_under_another_inode(belt, outbox):
+    (belt / "a.png").write_bytes(PICTURE)
+    watched, _ = refusing(belt, outbox, old=False)
+    times = (belt / "a.png").stat()
+    (belt / "copy").write_bytes(PICTURE)
+    os.utime(belt / "copy", ns=(times.st_atime_ns, times.st_mtime_ns))
+    (belt / "copy").replace(belt / "a.png")
+    assert watched.look() == watched.waiting == 0
+
+
+def test_a_share_that_was_an_empty_folder_for_hours_is_not_inspected_again(belt, tmp_path):
+    for camera in ("left", "right"):
+        (belt / camera).mkdir()
+        for i in range(3):
+            (belt / camera / f"{i}.png").write_bytes(PICTURE)
+    assert again(belt, tmp_path, recursive=True) == 6
+    (belt / "right").rename(tmp_path / "away")
+    (belt / "right").mkdir()  # what is mounted there is away
+    assert again(belt, tmp_path, recursive=True) == 0
+    (belt / "right").rmdir()
+    (tmp_path / "away").rename(belt / "right")
+    assert again(belt, tmp_path, recursive=True) == 0
+
+
+def test_what_is_gone_for_days_is_forgotten(belt, outbox, monkeypatch):
+    (belt / "a.png").write_bytes(PICTURE)
+    (belt / "b.png").write_bytes(PICTURE)
+    watched, _ = refusing(belt, outbox)
+    assert watched.look() == 2
+    (belt / "a.png").rename(belt / "a.away")
+    now, wall = time.monotonic(), time.time()
+
+    def look_after(seconds):
+        monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
+        monkeypatch.setattr(time, "time", lambda: wall + seconds)
+        return watched.look()
+
+    day = 86_400
+    assert [look_after(day * days) for days in (1, 7.9)] == [0, 0]
+    assert set(outbox.seen()) == {str(belt / "a.png"), str(belt / "b.png")}
+    (belt / "a.away").rename(belt / "a.png")
+    assert look_after(8 * day) == 0  # it came back
+    (belt / "a.png").rename(belt / "a.away")
+    assert [look_after(day * days) for days in (9, 16.1)] == [0, 0]
+    assert set(outbox.seen()) == {str(belt / "b.png")}
+    (belt / "a.away").rename(belt / "a.png")
+    assert look_after(17 * day) == 1
+
+
+def test_of_what_is_gone_the_longest_gone_are_forgotten_beyond_a_number(outbox):
+    for name in "abcd":
+        outbox.add(f"{name}.png", "state", {})
+    for when, name in enumerate("cab", 1):
+        outbox.say_gone([f"{name}.png"], when)
+    assert outbox.forget(0, 2) == {"c.png"}
+    assert outbox.gone() == {"a.png", "b.png"}
+    assert set(outbox.seen()) == {"a.png", "b.png", "d.png"}
 
 
 def test_a_folder_that_is_away_for_a_moment_is_not_gone(line, belt, outbox, monkeypatch):
@@ -185,17 +296,21 @@ def test_a_name_that_is_no_text_is_inspected_once(line, belt, tmp_path):
     watched = watching(line, belt, box)
     assert settle(watched) == 0
     (belt / os.fsdecode(b"a\xff.png")).unlink()
-    watched.look()
-    assert sorted(box.seen()) == [
-        str(belt / os.fsdecode(name)) for name in (b"half\xff.png", b"\xc3\xbc.png")
-    ]
+    box.close()
+    box = Outbox(tmp_path / "outbox.db")
+    watching(line, belt, box).look()
+    assert box.gone() == {str(belt / os.fsdecode(b"a\xff.png"))}
+    assert box.forget(time.time() + 1, 100) == {str(belt / os.fsdecode(b"a\xff.png"))}
+    assert len(box.seen()) == 2
     box.close()
 
 
 def test_what_cannot_be_noted_is_inspected_again(line, belt, outbox, pictures, monkeypatch, caplog):
     """A full disk, say: watching goes on, and says so once."""
     said, add = [sqlite3.OperationalError("database or disk is full")] * 2, outbox.add
-    monkeypatch.setattr(outbox, "add", lambda *result: add(*result) if not said else refuse(said.pop()))
+    monkeypatch.setattr(
+        outbox, "add", lambda *told, **more: add(*told, **more) if not said else refuse(said.pop())
+    )
     (belt / "a.png").write_bytes(png(pictures("gear", 1, first=300)[0]))
     watched = watching(line, belt, outbox)
     assert settle(watched, 5) == 1
@@ -536,6 +651,22 @@ def test_watch_writes_a_line_per_image(saved, belt, tmp_path, pictures):
     assert CliRunner().invoke(commands, base).exit_code == 2
     both = [*base, "--json", "-", "--webhook", "http://x/"]
     assert CliRunner().invoke(commands, both).exit_code == 2
+
+
+def test_one_outbox_whichever_way_folder_and_file_are_named(belt, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "link").symlink_to(belt)
+    hook = "http://127.0.0.1/"
+
+    def place(folder, file=None, hook=None):
+        return _outbox_place(tmp_path, Path(folder), file, hook, None)
+
+    one = place(belt, str(tmp_path / "out.jsonl"))
+    assert place("belt", "out.jsonl") == place("link", "./out.jsonl") == one
+    assert len({one, place(belt, "-"), place(belt, "other.jsonl"), place(belt, hook=hook)}) == 4
+    begun = tmp_path / _outbox_name(str(belt), "out.jsonl", None, None)
+    begun.touch()  # under the names as they were typed
+    assert place("belt", "out.jsonl") == begun
 
 
 def test_what_is_taught_meanwhile_is_inspected_from_then_on(saved, belt, tmp_path, pictures, monkeypatch):

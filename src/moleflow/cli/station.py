@@ -216,7 +216,7 @@ def watch(
         )
         current = CurrentLine(settings)
         _say_what_inspects(current)
-        place = outbox or _made(data_folder(line)) / _outbox_name(folder, json_file, webhook, mqtt)
+        place = outbox or _outbox_place(_made(data_folder(line)), folder, json_file, webhook, mqtt)
         box = Outbox(place)
         stack.callback(box.close)
         watching = Watching(
@@ -350,10 +350,19 @@ def _appended(path: Path, stack: ExitStack) -> Callable[[str], None]:
     return write
 
 
-def _outbox_name(folder: Path, *targets: str | None) -> str:
-    """One for each folder and place that results go to."""
-    told = "\n".join([str(folder.absolute()), *map(str, targets)])
-    return f"outbox-{hashlib.sha256(told.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}.db"
+def _outbox_place(
+    data: Path, folder: Path, json_file: str | None, webhook: str | None, mqtt: str | None
+) -> Path:
+    """One for each folder and place that results go to, whichever way they are named."""
+    file = json_file if json_file in (None, "-") else os.path.abspath(json_file)
+    place = data / _outbox_name(os.path.realpath(folder), file, webhook, mqtt)
+    as_typed = data / _outbox_name(str(folder.absolute()), json_file, webhook, mqtt)
+    return as_typed if as_typed.exists() and not place.exists() else place  # what was begun so goes on
+
+
+def _outbox_name(*told: str | None) -> str:
+    text = "\n".join(map(str, told))
+    return f"outbox-{hashlib.sha256(text.encode('utf-8', 'surrogateescape')).hexdigest()[:12]}.db"
 
 
 def _made(folder: Path) -> Path:

@@ -15,7 +15,7 @@ import threading
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,7 @@ create table if not exists outbox (
 );
 create table if not exists seen (path text primary key, state text not null);
 """
+ADDED = {"digest": "blob", "gone": "real"}  # columns that an outbox may lack
 
 
 class Output(Protocol):
@@ -61,27 +62,77 @@ class Outbox:
         try:
             self._database = sqlite3.connect(path, check_same_thread=False, timeout=0.5)
             self._database.executescript(PRAGMAS + TABLES)
+            with closing(self._database.execute("select name from pragma_table_info('seen')")) as rows:
+                lacking = ADDED.keys() - {name for (name,) in rows}
+            for name in sorted(lacking):
+                self._database.execute(f"alter table seen add column {name} {ADDED[name]}")
         except sqlite3.Error as error:
             raise MoleFlowError(f"{path}: cannot be used as an outbox: {error}") from error
         self._guard = threading.Lock()
 
-    def add(self, path: str, state: str, result: dict[str, Any]) -> None:
-        """A result and that its file was seen: both, or neither."""
+    def add(self, path: str, state: str, result: dict[str, Any], *, digest: bytes | None = None) -> None:
+        """A result and that its file was seen, with the bytes of this SHA-256: both, or neither."""
         identity = uuid.uuid4().hex
         body = json.dumps(result | {"id": identity}, ensure_ascii=True, allow_nan=False)
         with self._guard, self._database:
             self._database.execute("insert into outbox (id, body) values (?, ?)", (identity, body))
-            self._database.execute("insert or replace into seen values (?, ?)", (_kept(path), state))
+            self._database.execute(
+                "insert or replace into seen (path, state, digest) values (?, ?, ?)",
+                (_kept(path), state, digest),
+            )
 
     def seen(self) -> dict[str, str]:
         """State by path, of the files that were inspected."""
         with self._guard, closing(self._database.execute("select path, state from seen")) as rows:
             return {os.fsdecode(path): state for path, state in rows}
 
-    def forget(self, paths: list[str]) -> None:
-        """Files that are gone."""
+    def gone(self) -> set[str]:
+        """Of these the ones that are said to be gone."""
+        with self._guard, closing(self._database.execute("select path from seen where gone > 0")) as rows:
+            return {os.fsdecode(path) for (path,) in rows}
+
+    def digest(self, path: str) -> bytes | None:
+        """SHA-256 of what was inspected under this path, where it is known."""
+        query = "select digest from seen where path = ?"
+        with self._guard, closing(self._database.execute(query, (_kept(path),))) as rows:
+            found = rows.fetchone()
+        return None if found is None else found[0]
+
+    def renew(self, path: str, state: str) -> None:
+        """What was inspected has another state by now, and is the same."""
         with self._guard, self._database:
-            self._database.executemany("delete from seen where path = ?", [(_kept(path),) for path in paths])
+            self._database.execute(
+                "update seen set state = ?, gone = null where path = ?", (state, _kept(path))
+            )
+
+    def rename(self, names: dict[str, str]) -> None:
+        """Paths that are told in another way from now on."""
+        pairs = [(_kept(after), _kept(before)) for before, after in names.items()]
+        with self._guard, self._database:
+            self._database.executemany("update or replace seen set path = ? where path = ?", pairs)
+
+    def say_gone(self, paths: Iterable[str], when: float) -> None:
+        """Files that were not found any more at this time."""
+        with self._guard, self._database:
+            self._database.executemany(
+                "update seen set gone = ? where path = ?", [(when, _kept(path)) for path in paths]
+            )
+
+    def say_back(self, paths: Iterable[str]) -> None:
+        """Files that were gone, and are there."""
+        with self._guard, self._database:
+            self._database.executemany(
+                "update seen set gone = null where path = ?", [(_kept(path),) for path in paths]
+            )
+
+    def forget(self, before: float, most: int) -> set[str]:
+        """Forgets what is gone since before a time, and the longest gone beyond so many; which these are."""
+        with self._guard, self._database:
+            query = "select path from seen where gone > 0 order by gone desc limit -1 offset ?"
+            found = self._database.execute(query, (most,)).fetchall()
+            found += self._database.execute("select path from seen where gone < ?", (before,)).fetchall()
+            self._database.executemany("delete from seen where path = ?", found)
+        return {os.fsdecode(path) for (path,) in found}
 
     def first(self) -> tuple[int, str] | None:
         """The oldest that was not taken: its number and what is sent."""

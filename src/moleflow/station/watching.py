@@ -7,7 +7,9 @@ still for a while, is a result of its own.
 
 from __future__ import annotations
 
+import hashlib
 import logging
+import math
 import os
 import sqlite3
 import time
@@ -27,6 +29,10 @@ log = logging.getLogger("moleflow.station")
 BATCH = 8  # files that are inspected together, and in one look
 STILL, GIVEN_UP = 0.5, 20.0  # seconds without a change: to try a file, to say that it is no image
 RETRY = 0.5  # seconds, at least, between two attempts at one that cannot be decoded
+TIDIED = 60.0  # seconds between two looks after what is gone
+KEPT_DAYS, MOST_GONE = 7, 100_000  # how long, and of how many files, it is known that they were inspected
+CHECKED = 1.0  # seconds, about, of a look for reading files again of which only the inode is another
+PIECE = 1 << 20  # bytes that are read of a file at a time
 ASKED = 2000  # settled files, about, that a look asks for changes; of more it asks in turn
 
 
@@ -73,11 +79,22 @@ class Watching:
         self._looked = not old
         self._hidden: list[str] = []  # folders and files that the last look could not see into
         self._root = os.path.realpath(folder)
-        self._seen = outbox.seen()
+        self._seen, self._gone = self._read_seen(), outbox.gone()
+        self._tidied = -math.inf
         self._passed: dict[str, str] = {}
         self._turn, self._turns = 0, 1
         if not old:
             self._passed = self._listed()
+
+    def _read_seen(self) -> dict[str, str]:
+        """State by real path, also where paths were kept as they had been given."""
+        seen, names = self._outbox.seen(), {}
+        for name in seen:
+            if not name.startswith(self._root + os.sep) and Path(name).is_relative_to(self._folder):
+                names[name] = os.path.join(self._root, Path(name).relative_to(self._folder))
+        if names:
+            self._outbox.rename(names)
+        return {names.get(name, name): state for name, state in seen.items()}
 
     @property
     def waiting(self) -> int:
@@ -107,16 +124,16 @@ class Watching:
             return 0
         self._away = False
         try:
-            self._forget(listed)
+            if now - self._tidied >= TIDIED:
+                self._tidied = now
+                self._tidy(listed)
             self._note(listed, now)
-            ready = self._ready(now)
-            done = self._inspect(ready[:BATCH], now)
+            done = self._inspect(self._batch(self._ready(now)), now)
         except sqlite3.Error as error:  # a full disk: what could not be noted is inspected again
             if not self._unwritten:
                 log.warning("results cannot be kept, tried again until they can: %s", error)
-            self._unwritten = True
+            self._unwritten, self._behind = True, False
             return 0
-        self._behind = len(ready) > BATCH
         if done:
             self._unwritten = False
         return done
@@ -125,7 +142,7 @@ class Watching:
         """What of the listed is not inspected yet, and since when it is as it is."""
         growing = {}
         for path, state in listed.items():
-            if self._seen.get(path) == state or self._passed.get(path) == state:
+            if self._seen.get(path) == state or _but_inode(self._passed.get(path)) == _but_inode(state):
                 continue
             one = self._growing.get(path)
             if one is None or one.state != state:
@@ -143,6 +160,32 @@ class Watching:
         ]
         return [path for *_, path in sorted(ready)]
 
+    def _batch(self, ready: list[str]) -> list[str]:
+        """Of what may be tried so much as one look takes."""
+        batch: list[str] = []
+        until = time.monotonic() + CHECKED
+        for path in ready:
+            if len(batch) == BATCH or time.monotonic() > until:
+                self._behind = True
+                break
+            if not self._is_known(path):
+                batch.append(path)
+        return batch
+
+    def _is_known(self, path: str) -> bool:
+        """Whether it was inspected, to the byte, and only the inode is another one, as after a remount."""
+        state = self._growing[path].state
+        if path not in self._seen or _but_inode(self._seen[path]) != _but_inode(state):
+            return False
+        digest = self._outbox.digest(path)
+        if digest is None or digest != _digest(path):
+            return False
+        self._outbox.renew(path, state)
+        self._seen[path] = state
+        self._gone.discard(path)
+        del self._growing[path]
+        return True
+
     def _inspect(self, paths: list[str], now: float) -> int:
         if not paths:
             return 0
@@ -151,12 +194,14 @@ class Watching:
         for path, result in zip(paths, results, strict=True):
             growing = self._growing[path]
             growing.tried = now
+            digest = _digest(path)
             if self._state(path) != growing.state:  # it grew while it was read: half a file was judged
                 continue
             if isinstance(result, Failure) and now - growing.since < self._given_up:
                 continue
-            self._outbox.add(path, growing.state, told(result))
+            self._outbox.add(path, growing.state, told(result), digest=digest)
             self._seen[path] = growing.state
+            self._gone.discard(path)
             del self._growing[path]
             done += 1
         return done
@@ -165,12 +210,15 @@ class Watching:
         """A listed file below the folder as it was given, which is how results name it."""
         return self._folder / os.path.relpath(path, self._root)
 
-    def _forget(self, listed: dict[str, str]) -> None:
-        """Of files that are gone nothing needs to be known: another one of that name is a new one."""
-        gone = {path for path in self._seen.keys() - listed.keys() if not self._is_hidden(path)}
-        if gone and listed:  # a network drive that is away for a moment looks empty
-            self._outbox.forget(sorted(gone))
-            self._seen = {path: state for path, state in self._seen.items() if path not in gone}
+    def _tidy(self, listed: dict[str, str]) -> None:
+        """Of what is gone it is known for days that it was inspected: a network drive may be away so long."""
+        away = {path for path in self._seen.keys() - listed.keys() if not self._is_hidden(path)}
+        when = time.time()
+        self._outbox.say_gone(away - self._gone, when)
+        self._outbox.say_back(self._gone - away)
+        forgotten = self._outbox.forget(when - KEPT_DAYS * 86_400, MOST_GONE)
+        self._seen = {path: state for path, state in self._seen.items() if path not in forgotten}
+        self._gone = away - forgotten
 
     def _is_hidden(self, path: str) -> bool:
         return any(path == hidden or path.startswith(hidden + os.sep) for hidden in self._hidden)
@@ -242,6 +290,23 @@ def told(result: Prediction | Failure) -> dict[str, Any]:
 def _as_text(text: str) -> str:
     """A file's name may be no text in any encoding; whoever takes results need not know such."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _but_inode(state: str | None) -> str | None:
+    """What a state says of a file's time and size."""
+    return None if state is None else state.rpartition("-")[0]
+
+
+def _digest(path: str) -> bytes | None:
+    """SHA-256 of a file's bytes; None where it cannot be read."""
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while piece := file.read(PIECE):
+                digest.update(piece)
+    except OSError:
+        return None
+    return digest.digest()
 
 
 def _state(status: os.stat_result) -> str:
