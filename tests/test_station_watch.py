@@ -1,6 +1,7 @@
 """`moleflow watch`: files wait until they are whole, and no result is lost."""
 
 import http.server
+import io
 import json
 import os
 import shutil
@@ -25,7 +26,7 @@ from moleflow.errors import ConfigError, MoleFlowError
 from moleflow.results import Failure
 from moleflow.station.current import CurrentLine
 from moleflow.station.outputs import Broker, Courier, Lines, Outbox, Webhook
-from moleflow.station.watching import Watching
+from moleflow.station.watching import STILL, Watching
 from station import eventually, png
 
 PICTURE = png(np.full((64, 64, 3), 90, np.uint8))
@@ -115,6 +116,90 @@ def test_what_stays_half_is_a_result_of_its_own(line, belt, outbox):
     assert settle(watched, 5) == 1
     (told,) = waiting(outbox)
     assert "half.png" in told["error"]
+
+
+def encoded(kind, **options):
+    """A picture without a black pixel as a file's bytes."""
+    out = io.BytesIO()
+    pixels = np.random.default_rng(0).integers(40, 200, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [("BMP", {}), ("TIFF", {}), ("PPM", {}), ("WEBP", {"lossless": True}), ("WEBP", {})],
+)
+@pytest.mark.parametrize("share", [0.3, 0.9])
+def test_a_file_that_was_made_at_full_length_waits_while_its_end_is_empty(
+    line, belt, outbox, kind, options, share
+):
+    whole = encoded(kind, **options)
+    place, part = belt / f"a.{kind.lower()}", int(share * len(whole))
+    watched = watching(line, belt, outbox, still=0.05, given_up=30)
+    place.write_bytes(whole[:part])
+    os.truncate(place, len(whole))
+    assert not isinstance(line.predict([place], errors="yield")[0], Failure)  # half of it is an image
+    assert settle(watched, 0.3) == 0
+    place.write_bytes(whole)
+    assert settle(watched, 5) == 1
+    (told,) = waiting(outbox)
+    assert "earlier_id" not in told
+
+
+def test_what_ends_with_nothing_is_inspected_after_a_while(belt, outbox, monkeypatch):
+    Image.new("RGB", (64, 64)).save(belt / "black.bmp")
+    Image.new("RGB", (64, 64)).save(belt / "black.png")  # says by itself whether it is whole
+    watched, told = refusing(belt, outbox, still=1, given_up=1)
+    now = time.monotonic()
+
+    def look_after(seconds):
+        monkeypatch.setattr(time, "monotonic", lambda: now + seconds)
+        return watched.look()
+
+    assert [look_after(seconds) for seconds in (0, 0.9, 1.1, 5, 9, 10.1)] == [0, 0, 1, 0, 0, 1]
+    assert told == [["black.png"], ["black.bmp"]]
+
+
+def test_who_renames_waits_for_nothing(belt, outbox):
+    Image.new("RGB", (64, 64)).save(belt / "black.bmp")
+    watched, _ = refusing(belt, outbox, still=0)
+    assert watched.look() == 1
+
+
+def test_a_drive_that_tells_of_changes_late_is_asked_by_opening(belt, outbox, monkeypatch):
+    """NFS and SMB keep attributes for seconds; who opens a file gets those it has now."""
+    (belt / "a.png").write_bytes(PICTURE[:-20])
+    watched, told = refusing(belt, outbox, given_up=30)
+    old = watched._state(str(belt / "a.png"))
+    monkeypatch.setattr(watched, "_state", lambda *_: old)
+    (belt / "a.png").write_bytes(PICTURE[:-10])
+    assert watched.look() == 0
+    assert told == []
+    assert watched.waiting == 1
+
+
+def test_a_result_after_another_of_the_same_file_names_it(belt, outbox):
+    watched, _ = refusing(belt, outbox)
+
+    def write(content):
+        (belt / "a.png").write_bytes(content)
+        (belt / "b.png").write_bytes(PICTURE)
+        os.utime(belt / "b.png", (1, 1))
+        watched.look()
+        return waiting(outbox)
+
+    first, other = sorted(write(PICTURE), key=lambda one: one["source"])
+    (second,) = write(PICTURE + b"0")
+    (third,) = write(PICTURE + b"00")
+    assert "earlier_id" not in first
+    assert "earlier_id" not in other
+    assert second["earlier_id"] == first["id"]
+    assert third["earlier_id"] == second["id"]
+    outbox.say_gone([str(belt / "a.png")], time.time())
+    (fourth,) = write(PICTURE + b"000")  # another file that was given the name
+    assert "earlier_id" not in fourth
+    assert len({one["id"] for one in (first, other, second, third, fourth)}) == 5
 
 
 def test_what_is_no_image_is_left_alone(line, belt, outbox):
@@ -667,6 +752,15 @@ def test_one_outbox_whichever_way_folder_and_file_are_named(belt, tmp_path, monk
     begun = tmp_path / _outbox_name(str(belt), "out.jsonl", None, None)
     begun.touch()  # under the names as they were typed
     assert place("belt", "out.jsonl") == begun
+
+
+def test_the_command_says_how_long_a_file_must_be_still(saved, belt, tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(Watching, "__init__", lambda *_, **options: given.append(options["still"]) or 1 / 0)
+    command = ["watch", str(saved), str(belt), "--json", str(tmp_path / "out.jsonl"), "--device", "cpu"]
+    for more in ([], ["--still", "0"], ["--still", "2.5"]):
+        CliRunner().invoke(commands, [*command, "--runtime", "torch", *more])
+    assert given == [STILL, 0, 2.5]
 
 
 def test_what_is_taught_meanwhile_is_inspected_from_then_on(saved, belt, tmp_path, pictures, monkeypatch):

@@ -179,6 +179,9 @@ def watch(
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Leave alone what is there at the beginning.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End once all that is there was inspected.")] = False,
+    still: Annotated[
+        float, typer.Option(min=0, help="Seconds without a change after which a file counts as whole.")
+    ] = 1.0,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 0.5,
     weights: Weights = None,
     device: Device = "auto",
@@ -187,9 +190,9 @@ def watch(
 ) -> None:
     """Inspect what appears in FOLDER, once it is whole, and hand the results on.
 
-    Files that still grow wait. Every result is kept in an outbox on the disk until it was taken, also across
-    restarts; no file is inspected twice. With --once the exit code is 3 where some were not
-    taken.
+    Files that still grow wait, see --still. Every result is kept in an outbox on the disk until it was taken,
+    also across restarts; no file is inspected twice unless it changes. With --once the exit code is 3 where
+    some were not taken.
     """
     from ..runtime import is_exported
     from ..station.current import CurrentLine
@@ -225,6 +228,7 @@ def watch(
             box,
             recursive=recursive,
             old=not new,
+            still=still,
         )
         with closing(Courier(box, output)) as courier:
             if not once:

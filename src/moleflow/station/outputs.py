@@ -38,7 +38,7 @@ create table if not exists outbox (
 );
 create table if not exists seen (path text primary key, state text not null);
 """
-ADDED = {"digest": "blob", "gone": "real"}  # columns that an outbox may lack
+ADDED = {"digest": "blob", "gone": "real", "id": "text"}  # columns that an outbox may lack
 
 
 class Output(Protocol):
@@ -71,14 +71,20 @@ class Outbox:
         self._guard = threading.Lock()
 
     def add(self, path: str, state: str, result: dict[str, Any], *, digest: bytes | None = None) -> None:
-        """A result and that its file was seen, with the bytes of this SHA-256: both, or neither."""
-        identity = uuid.uuid4().hex
-        body = json.dumps(result | {"id": identity}, ensure_ascii=True, allow_nan=False)
+        """A result and that its file was seen, with the bytes of this SHA-256: both, or neither.
+
+        Where the file was inspected before and has been there since, the result names the one before.
+        """
+        identity, key = uuid.uuid4().hex, _kept(path)
         with self._guard, self._database:
+            query = "select id from seen where path = ? and gone is null and id is not null"
+            before = self._database.execute(query, (key,)).fetchone()
+            more = {"id": identity} if before is None else {"id": identity, "earlier_id": before[0]}
+            body = json.dumps(result | more, ensure_ascii=True, allow_nan=False)
             self._database.execute("insert into outbox (id, body) values (?, ?)", (identity, body))
             self._database.execute(
-                "insert or replace into seen (path, state, digest) values (?, ?, ?)",
-                (_kept(path), state, digest),
+                "insert or replace into seen (path, state, digest, id) values (?, ?, ?, ?)",
+                (key, state, digest, identity),
             )
 
     def seen(self) -> dict[str, str]:

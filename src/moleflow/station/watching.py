@@ -2,7 +2,8 @@
 
 The folder is looked at again and again: that works on network drives and with cameras of any make. A file
 counts as whole when it has not changed between looks and can be decoded; one that cannot, after it has been
-still for a while, is a result of its own.
+still for a while, is a result of its own. One that was made at full length and is filled later can be decoded
+at once where its kind is not compressed; it waits longer while it ends with nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ..data.images import EXTENSIONS
 from ..errors import MoleFlowError
@@ -27,11 +28,14 @@ from .outputs import Outbox
 log = logging.getLogger("moleflow.station")
 
 BATCH = 8  # files that are inspected together, and in one look
-STILL, GIVEN_UP = 0.5, 20.0  # seconds without a change: to try a file, to say that it is no image
+STILL, GIVEN_UP = 1.0, 20.0  # seconds without a change: to try a file, to say that it is no image
+BLANK = 10  # times as long waits a file that can be decoded half written, and ends with nothing
+UNFINISHED = (b"BM", b"II*\0", b"MM\0*", b"P4", b"P5", b"P6", b"RIFF")  # begin what can be: zeros are pixels
 RETRY = 0.5  # seconds, at least, between two attempts at one that cannot be decoded
 TIDIED = 60.0  # seconds between two looks after what is gone
 KEPT_DAYS, MOST_GONE = 7, 100_000  # how long, and of how many files, it is known that they were inspected
 CHECKED = 1.0  # seconds, about, of a look for reading files again of which only the inode is another
+LAST = 4096  # bytes at the end of a file, at most, that are looked at
 PIECE = 1 << 20  # bytes that are read of a file at a time
 ASKED = 2000  # settled files, about, that a look asks for changes; of more it asks in turn
 
@@ -55,7 +59,8 @@ class Watching:
         outbox: takes results, and remembers which files were inspected, by their real paths.
         recursive: look into folders below.
         old: inspect what is there at the first look as well, after what appears meanwhile.
-        still: seconds without a change after which a file is tried.
+        still: seconds without a change after which a file is tried; ten times as many where it may be half
+            written. A network drive tells of changes as late as its cache of attributes says.
         given_up: seconds without a change after which one that cannot be decoded is a result.
     """
 
@@ -128,7 +133,7 @@ class Watching:
                 self._tidied = now
                 self._tidy(listed)
             self._note(listed, now)
-            done = self._inspect(self._batch(self._ready(now)), now)
+            done = self._inspect(self._batch(self._ready(now), now), now)
         except sqlite3.Error as error:  # a full disk: what could not be noted is inspected again
             if not self._unwritten:
                 log.warning("results cannot be kept, tried again until they can: %s", error)
@@ -160,7 +165,7 @@ class Watching:
         ]
         return [path for *_, path in sorted(ready)]
 
-    def _batch(self, ready: list[str]) -> list[str]:
+    def _batch(self, ready: list[str], now: float) -> list[str]:
         """Of what may be tried so much as one look takes."""
         batch: list[str] = []
         until = time.monotonic() + CHECKED
@@ -168,9 +173,27 @@ class Watching:
             if len(batch) == BATCH or time.monotonic() > until:
                 self._behind = True
                 break
-            if not self._is_known(path):
+            if self._is_known(path):
+                continue
+            if self._is_unfinished(path, now):
+                self._growing[path].tried = now
+            else:
                 batch.append(path)
         return batch
+
+    def _is_unfinished(self, path: str, now: float) -> bool:
+        """Whether a file that is still is likely to be written on, as who opens it can see."""
+        growing = self._growing[path]
+        age = now - growing.since
+        if age >= max(self._given_up, BLANK * self._still):
+            return False
+        try:
+            with open(path, "rb") as file:  # a network drive tells of changes at the latest now
+                found = _state(os.fstat(file.fileno()))
+                changed = _but_inode(found) != _but_inode(growing.state) and age < self._given_up
+                return changed or (age < BLANK * self._still and _ends_with_nothing(file))
+        except OSError:
+            return False
 
     def _is_known(self, path: str) -> bool:
         """Whether it was inspected, to the byte, and only the inode is another one, as after a remount."""
@@ -290,6 +313,15 @@ def told(result: Prediction | Failure) -> dict[str, Any]:
 def _as_text(text: str) -> str:
     """A file's name may be no text in any encoding; whoever takes results need not know such."""
     return text.encode("utf-8", "replace").decode()
+
+
+def _ends_with_nothing(file: BinaryIO) -> bool:
+    """Whether the last of an image that shows no damage are zeros: it may have been made at full length."""
+    if not file.read(4).startswith(UNFINISHED):
+        return False
+    length = min(file.seek(0, os.SEEK_END) // 16, LAST)
+    file.seek(-length, os.SEEK_END)
+    return file.read(length).count(0) == length > 0
 
 
 def _but_inode(state: str | None) -> str | None:
