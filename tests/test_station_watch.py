@@ -1,8 +1,10 @@
 """`moleflow watch`: files wait until they are whole, and no result is lost."""
 
+import errno
 import http.server
 import io
 import json
+import math
 import os
 import shutil
 import socket
@@ -11,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import ExitStack, closing
+from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +23,11 @@ from typer.testing import CliRunner
 
 from moleflow import Detector
 from moleflow.cli import app as commands
-from moleflow.cli.station import _appended, _outbox_name, _outbox_place
+from moleflow.cli.station import _outbox_name, _outbox_place
 from moleflow.errors import ConfigError, MoleFlowError
 from moleflow.results import Failure
 from moleflow.station.current import CurrentLine
-from moleflow.station.outputs import Broker, Courier, Lines, Outbox, Webhook
+from moleflow.station.outputs import Appended, Broker, Courier, Lines, Outbox, Output, Webhook
 from moleflow.station.watching import STILL, Watching
 from station import eventually, png
 
@@ -574,6 +576,99 @@ def refuse(error):
     raise error
 
 
+class Held(Output):
+    """Takes a result once `free` is set, and not before."""
+
+    def __init__(self):
+        self.free, self.asked, self.closed = threading.Event(), [], False
+
+    def send(self, body):
+        self.asked.append(body)
+        self.free.wait()
+
+    def close(self):
+        self.closed = True
+
+
+def test_closing_does_not_wait_for_who_takes_nothing(outbox, monkeypatch):
+    monkeypatch.setattr("moleflow.station.outputs.PATIENCE", 0.1)
+    for at_most in (math.inf, 0.05):
+        outbox.add("a.png", "state", {"source": "a"})
+        outbox.add("b.png", "state", {"source": "b"})
+        output = Held()
+        courier = Courier(outbox, output)
+        assert eventually(lambda output=output: output.asked)
+        started = time.monotonic()
+        courier.close(at_most)
+        assert time.monotonic() - started < 5
+        assert (outbox.count(), output.closed) == (2, False)
+        output.free.set()
+        courier._thread.join(5)
+        assert len(output.asked) == 1  # and goes on with nothing
+        assert [one["source"] for one in waiting(outbox)] == ["b"]
+
+
+def test_closing_waits_as_long_as_results_are_taken(outbox, monkeypatch):
+    monkeypatch.setattr("moleflow.station.outputs.PATIENCE", 0.2)
+    for i in range(10):
+        outbox.add(f"{i}.png", "state", {"source": i})
+    got = []
+    courier = Courier(outbox, Lines(lambda line: got.append(line) or time.sleep(0.05)))
+    courier.close()
+    assert len(got) == 10
+
+
+@contextmanager
+def dripping(seconds):
+    """A server that answers every attempt with a byte now and then, for so long; how many it was asked."""
+    asked, stop = [], threading.Event()
+
+    def drip(connection):
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            until = time.monotonic() + seconds
+            connection.sendall(b"HTTP/1.1 204 No Content\r\nX-Slow: ")
+            while time.monotonic() < until and not stop.wait(0.02):
+                connection.sendall(b".")
+            connection.sendall(b"\r\n\r\n")
+
+    def serve():
+        with suppress(OSError):
+            while True:
+                asked.append(server.accept()[0])
+                threading.Thread(target=drip, args=(asked[-1],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=serve, daemon=True).start()
+        yield Webhook(f"http://127.0.0.1:{server.getsockname()[1]}/"), asked
+        stop.set()
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_an_attempt_ends_also_where_the_answer_drips(monkeypatch):
+    monkeypatch.setattr("moleflow.station.outputs.SECONDS", 0.1)
+    with dripping(60) as (webhook, asked):
+        for _ in range(4):
+            with pytest.raises(OSError, match=r"the webhook did not answer within 0\.1 s"):
+                webhook.send("{}")
+        with pytest.raises(OSError, match="the webhook holds 4 attempts and answers none of them"):
+            webhook.send("{}")
+        assert len(asked) == 4
+
+
+def test_an_attempt_that_was_given_up_counts_where_it_is_answered(monkeypatch):
+    monkeypatch.setattr("moleflow.station.outputs.SECONDS", 0.1)
+    with dripping(0.3) as (webhook, asked):
+        with pytest.raises(OSError, match="did not answer"):
+            webhook.send('{"id": 1}')
+        assert eventually(lambda: not webhook._left[0].is_alive(), 5)
+        webhook.send('{"id": 1}')
+        assert len(asked) == 1
+        with pytest.raises(OSError, match="did not answer"):
+            webhook.send('{"id": 2}')
+        assert len(asked) == 2
+
+
 class Reason(str):
     """What a broker says, as its client hands it on."""
 
@@ -687,19 +782,65 @@ def test_a_damaged_outbox_is_named(tmp_path):
 
 def test_results_go_to_a_new_file_where_the_old_one_was_moved_or_deleted(tmp_path):
     place, away = tmp_path / "results.jsonl", tmp_path / "results.1"
-    with ExitStack() as stack:
-        write = _appended(place, stack)
-        write("one\n")
+    with closing(Appended(place)) as output:
+        output.send("one")
         place.rename(away)
-        write("two\n")
+        output.send("two")
         assert (away.read_text(), place.read_text()) == ("one\n", "two\n")
         place.unlink()
-        write("three\n")
-        write("four\n")
+        output.send("three")
+        output.send("four")
         assert place.read_text() == "three\nfour\n"
         shutil.rmtree(tmp_path)
         with pytest.raises(FileNotFoundError):  # and the result stays in the outbox
-            write("five\n")
+            output.send("five")
+
+
+def test_a_line_is_not_glued_to_half_a_line(tmp_path):
+    """As a full disk leaves it."""
+    place = tmp_path / "results.jsonl"
+    place.write_text('{"source": "a", "pred')
+    with closing(Appended(place)) as output:
+        output.send('{"source": "a"}')
+        output.send('{"source": "b"}')
+    assert place.read_text().splitlines() == ['{"source": "a", "pred', '{"source": "a"}', '{"source": "b"}']
+
+
+def test_what_a_full_disk_refused_is_not_written_later_as_well(tmp_path):
+    with closing(Appended(Path("/dev/full"))) as output:
+        with pytest.raises(OSError, match="No space left"):
+            output.send("one")
+        place = output._path = tmp_path / "results.jsonl"
+        output.send("two")
+    assert place.read_text() == "two\n"
+
+
+def test_a_pipe_gets_every_result_once(outbox, tmp_path):
+    place = tmp_path / "pipe"
+    os.mkfifo(place)
+    for i in range(3):
+        outbox.add(f"{i}.png", "state", {"source": i})
+    got = []
+    reader = threading.Thread(target=lambda: got.extend(place.read_text().splitlines()), daemon=True)
+    courier = Courier(outbox, Appended(place), pause=0.01)  # nobody reads yet
+    reader.start()
+    assert eventually(lambda: outbox.first() is None, 5)
+    courier.close()
+    reader.join(5)
+    assert [json.loads(line)["source"] for line in got] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("number", "counts"), [(errno.ENOTSUP, False), (errno.EIO, True)])
+def test_only_what_can_be_synced_must_be(tmp_path, monkeypatch, number, counts):
+    monkeypatch.setattr(os, "fsync", lambda _: refuse(OSError(number, os.strerror(number))))
+    expected = pytest.raises(OSError, match="Input/output") if counts else nullcontext()
+    with closing(Appended(tmp_path / "results.jsonl")) as output, expected:
+        output.send("one")
+
+
+def test_a_file_that_cannot_be_written_is_named(tmp_path):
+    with pytest.raises(MoleFlowError, match=r"none/results\.jsonl: cannot be written: No such file"):
+        Appended(tmp_path / "none" / "results.jsonl")
 
 
 def test_a_link_that_leads_nowhere_does_not_stop_the_others(line, belt, outbox, pictures):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
 import signal
 import sys
 import threading
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,12 +18,12 @@ import typer
 
 from ..errors import ConfigError, MoleFlowError
 from .app import app, example
-from .inspection import _opened, refuse_of_exports
+from .inspection import refuse_of_exports
 from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
 from .screen import SOME_FAILED, complain, say, use_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from ..station import Settings
     from ..station.current import CurrentLine
@@ -40,6 +42,7 @@ LIBRARIES = (
 EVERYWHERE = ("0.0.0.0", "::")  # what a server listens at to be reached at all addresses
 TOKENS = "MOLEFLOW_TOKENS"
 GB = 1 << 30
+ENDING = 10.0  # seconds for results that wait, once the watching is told to end
 
 Data = Annotated[
     Path | None,
@@ -206,7 +209,7 @@ def watch(
     use_threads(threads)
     ending = _told_to_end()
     with ExitStack() as stack:
-        output = _output(json_file, webhook, mqtt, stack)
+        output = _output(json_file, webhook, mqtt)
         if is_exported(line):
             refuse_of_exports(weights, device, runtime)
         settings = Settings(
@@ -230,7 +233,8 @@ def watch(
             old=not new,
             still=still,
         )
-        with closing(Courier(box, output)) as courier:
+        courier = Courier(box, output)
+        try:
             if not once:
                 complain(f"{line}: inspects what appears in {folder} (Ctrl-C ends it)")
             while True:
@@ -242,6 +246,8 @@ def watch(
                     raise MoleFlowError(f"{folder}: cannot be listed")
                 if (once and not watching.waiting) or ending.wait(0 if watching.behind else interval):
                     break
+        finally:
+            courier.close(ENDING if ending.is_set() else math.inf)
         rest = box.count()
         if rest:  # kept, and whoever ends the watching should know
             complain(f"{place}: results not taken yet: {rest}; the same command sends them")
@@ -321,37 +327,25 @@ def _access(host: str, token_file: Path | None) -> Access:
     return Access(tokens)
 
 
-def _output(json_file: str | None, webhook: str | None, mqtt: str | None, stack: ExitStack) -> Output:
-    from ..station.outputs import Broker, Lines, Webhook
+def _output(json_file: str | None, webhook: str | None, mqtt: str | None) -> Output:
+    from ..station.outputs import Appended, Broker, Lines, Webhook, write_all
 
     if webhook is not None:
         return Webhook(webhook)
     if mqtt is not None:
         return Broker(mqtt)
     if json_file != "-":
-        return Lines(_appended(Path(str(json_file)), stack))
+        return Appended(Path(str(json_file)))
+    try:  # not by Python's own buffer, which nobody may hold when the process ends
+        file = FileIO(sys.stdout.fileno(), "w", closefd=False)
+    except OSError:  # it is none of the system's
+        return Lines(_write_to_stdout)
+    return Lines(lambda line: write_all(file, line))
 
-    def write(line: str) -> None:
-        sys.stdout.write(line)
-        sys.stdout.flush()
 
-    return Lines(write)
-
-
-def _appended(path: Path, stack: ExitStack) -> Callable[[str], None]:
-    """Writes lines to a file, to a new one where it was deleted or moved meanwhile, as logs are."""
-    file = stack.enter_context(_opened(path, "a"))
-
-    def write(line: str) -> None:
-        nonlocal file
-        if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
-            file.close()
-            file = stack.enter_context(path.open("a", encoding="utf-8"))
-        file.write(line)
-        file.flush()
-        os.fsync(file.fileno())
-
-    return write
+def _write_to_stdout(line: str) -> None:
+    sys.stdout.write(line)
+    sys.stdout.flush()
 
 
 def _outbox_place(

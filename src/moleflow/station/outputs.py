@@ -6,17 +6,22 @@ is the same every time, for those who must not count it twice.
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import logging
+import math
 import os
 import sqlite3
+import stat
 import threading
+import time
 import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import closing
+from io import FileIO
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
@@ -26,7 +31,10 @@ from ..errors import ConfigError, MoleFlowError
 log = logging.getLogger("moleflow.station")
 
 FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds between two attempts; each is twice the one before
-SECONDS = 20.0  # that an attempt takes at most
+SECONDS = 20.0  # that an attempt takes at most; with MQTT twice, once to connect and once to publish
+PATIENCE = 2 * SECONDS + 5  # seconds without a result being taken, after which closing waits no longer
+MOST_LEFT = 4  # attempts that were given up and go on
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # said of what cannot be synced, such as a pipe
 PRAGMAS = """
 pragma locking_mode = exclusive;  -- two couriers would carry the same result twice
 pragma journal_mode = wal;
@@ -177,7 +185,8 @@ class Courier:
 
     def __init__(self, outbox: Outbox, output: Output, *, pause: float = FIRST_PAUSE) -> None:
         self._outbox, self._output, self._pause = outbox, output, pause
-        self._closing, self._woken = threading.Event(), threading.Event()
+        self._closing, self._woken, self._left = (threading.Event() for _ in range(3))
+        self._sent = 0
         self._thread = threading.Thread(target=self._carry, name="courier", daemon=True)
         self._thread.start()
 
@@ -185,16 +194,27 @@ class Courier:
         """There is something new."""
         self._woken.set()
 
-    def close(self) -> None:
-        """Ends at the first that cannot be taken; it stays in the outbox."""
+    def close(self, at_most: float = math.inf) -> None:
+        """Ends at the first that cannot be taken, or when none was for long; the rest stays in the outbox.
+
+        Args:
+            at_most: seconds that this takes.
+        """
         self._closing.set()
         self._woken.set()
-        self._thread.join()
-        self._output.close()
+        until, before = time.monotonic() + at_most, -1
+        while self._thread.is_alive() and self._sent != before and time.monotonic() < until:
+            before = self._sent
+            self._thread.join(min(PATIENCE, max(0.0, until - time.monotonic())))
+        self._left.set()
+        if self._thread.is_alive():
+            log.warning("a result that nobody takes is not waited for; it stays in the outbox")
+        else:
+            self._output.close()
 
     def _carry(self) -> None:
         pause = self._pause
-        while True:
+        while not self._left.is_set():
             self._woken.clear()
             try:
                 if self._carry_one():
@@ -219,21 +239,85 @@ class Courier:
         number, body = waiting
         self._output.send(body)
         self._outbox.taken(number)
+        self._sent += 1
         return True
 
 
 class Lines:
-    """A file of JSON lines, or what is called so."""
+    """What takes JSON lines, such as stdout."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
 
     def send(self, body: str) -> None:
-        """Appends a line."""
+        """Hands a line on."""
         self._write(body + "\n")
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class Appended:
+    """JSON lines at the end of a file, synced one by one; also a pipe, or what else has a path.
+
+    The file is a new one where the old one was moved or deleted meanwhile, as logs are.
+
+    Raises:
+        MoleFlowError: it cannot be opened to write.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file: FileIO | None = None
+        try:
+            if not path.is_fifo():  # that waits for who reads, and is opened when there is something to say
+                self._file = self._opened()
+        except OSError as error:
+            raise MoleFlowError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+    def _opened(self) -> FileIO:
+        return self._path.open("ab", buffering=0)  # a buffer would keep what could not be written
+
+    def send(self, body: str) -> None:
+        """Appends a line; after half a line, of a full disk say, on one of its own."""
+        if self._file is not None and not self._is_in_place(self._file):
+            self.close()
+        if self._file is None:
+            self._file = self._opened()
+        begin = "\n" if self._ends_within_a_line(self._file) else ""
+        write_all(self._file, begin + body + "\n")
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            if error.errno not in UNSYNCED:
+                raise
+
+    def _is_in_place(self, file: FileIO) -> bool:
+        return self._path.exists() and os.path.samestat(self._path.stat(), os.fstat(file.fileno()))
+
+    def _ends_within_a_line(self, file: FileIO) -> bool:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or not status.st_size:
+            return False
+        try:
+            with self._path.open("rb") as read:
+                read.seek(-1, os.SEEK_END)
+                return read.read(1) != b"\n"
+        except OSError:  # it may be written and not read
+            return False
+
+    def close(self) -> None:
+        """Lets go of the file."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def write_all(file: FileIO, text: str) -> None:
+    """Writes to a file without a buffer, in as many pieces as it takes."""
+    left = memoryview(text.encode())
+    while left:
+        left = left[file.write(left) or 0 :]
 
 
 class Webhook:
@@ -253,9 +337,28 @@ class Webhook:
             raise ConfigError("expected a webhook of ASCII characters, others as %20 or xn--")
         self._url = url
         self._opener = urllib.request.build_opener(_NoRedirects)
+        self._left: list[_Attempt] = []
 
     def send(self, body: str) -> None:
-        """One attempt."""
+        """One attempt, of `SECONDS` at most, whatever the other side does.
+
+        An attempt that was given up goes on by itself; where it turns out that it was taken, that counts.
+        """
+        ended = [one for one in self._left if not one.is_alive()]
+        self._left = [one for one in self._left if one.is_alive()]
+        if any(one.body == body and one.error is None for one in ended):
+            return
+        if len(self._left) >= MOST_LEFT:
+            raise OSError(f"the webhook holds {MOST_LEFT} attempts and answers none of them")
+        attempt = _Attempt(self._post, body)
+        attempt.join(SECONDS)
+        if attempt.is_alive():
+            self._left.append(attempt)
+            raise OSError(f"the webhook did not answer within {SECONDS:g} s")
+        if attempt.error is not None:
+            raise attempt.error
+
+    def _post(self, body: str) -> None:
         headers = {"Content-Type": "application/json", "User-Agent": "moleflow"}
         asked = urllib.request.Request(self._url, body.encode(), headers, method="POST")
         try:
@@ -271,6 +374,23 @@ class Webhook:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class _Attempt(threading.Thread):
+    """One that can be given up: a socket's timeout is of each read, and of finding a host there is none."""
+
+    def __init__(self, post: Callable[[str], None], body: str) -> None:
+        super().__init__(name="webhook", daemon=True)
+        self._post, self.body = post, body
+        self.error: Exception | None = None
+        self.start()
+
+    def run(self) -> None:
+        """Posts; what came of it is in `error`."""
+        try:
+            self._post(self.body)
+        except Exception as error:
+            self.error = error
 
 
 def _parts(url: str) -> SplitResult:
