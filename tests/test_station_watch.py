@@ -15,6 +15,7 @@ import threading
 import time
 from contextlib import closing, contextmanager, nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -24,9 +25,10 @@ from typer.testing import CliRunner
 from moleflow import Detector
 from moleflow.cli import app as commands
 from moleflow.cli.station import _outbox_name, _outbox_place
-from moleflow.errors import ConfigError, MoleFlowError
+from moleflow.errors import ConfigError, LineError, MoleFlowError
 from moleflow.results import Failure
 from moleflow.station.current import CurrentLine
+from moleflow.station.monitoring import Monitoring
 from moleflow.station.outputs import Appended, Broker, Courier, Lines, Outbox, Output, Webhook
 from moleflow.station.watching import STILL, Watching
 from station import eventually, png
@@ -902,6 +904,55 @@ def test_the_command_says_how_long_a_file_must_be_still(saved, belt, tmp_path, m
     for more in ([], ["--still", "0"], ["--still", "2.5"]):
         CliRunner().invoke(commands, [*command, "--runtime", "torch", *more])
     assert given == [STILL, 0, 2.5]
+
+
+def test_what_a_belt_shows_is_told_to_moleflow_drift_where_that_is_asked_for(saved, belt, tmp_path, pictures):
+    for i, picture in enumerate(pictures("gear", 3, first=300)):
+        Image.fromarray(picture).save(belt / f"{i}.png")
+    options = ["--device", "cpu", "--runtime", "torch", "--interval", "0.05", "--once", "--still", "0"]
+    watch = ["watch", str(saved), str(belt), "--json", str(tmp_path / "out.jsonl"), *options]
+
+    def total():
+        told = CliRunner().invoke(commands, ["drift", str(saved), "gear", "--json", "-"])
+        return json.loads(told.stdout)["total"]
+
+    assert CliRunner().invoke(commands, watch).exit_code == 0
+    assert total() == 0
+    again = [*watch, "--monitor", "--outbox", str(tmp_path / "again.db")]
+    assert CliRunner().invoke(commands, again).exit_code == 0
+    assert total() == 3
+    assert CliRunner().invoke(commands, again).exit_code == 0  # nothing new
+    assert total() == 3
+
+
+def test_only_results_are_counted(line, belt, outbox):
+    counted = []
+    (belt / "a.png").write_bytes(PICTURE)
+    (belt / "half.png").write_bytes(PICTURE[:50])
+    assert settle(watching(line, belt, outbox, counted=counted.append), 5) == 2
+    assert [one.source for one in counted] == [belt / "a.png"]
+
+
+def test_a_watch_that_cannot_be_told_holds_nobody_up(caplog):
+    """Of a product that was removed, say; and while another process holds the line."""
+    seen, free = [], threading.Event()
+
+    def observe(predictions):
+        free.wait()
+        if predictions[0].task == "gone":
+            raise LineError("expected 'gone' in version 0001")
+        seen.append([one.source for one in predictions])
+
+    monitoring = Monitoring(every=0.01)
+    for source, task in enumerate(("gone", "a", "b", "gone")):
+        monitoring.add(observe, SimpleNamespace(source=source, task=task))
+    free.set()
+    assert eventually(lambda: sorted(seen) == [[1], [2]], 5)
+    monitoring.add(observe, SimpleNamespace(source=4, task="gone"))
+    monitoring.add(observe, SimpleNamespace(source=5, task="a"))
+    monitoring.close()
+    assert seen[-1] == [5]
+    assert caplog.text.count("moleflow drift is not told of") == 1
 
 
 def test_what_is_taught_meanwhile_is_inspected_from_then_on(saved, belt, tmp_path, pictures, monkeypatch):

@@ -42,7 +42,8 @@ def drift(
 ) -> None:
     """Say whether the good images of LINE's products are moving away from those taught.
 
-    From what `moleflow predict --monitor` added: the last 200 images of each product, as numbers.
+    From what `moleflow predict --monitor` and `moleflow watch --monitor` added: the last 200 images of each
+    product, as numbers. What `moleflow serve` inspected is on its page alone.
     """
     if reset is not None and (product is not None or json_file is not None):
         raise typer.BadParameter("expected neither PRODUCT nor --json beside it", param_hint="--reset")

@@ -23,8 +23,9 @@ from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
 from .screen import SOME_FAILED, complain, say, use_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from ..results import Prediction
     from ..station import Settings
     from ..station.current import CurrentLine
     from ..station.outputs import Output
@@ -182,6 +183,9 @@ def watch(
     ] = False,
     new: Annotated[bool, typer.Option("--new", help="Leave alone what is there at the beginning.")] = False,
     once: Annotated[bool, typer.Option("--once", help="End once all that is there was inspected.")] = False,
+    monitor: Annotated[
+        bool, typer.Option("--monitor", help="Add the images to LINE's watch, see: moleflow drift.")
+    ] = False,
     still: Annotated[
         float, typer.Option(min=0, help="Seconds without a change after which a file counts as whole.")
     ] = 1.0,
@@ -211,7 +215,7 @@ def watch(
     with ExitStack() as stack:
         output = _output(json_file, webhook, mqtt)
         if is_exported(line):
-            refuse_of_exports(weights, device, runtime)
+            refuse_of_exports(weights, device, runtime, monitor=monitor)
         settings = Settings(
             line,
             data_folder(line),
@@ -232,6 +236,7 @@ def watch(
             recursive=recursive,
             old=not new,
             still=still,
+            counted=_counted(current, stack) if monitor else None,
         )
         courier = Courier(box, output)
         try:
@@ -253,6 +258,15 @@ def watch(
             complain(f"{place}: results not taken yet: {rest}; the same command sends them")
             if once:
                 raise typer.Exit(SOME_FAILED)
+
+
+def _counted(current: CurrentLine, stack: ExitStack) -> Callable[[Prediction], None]:
+    """A function that adds one image to the watch of the line that has just inspected it."""
+    from ..station.monitoring import Monitoring
+
+    monitoring = Monitoring()
+    stack.callback(monitoring.close)
+    return lambda seen: monitoring.add(current.inspector.observe, seen)  # type: ignore[union-attr]
 
 
 def _say_what_inspects(current: CurrentLine) -> None:

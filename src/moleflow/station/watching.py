@@ -62,6 +62,7 @@ class Watching:
         still: seconds without a change after which a file is tried; ten times as many where it may be half
             written. A network drive tells of changes as late as its cache of attributes says.
         given_up: seconds without a change after which one that cannot be decoded is a result.
+        counted: is given every prediction that became a result.
     """
 
     def __init__(
@@ -74,11 +75,13 @@ class Watching:
         old: bool = True,
         still: float = STILL,
         given_up: float = GIVEN_UP,
+        counted: Callable[[Prediction], None] | None = None,
     ) -> None:
         if not folder.is_dir():
             raise MoleFlowError(f"{folder}: expected a folder to watch")
         self._predict, self._folder, self._outbox = predict, folder, outbox
         self._recursive, self._still, self._given_up = recursive, still, given_up
+        self._counted = counted
         self._growing: dict[str, _Growing] = {}
         self._away = self._behind = self._unwritten = False
         self._looked = not old
@@ -227,6 +230,8 @@ class Watching:
             self._gone.discard(path)
             del self._growing[path]
             done += 1
+            if self._counted is not None and isinstance(result, Prediction):
+                self._counted(result)
         return done
 
     def _as_typed(self, path: str) -> Path:
