@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -28,7 +29,9 @@ from moleflow.cli import app as commands
 from moleflow.errors import ConfigError, LineError, MoleFlowError
 from moleflow.station import Limits, Station, backup, lesson, teaching
 from moleflow.station.history import Database, Filters, models
+from moleflow.station.history import clock as clocks
 from moleflow.station.history import database as databases
+from moleflow.station.history.clock import DAY, Clock, Moment
 from moleflow.station.history.inspections import Inspections
 from moleflow.station.history.jobs import Jobs
 from moleflow.station.history.retention import Retention
@@ -130,26 +133,149 @@ def database(tmp_path):
     database.close()
 
 
+def at(now):
+    """A moment at which the clock is right."""
+    return Moment(now, now + DAY)
+
+
 def test_retention_takes_the_old_and_then_the_large(database):
     inspections, now = Inspections(database), time.time()
     old = inspections.add([row(now - 10 * 86400)] * 3, [picture()] * 3)
     new = inspections.add([row(now)] * 250, [picture()] * 250)
     inspections.mark(new[0], "missed")
-    assert Retention(database, keep_days=5, keep_bytes=10_000).run() == (3, 240)
+    assert Retention(database, keep_days=5, keep_bytes=10_000).run(at(now)) == (3, 240)
     assert not set(old) & {one.id for one in inspections.all(Filters())}
     assert inspections.picture(new[0])  # a marked one goes last
     assert inspections.picture(new[-1])
     with pytest.raises(MoleFlowError, match="not kept"):
         inspections.picture(new[1])
     assert inspections.get(new[1])  # what was said of it stays
-    assert Retention(database, keep_days=None, keep_bytes=10_000).run() == (0, 0)
-    assert Retention(database, keep_days=None, keep_bytes=0).run() == (0, 10)
+    assert Retention(database, keep_days=None, keep_bytes=10_000).run(at(now)) == (0, 0)
+    assert Retention(database, keep_days=None, keep_bytes=0).run(at(now)) == (0, 10)
+
+
+class Times:
+    """A system's clock, which may be wrong, and time that passes."""
+
+    def __init__(self, patch, now=1.8e9):
+        self.now, self.passed = now, 0.0
+        told = SimpleNamespace(time=lambda: self.now, monotonic=lambda: self.passed)
+        patch.setattr(clocks, "time", told)
+
+    def run(self, days, clock, retention):
+        """So long, with a look every six hours; how many inspections went."""
+        gone = 0
+        for _ in range(round(4 * days)):
+            self.now, self.passed = self.now + DAY / 4, self.passed + DAY / 4
+            gone += retention.run(clock.now())[0]
+        return gone
+
+
+@pytest.fixture
+def times(monkeypatch):
+    return Times(monkeypatch)
+
+
+def yearly(database, times, count=300):
+    """A history of nearly a year, its first inspection marked, with its clock and retention."""
+    inspections = Inspections(database)
+    moments = [times.now - 360 * DAY * (1 - i / count) for i in range(count)]
+    numbers = inspections.add([row(moment) for moment in moments], [picture(10)] * count)
+    inspections.mark(numbers[0], "missed")
+    return inspections, Clock(database), Retention(database, keep_days=365, keep_bytes=10**9)
+
+
+def test_a_clock_that_was_years_behind_for_a_shift_costs_nothing(database, times):
+    inspections, clock, retention = yearly(database, times)
+    right, times.now = times.now, times.now - 5 * 365 * DAY
+    shift = inspections.add([row(times.now + i) for i in range(100)], [picture(10)] * 100)
+    inspections.mark(shift[7], "missed")
+    assert times.run(0.5, clock, retention) == 0
+    times.now = right + 0.5 * DAY
+    assert times.run(4, Clock(database), retention) == 0
+    assert inspections.get(shift[7]).mark_kind == "missed"
+    assert times.run(3, clock, retention) == 3  # whose year is over
+    times.now += 360 * DAY
+    inspections.add([row(times.now)], [None])
+    assert times.run(16, clock, retention) == 397  # behind those that are old, that shift is
+
+
+def test_a_clock_that_is_years_ahead_for_a_shift_takes_a_few_days(database, times, caplog):
+    inspections, clock, retention = yearly(database, times)
+    times.now += 2 * 365 * DAY
+    shift = inspections.add([row(times.now + i) for i in range(50)], [None] * 50)
+    assert times.run(0.5, clock, retention) == 5  # of the year 5 days are left, and 11 more passed
+    assert "the clock is 725 days ahead of the time" in caplog.text
+    assert len(caplog.records) == 1
+    times.now -= 2 * 365 * DAY
+    (later,) = inspections.add([row(times.now)], [None])
+    assert times.run(1, Clock(database), retention) == 0  # also after a restart
+    assert inspections.get(shift[0])
+    times.now += 366 * DAY
+    (last,) = inspections.add([row(times.now)], [None])
+    assert times.run(16, Clock(database), retention) == 295 + 50 + 1  # that shift stands in nobody's way
+    assert inspections.get(last)
+    with pytest.raises(MoleFlowError, match=f"no inspection {later}"):
+        inspections.get(later)
+
+
+def test_a_station_that_was_off_for_a_season_deletes_some_days_later(database, times):
+    _, clock, retention = yearly(database, times)
+    times.run(1, clock, retention)
+    times.now += 90 * DAY
+    clock = Clock(database)
+    assert times.run(1, clock, retention) < 25
+    assert times.run(3, clock, retention) > 45
+
+
+def test_what_is_inspected_after_a_holiday_is_young_while_the_clock_is_followed(database, times):
+    inspections, clock, _ = yearly(database, times, 10)
+    retention = Retention(database, keep_days=5, keep_bytes=10**9)
+    clock.now()
+    times.now += 90 * DAY
+    (first,) = inspections.add([row(times.now + DAY / 2)], [None])  # while retention looks
+    assert times.run(4.5, clock, retention) == 10
+    times.now -= 3000 * DAY
+    assert times.run(1, Clock(database), retention) == 0
+    assert inspections.get(first)
+
+
+def test_a_history_whose_time_was_never_noted_is_as_old_as_what_is_in_it(database, times, monkeypatch):
+    inspections = Inspections(database)
+    inspections.add([row(times.now - 100 * DAY)], [None])
+    clock = Clock(database)
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "session", no_session)
+        times.passed += DAY
+        assert clock.now() == Moment(times.now - 76 * DAY, times.now + DAY)
+        full = Clock(database)
+        assert full.now().sure == -math.inf
+    assert full.now().sure == times.now - 100 * DAY
+
+
+def no_session():
+    raise Unready("no room", "disk_full")
+
+
+def test_lessons_are_as_old_as_those_before_them(database):
+    jobs = Jobs(database)
+
+    def job(created, finished):
+        number = jobs.add("teach", "x", sources=["a"], base_version=None, place=lambda _: None).id
+        return jobs.move(number, "cancelled", among=("queued",), created=created, finished=finished).id
+
+    first, behind, ahead, last = job(100, 110), job(5, 6), job(900, 910), job(120, 130)
+    assert jobs.settled_before(100, latest=500) == []
+    assert jobs.settled_before(105, latest=500) == [behind, ahead]
+    assert jobs.settled_before(111, latest=500) == [first, behind, ahead]
+    assert jobs.settled_before(131, latest=500) == [first, behind, ahead, last]
+    assert jobs.settled_before(115, latest=1000) == [first, behind]
 
 
 def test_room_of_what_went_is_given_back(database):
     inspections = Inspections(database)
     inspections.add([row(time.time())] * 10, [picture(1_000_000)] * 10)
-    Retention(database, keep_days=None, keep_bytes=0).run()
+    Retention(database, keep_days=None, keep_bytes=0).run(at(time.time()))
     with database.engine.connect() as connection:
         left = connection.exec_driver_sql("pragma freelist_count").scalar()
     assert 400 < left < 600  # 2000 of some 2500
@@ -158,7 +284,7 @@ def test_room_of_what_went_is_given_back(database):
 def test_a_number_is_never_given_twice(database):
     inspections = Inspections(database)
     (first,) = inspections.add([row(0.0)], [None])
-    Retention(database, keep_days=1, keep_bytes=0).run()
+    assert Retention(database, keep_days=1, keep_bytes=0).run(at(time.time())) == (1, 0)
     assert inspections.add([row(time.time())] * 2, [None] * 2) == [first + 1, first + 2]
 
 

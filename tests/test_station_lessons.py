@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 
@@ -18,6 +19,7 @@ from PIL import Image
 from moleflow import Detector
 from moleflow.station import changing, lesson, teaching
 from moleflow.station.history.audit import Person
+from moleflow.station.history.clock import Moment
 from moleflow.station.lessons import Lessons
 from moleflow.station.problems import Conflict, Unready
 from moleflow.store import LineStore, TaskRecord
@@ -256,7 +258,7 @@ def test_a_lesson_outlives_the_station(saved, pictures, pretended):
     with served(saved) as client:
         told = client.get(f"/api/v1/jobs/{job}").json()
         assert (told["state"], bool(told["finished"])) == ("interrupted", True)
-        client.station.lessons.tidy()  # its time begins with the interruption
+        client.station.lessons.tidy(Moment(time.time(), time.time()))  # its time begins with the interruption
         pretended.say({"review": REVIEW})
         client.post(f"/api/v1/jobs/{job}/resume")
         waits_for(client, job, "review")

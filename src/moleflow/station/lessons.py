@@ -15,6 +15,7 @@ from ..errors import TaskError
 from ..store import check_task_name
 from ..store.names import folded_name
 from .history.audit import Person
+from .history.clock import Moment
 from .history.jobs import LIVE, REVIEW, Jobs
 from .history.models import Job
 from .lesson import Wish
@@ -127,9 +128,9 @@ class Lessons:
         """A lesson as a station tells it."""
         return self.teaching.as_json(job)
 
-    def tidy(self) -> None:
+    def tidy(self, now: Moment) -> None:
         """Deletes photographs of lessons that nobody took up again."""
-        for number in self.jobs.settled_before(time.time() - FORGOTTEN):
+        for number in self.jobs.settled_before(now.sure - FORGOTTEN, latest=now.latest):
             self.teaching.forget(number)
 
     def close(self) -> None:

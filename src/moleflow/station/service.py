@@ -20,6 +20,7 @@ from .changing import Changing
 from .current import CurrentLine, refuse_other
 from .history import Database
 from .history.audit import Audit
+from .history.clock import Clock
 from .history.inspections import Inspections
 from .history.jobs import Jobs
 from .history.models import Inspection
@@ -77,6 +78,7 @@ class Station:
         self.changing = Changing(self.line, self.audit)
         self.lessons = Lessons(self, Jobs(self.database))
         self._disk = 0.0, 0
+        self._clock = Clock(self.database)
         self._retention = Retention(
             self.database, keep_days=settings.keep_days, keep_bytes=settings.keep_bytes
         )
@@ -149,10 +151,11 @@ class Station:
 
     def care(self) -> None:
         """Deletes what is old, from the database and from the folders of lessons."""
-        aged, freed = self._retention.run()
+        now = self._clock.now()
+        self.lessons.tidy(now)  # first: it needs no room
+        aged, freed = self._retention.run(now)
         if aged or freed:
             log.info("retention took %d inspections and %d pictures", aged, freed)
-        self.lessons.tidy()
 
     def close(self) -> None:
         """Answers what is in flight, interrupts a lesson, and lets go of the database."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy import func, select, update
+from sqlalchemy import select, update
 
 from ..problems import Conflict, Missing, Unready
 from .database import Database
@@ -129,8 +129,19 @@ class Jobs:
         self._late = False
         return count
 
-    def settled_before(self, moment: float) -> list[int]:
-        """Those that nobody has taken up since."""
-        old = (Job.state.in_((LIVE, *RESUMABLE)), func.coalesce(Job.finished, Job.created) < moment)
+    def settled_before(self, moment: float, latest: float) -> list[int]:
+        """Those that nobody has taken up since, by number.
+
+        A lesson that claims to have ended before an earlier one began ended after it, and what claims to be
+        later than `latest` says nothing: the clock was wrong.
+        """
+        settled, begun = [], None
         with self._database.session() as session:
-            return [*session.scalars(select(Job.id).where(*old))]
+            columns = (Job.id, Job.state, Job.created, Job.finished)
+            rows = session.execute(select(*columns).order_by(Job.id)).all()
+        for number, state, created, finished in rows:
+            begun = max((one for one in (begun, created) if one is not None and one <= latest), default=None)
+            ended = max((one for one in (begun, finished) if one is not None and one <= latest), default=None)
+            if state in (LIVE, *RESUMABLE) and ended is not None and ended < moment:
+                settled.append(number)
+        return settled

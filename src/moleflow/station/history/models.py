@@ -104,3 +104,12 @@ class Change(Base):
     product: Mapped[str | None] = mapped_column(String(80))
     detail: Mapped[dict[str, Any]] = mapped_column(JSON)
     outcome: Mapped[str] = mapped_column(Text)
+
+
+class SeenTime(Base):
+    """Up to when time was seen to pass; one row."""
+
+    __tablename__ = "seen_time"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    until: Mapped[float] = mapped_column(Float(53))
