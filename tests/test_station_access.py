@@ -3,6 +3,7 @@
 import contextlib
 import re
 import socket
+import sys
 import threading
 import time
 
@@ -278,6 +279,39 @@ def test_who_sends_slowly_is_sent_away(place, monkeypatch):
             )
             slow.sendall(head.encode())
             assert b"408" in slow.recv(100)
+
+
+@contextlib.contextmanager
+def crowd(port, count, *, sends=b"", calls_from="127.0.0.1"):
+    """So many connections from an address, each of which sent this and no more."""
+    with contextlib.ExitStack() as held:
+        made = []
+        for _ in range(count):
+            one = socket.create_connection(("127.0.0.1", port), 10, source_address=(calls_from, 0))
+            made.append(held.enter_context(one))
+            one.sendall(sends)
+        yield made
+
+
+HALF = b"PUT / HTTP/1.1\r\nHost: localhost\r\nX-Moleflow: 1\r\nContent-Length: 9\r\n\r\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the machine has one address of its own")
+@pytest.mark.parametrize("sends", [b"", b"GET / HT", HALF])
+def test_who_only_calls_shuts_nobody_out(place, monkeypatch, sends):
+    import httpx
+
+    monkeypatch.setattr("moleflow.station.web.server.CONNECTIONS", 24)
+    monkeypatch.setattr("moleflow.station.web.server.CROWD", 16)
+    app = create_app(settings_of(place, data=place.with_name("crowd")), Access())
+    with listening(app) as (port, server), httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        assert client.get("/api/v1/me").status_code == 200
+        with crowd(port, 60, sends=sends, calls_from="127.0.0.2") as made:
+            assert client.get("/api/v1/me").status_code == 200  # on the connection that it had
+            assert httpx.get(f"http://127.0.0.1:{port}/api/v1/me").status_code == 200
+            assert eventually(lambda: len(connections_of(server)) <= 16)
+            with contextlib.suppress(ConnectionResetError):
+                assert made[0].recv(100) == b""  # the first of them had to go
 
 
 def connections_of(server):

@@ -7,6 +7,8 @@ import errno
 import logging
 import os
 import socket
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,6 +23,7 @@ IDLE_SECONDS = 30  # that a connection is kept for another request
 TAKING_SECONDS = 30.0  # between two looks at whether an answer is being taken
 LAST_SECONDS = 60  # for what is in flight when the station ends
 CONNECTIONS = 512
+CROWD = 448  # connections from which on a new one takes the place of one whose sender keeps it waiting
 WAITING_CONNECTIONS = 256
 STREAM = socket.SOCK_STREAM
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # the machine has no such address
@@ -32,12 +35,15 @@ class Impatient(H11Protocol):
     _deadline: asyncio.TimerHandle | None = None
     _looking: asyncio.TimerHandle | None = None
     _left = 0  # bytes that were written and not taken at the last look
+    _since = 0.0  # when the connection was made, or its last answer was complete
 
     def connection_made(self, transport: Any) -> None:
         """Someone called."""
         super().connection_made(transport)
+        self._since = self.loop.time()
         self._wait_for_headers()
         self._look_later()
+        _make_room(self.connections, self)
 
     def data_received(self, data: bytes) -> None:
         """Some bytes came; a byte now and then moves no deadline."""
@@ -50,8 +56,19 @@ class Impatient(H11Protocol):
         """The next request has as much time, from its first byte on."""
         super().on_response_complete()
         idle = self.cycle is None or self.cycle.response_complete  # none that came right behind
+        self._since = self.loop.time()
         if idle and not self.transport.is_closing():
             self._wait_for_headers(IDLE_SECONDS)
+
+    @property
+    def waits(self) -> tuple[bool, float] | None:
+        """None while the station has something to do for it; of others the smallest is the first to go.
+
+        Connections without a request come before those whose request is not all there, each the oldest first.
+        """
+        if self.cycle is None or self.cycle.response_complete:
+            return False, self._since
+        return (True, self._since) if self.cycle.more_body else None
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Someone left."""
@@ -85,6 +102,22 @@ class Impatient(H11Protocol):
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+
+def _make_room(connections: Iterable[Any], newest: Any) -> None:
+    """In a crowd one goes of the address that has the most: whoever calls too often shuts out himself."""
+    there = [one for one in connections if not one.transport.is_closing()]
+    if len(there) < CROWD:
+        return
+    of = Counter(_address(one) for one in there)
+    most = max(of.values())
+    waiting = [one for one in there if of[_address(one)] == most and one.waits and one is not newest]
+    if waiting:
+        min(waiting, key=lambda one: one.waits).transport.abort()
+
+
+def _address(connection: Any) -> str:
+    return connection.client[0] if connection.client else ""
 
 
 def claimed(host: str, port: int) -> list[socket.socket]:
