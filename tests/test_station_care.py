@@ -272,13 +272,35 @@ def test_lessons_are_as_old_as_those_before_them(database):
     assert jobs.settled_before(115, latest=1000) == [first, behind]
 
 
-def test_room_of_what_went_is_given_back(database):
-    inspections = Inspections(database)
-    inspections.add([row(time.time())] * 10, [picture(1_000_000)] * 10)
-    Retention(database, keep_days=None, keep_bytes=0).run(at(time.time()))
-    with database.engine.connect() as connection:
-        left = connection.exec_driver_sql("pragma freelist_count").scalar()
-    assert 400 < left < 600  # 2000 of some 2500
+def test_room_of_what_went_is_given_back(database, monkeypatch):
+    inspections, file = Inspections(database), Path(database.engine.url.database)
+    inspections.add([row(time.time())] * 30, [picture(1_000_000)] * 30)
+    retention = Retention(database, keep_days=None, keep_bytes=1_000_000)
+    monkeypatch.setattr(databases, "SHRINKING", (500, 4))
+
+    def free():
+        with database.engine.connect() as connection:
+            return connection.exec_driver_sql("pragma freelist_count").scalar()
+
+    assert retention.run(at(time.time())) == (0, 29)
+    assert 4900 < free() < 5400  # of some 7200
+    assert retention.run(at(time.time())) == (0, 0)
+    assert free() < 3400  # also where nothing more went
+    monkeypatch.setattr(databases, "SHRINKING", (500, 64))
+    retention.run(at(time.time()))
+    assert 0 < free() <= 500
+    assert file.stat().st_size < 6_000_000
+    assert inspections.picture(30)
+
+
+def test_a_database_that_never_could_be_shrunk_stays_as_it_is(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "station.db")) as old:
+        old.execute("create table begun (x)")
+    with closing(Database(f"sqlite:///{tmp_path}/station.db")) as database:
+        inspections = Inspections(database)
+        inspections.add([row(time.time())] * 12, [picture(1_000_000)] * 12)
+        Retention(database, keep_days=None, keep_bytes=0).run(at(time.time()))
+        assert inspections.get(12)
 
 
 def test_a_number_is_never_given_twice(database):

@@ -34,6 +34,7 @@ log = logging.getLogger("moleflow.station")
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 20
 CONNECTIONS = 8, 40  # kept, and at most
+SHRINKING = 2000, 32  # pages a step, and steps at once
 FULL, IOERR_WRITE, IOERR_SHMSIZE = 13, 778, 4874  # of SQLite; Python 3.10 names none of them
 
 
@@ -105,11 +106,22 @@ class Database:
                 raise
 
     def shrink(self) -> None:
-        """Gives room that was freed back to the disk, where the database does not by itself."""
-        if self.engine.dialect.name == "sqlite":
-            with self.engine.connect() as connection:
-                held: Any = connection.connection.driver_connection
-                held.executescript("PRAGMA incremental_vacuum(2000)")  # execute() would free a single page
+        """Gives room that was freed back to the disk, where the database does not by itself.
+
+        A step's worth stays for what comes next, and after many steps it is enough for once.
+        """
+        if self.engine.dialect.name != "sqlite":
+            return
+        with _said(Path(str(self.engine.url.database)), "shrunk"), self.engine.connect() as connection:
+            held: Any = connection.connection.driver_connection
+            free = _free_pages(held)
+            for _ in range(SHRINKING[1]):  # between them others write
+                if free <= SHRINKING[0]:
+                    return
+                held.executescript(f"PRAGMA incremental_vacuum({SHRINKING[0]})")  # execute() would free one
+                before, free = free, _free_pages(held)
+                if free == before:  # a file from before it could be shrunk
+                    return
 
     def copy_to(self, target: Path) -> None:
         """A whole and consistent copy while others write; SQLite only."""
@@ -158,6 +170,10 @@ class Database:
                 raise Unready(f"the database is of a later moleflow: {error}", "database") from error
 
 
+def _free_pages(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA freelist_count").fetchone()[0])
+
+
 def require_restorable(source: Path) -> None:
     """Unready where a copy that `Database.copy_to` made is damaged by now, or of a later library."""
     with _said(source), _sqlite(source) as copy:
@@ -203,13 +219,13 @@ def _alembic() -> Config:
 
 
 @contextmanager
-def _said(path: Path) -> Iterator[None]:
-    """What SQLite says of a copy at this path, as the station says it."""
+def _said(path: Path, what: str = "copied") -> Iterator[None]:
+    """What SQLite says of a file at this path, as the station says it."""
     try:
         yield
     except sqlite3.Error as error:
         code = "disk_full" if is_full(error) else "database"
-        raise Unready(f"{path}: the database cannot be copied: {_short(error)}", code) from error
+        raise Unready(f"{path}: the database cannot be {what}: {_short(error)}", code) from error
 
 
 def _open(url: str) -> Engine:

@@ -26,8 +26,7 @@ class Retention:
         """How many inspections and how many pictures went."""
         aged = 0 if self._days is None else self._old(now)
         freed = self._large()
-        if aged or freed:
-            self._database.shrink()
+        self._database.shrink()
         return aged, freed
 
     def kept_bytes(self) -> int:
