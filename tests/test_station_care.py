@@ -323,7 +323,7 @@ def test_no_cell_is_a_formula(value):
 def test_a_full_disk_stops_learning_and_inspection_goes_on(saved, pictures):
     with served(saved) as client:
         station = client.station
-        station.disk_free = lambda: station.settings.least_free - 1
+        station.disk_free = lambda **_: station.settings.least_free - 1
         (told,) = inspect(client, pictures("gear", 1))
         assert told["recorded"]  # without its picture
         assert code_of(client.get(f"/api/v1/inspections/{told['id']}/image"), 404) == "not_found"
@@ -332,7 +332,7 @@ def test_a_full_disk_stops_learning_and_inspection_goes_on(saved, pictures):
         )
         assert code_of(answer, 503) == "disk_full"
         assert "inspection goes on" in answer.json()["error"]["message"]
-        station.disk_free = lambda: station.settings.least_free + 100  # less than what is sent
+        station.disk_free = lambda **_: station.settings.least_free + 100  # less than what is sent
         answer = client.post(
             "/api/v1/jobs", files=files(pictures("wood", 1)), data={"kind": "teach", "name": "x"}
         )

@@ -1,5 +1,6 @@
 """What is sent to a station: limits, lies, damage; a bad upload is answered with a name and costs little."""
 
+import contextlib
 import functools
 import gc
 import io
@@ -11,6 +12,8 @@ import threading
 import time
 import tracemalloc
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import psutil
@@ -21,9 +24,10 @@ from moleflow.data.factory import make_sample
 from moleflow.station.inspecting import Room
 from moleflow.station.pictures import clean_name, reduced, size_in_memory
 from moleflow.station.problems import Malformed, Problem, Unready
-from moleflow.station.web import jobs
+from moleflow.station.web import create_app, jobs
+from moleflow.station.web.access import Access
 from moleflow.station.web.uploads import read_form
-from station import SMALL, code_of, eventually, files, png, served
+from station import MARKED, SMALL, code_of, eventually, files, listening, png, served, settings_of
 
 NAMED = {400, 408, 413, 415, 422}
 
@@ -368,6 +372,45 @@ def test_of_a_lessons_photographs_one_is_open_at_a_time(client, monkeypatch):
     assert code_of(answer, 404) == "unknown_product"  # once all of it was read
     assert (len(opened), max(most)) == (SMALL.lesson_images, 1)
     assert all(file.closed for file in opened)
+
+
+def test_photographs_stop_where_they_would_take_the_room_that_is_to_stay_free(client, monkeypatch):
+    """Two at once, of which nobody said how large they are."""
+    import httpx
+
+    monkeypatch.setattr("moleflow.station.lessons.CHECKED", 20_000)
+    line = client.station.settings.line
+    settings = settings_of(line, data=line.with_name("room"), least_free=1000)
+    most, said = [0], []
+
+    def usage(folder):
+        taken = sum(file.stat().st_size for file in (settings.data / "arriving").glob("*/*"))
+        most[0] = max(most[0], taken)
+        return SimpleNamespace(free=1000 + 500_000 - taken)
+
+    def body():
+        for name in "ab":
+            yield (
+                b'--x\r\nContent-Disposition: form-data; name="images"; filename="%s"\r\n\r\n' % name.encode()
+            )
+            yield from [b"\0" * 20_000] * 100
+            yield b"\r\n"
+        yield b"--x--\r\n"
+
+    monkeypatch.setattr("moleflow.station.service.shutil.disk_usage", usage)
+    headers = MARKED | {"Content-Type": "multipart/form-data; boundary=x"}
+    app = create_app(settings, Access())
+    with listening(app) as (port, _), ThreadPoolExecutor(2) as threads:
+
+        def send(_):
+            with contextlib.suppress(httpx.TransportError):  # cut off while it sends
+                answer = httpx.post(f"http://127.0.0.1:{port}/api/v1/jobs", content=body(), headers=headers)
+                said.append(code_of(answer, 503))
+
+        list(threads.map(send, range(2)))
+        assert set(said) <= {"disk_full"}
+        assert 300_000 < most[0] < 700_000
+        assert eventually(lambda: not list((settings.data / "arriving").iterdir()))
 
 
 def test_damaged_photographs_of_a_lesson_are_named(client):

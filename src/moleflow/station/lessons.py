@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +28,27 @@ if TYPE_CHECKING:
 
 KINDS = ("teach", "update")
 PAST_PICTURES = 100  # inspections of a product that an update is tried on
+CHECKED = 8 << 20  # bytes of photographs between two looks at the disk
 FORGOTTEN = 14 * 86400.0  # seconds after which the photographs of a lesson that came to nothing go
+
+
+class Arriving:
+    """Photographs that come in.
+
+    Args:
+        folder: for them.
+        check: says no where there is no room for more.
+    """
+
+    def __init__(self, folder: Path, check: Callable[[], None]) -> None:
+        self.folder, self._check, self._came = folder, check, 0
+
+    def count(self, size: int) -> None:
+        """So many bytes came: others may have come beside them, and who sends need not have said how many."""
+        self._came += size
+        if self._came >= CHECKED:
+            self._came = 0
+            self._check()
 
 
 class Lessons:
@@ -41,19 +61,19 @@ class Lessons:
         self.teaching = Teaching(jobs, station.settings.data / "jobs", self._wish)
 
     @contextmanager
-    def arriving(self, size: int = 0) -> Iterator[Path]:
+    def arriving(self, size: int = 0) -> Iterator[Arriving]:
         """A folder for so many bytes of photographs; what was not made a lesson of goes at the end."""
         self.check_disk(size)
         self._arriving.mkdir(mode=0o700, parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(dir=self._arriving))
         try:
-            yield folder
+            yield Arriving(folder, self.check_disk)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
     def check_disk(self, size: int = 0) -> None:
         """Unready where there is no room to learn, or would be none with so many bytes more."""
-        free, least = self._station.disk_free() - size, self._station.settings.least_free
+        free, least = self._station.disk_free(looked_within=0.0) - size, self._station.settings.least_free
         if free < least:
             left = f"{max(free, 0) >> 20} MB are left on the disk, learning needs {least >> 20} MB"
             raise Unready(f"{left}; inspection goes on", "disk_full")

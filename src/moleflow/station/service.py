@@ -121,10 +121,10 @@ class Station:
                 return answers + [problem] * (len(uploads) - len(answers))
         return answers
 
-    def disk_free(self) -> int:
-        """Bytes on the disk of the station's folder."""
+    def disk_free(self, *, looked_within: float = LOOKED) -> int:
+        """Bytes on the disk of the station's folder, as they were so many seconds ago at most."""
         looked, free = self._disk
-        if time.monotonic() - looked > LOOKED:
+        if time.monotonic() - looked > looked_within:
             try:
                 free = shutil.disk_usage(self.settings.data).free
             except OSError:

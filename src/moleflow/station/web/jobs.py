@@ -71,16 +71,16 @@ async def begin(request: Request, service: Serving, who: Teacher) -> Any:
     """Begins a lesson: a new product, or more of a known one. Nothing goes live before it is accepted."""
     station = service.station
     limits = station.settings.limits
-    with station.lessons.arriving(length_of(request)) as folder, ExitStack() as files:
+    with station.lessons.arriving(length_of(request)) as arriving, ExitStack() as files:
 
         def sink(index: int) -> Any:
             files.close()  # of a thousand photographs one is open at a time
-            return files.enter_context(open(folder / f"{index:05d}", "wb"))
+            return files.enter_context(open(arriving.folder / f"{index:05d}", "wb"))
 
         bounds = Bounds(limits.lesson_images, limits.lesson_bytes, limits.bytes)
-        form = await read_form(request, bounds, file_field="images", sink=sink)
+        form = await read_form(request, bounds, file_field="images", sink=sink, count=arriving.count)
         files.close()
-        job = await to_thread.run_sync(_begun, station, who, form, folder)
+        job = await to_thread.run_sync(_begun, station, who, form, arriving.folder)
     return station.lessons.as_json(job)
 
 
