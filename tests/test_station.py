@@ -2,7 +2,10 @@
 
 import csv
 import io
+import re
 import shutil
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -108,6 +111,94 @@ def test_the_product_may_be_given(shared, line, probe):
     assert code_of(shared.post("/api/v1/inspections", files=files(probe[:1]), data={"task": "cable"}), 404)
     answer = shared.post("/api/v1/inspections", files=files(probe[:1]), data={"task": "../gear"})
     assert code_of(answer, 404) == "unknown_product"
+
+
+# What is sent again
+
+
+def count(client):
+    return len(client.get("/api/v1/inspections?limit=500").json()["items"])
+
+
+def test_what_is_sent_again_under_its_key_is_recorded_once(shared, probe):
+    before = count(shared)
+    told = inspect(shared, probe[:2], key="monday-7")
+    assert all(one["recorded"] for one in told)
+    marked = shared.put(f"/api/v1/inspections/{told[0]['id']}/mark", json={"kind": "missed"}).json()
+    assert inspect(shared, probe[:2], key="monday-7") == [marked, told[1]]
+    assert inspect(shared, probe[:2], key="monday-7", task="no product by now") == [marked, told[1]]
+    assert count(shared) == before + 2
+    more = inspect(shared, probe[:3], key="monday-7")  # of which the last is new
+    assert more[:2] == [marked, told[1]]
+    assert [one["id"] for one in inspect(shared, probe[:3], key="monday-7")] == [one["id"] for one in more]
+    assert count(shared) == before + 3
+    other = inspect(shared, probe[:1], key="monday-8")
+    assert other[0]["id"] not in {one["id"] for one in more}
+    assert inspect(shared, probe[:1])[0]["id"] > other[0]["id"]  # without a key every one is recorded
+
+
+def test_a_key_is_for_one_image(shared, probe):
+    (first,) = inspect(shared, probe[:1], key="tuesday")
+    before = count(shared)
+    answer = shared.post("/api/v1/inspections", files=files(probe[1:2]), data={"key": "tuesday"})
+    assert code_of(answer, 409) == "key_taken"
+    assert first["sha256"] in answer.json()["error"]["message"]
+    answer = shared.post("/api/v1/inspections", files=files(probe[1:3]), data={"key": "tuesday"})
+    found = answer.json()["results"]
+    assert found[0]["error"]["code"] == "key_taken"
+    assert found[1]["recorded"]
+    assert count(shared) == before + 1
+
+
+@pytest.mark.parametrize("key", ["", "x" * 65, "a\nb", "\0"])
+def test_a_key_that_cannot_be_one_is_named(shared, probe, key):
+    answer = shared.post("/api/v1/inspections", files=files(probe[:1]), data={"key": key})
+    assert code_of(answer, 422) == "unusable"
+    assert "1 to 64 printable characters" in answer.json()["error"]["message"]
+
+
+@pytest.fixture
+def together(shared, monkeypatch):
+    """So many requests know nothing of each other: each has asked for its key before any is inspected."""
+
+    def wait_for(count):
+        arrived, keyed = threading.Barrier(count), shared.station.inspections.keyed
+
+        def asked(keys):
+            found = keyed(keys)
+            if threading.current_thread().name != "recording":
+                arrived.wait(20)
+            return found
+
+        monkeypatch.setattr(shared.station.inspections, "keyed", asked)
+        return ThreadPoolExecutor(count)
+
+    return wait_for
+
+
+def counted(client):
+    found = re.findall(r"^moleflow_inspections_total.* (\d+)", client.get("/metrics").text, re.MULTILINE)
+    return sum(map(int, found))
+
+
+def test_of_some_at_once_under_one_key_one_is_recorded(shared, probe, together):
+    before = count(shared), counted(shared)
+    with together(6) as threads:
+        told = list(threads.map(lambda image: inspect(shared, [image], key="once"), [probe[0]] * 6))
+    assert all(one == told[0] for one in told)
+    assert (count(shared), counted(shared)) == (before[0] + 1, before[1] + 1)
+
+
+def test_of_two_images_at_once_under_one_key_one_is_refused(shared, probe, together):
+    def send(image):
+        return shared.post("/api/v1/inspections", files=files([image]), data={"key": "both"})
+
+    before = count(shared)
+    with together(2) as threads:
+        answers = sorted(threads.map(send, probe[:2]), key=lambda answer: answer.status_code)
+    assert answers[0].json()["results"][0]["recorded"]
+    assert code_of(answers[1], 409) == "key_taken"
+    assert count(shared) == before + 1
 
 
 # What is remembered

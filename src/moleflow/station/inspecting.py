@@ -56,7 +56,7 @@ class Inspecting:
 
     Args:
         line: the line as it is now; asked once a batch.
-        write: records a batch, and returns an answer for each; what it raises is raised for all of them.
+        write: records a batch, and returns an answer or a problem for each; what it raises is raised for all.
         batch: pictures that are inspected together at most.
         wait: seconds that the first of them waits for others.
         most: pictures that may wait.
@@ -169,7 +169,10 @@ class Inspecting:
                     waiting.answer.set_exception(problem)
                 continue
             for (waiting, _), answer in zip(batch, answers, strict=True):
-                waiting.answer.set_result(answer)
+                if isinstance(answer, Problem):
+                    waiting.answer.set_exception(answer)
+                else:
+                    waiting.answer.set_result(answer)
 
 
 def _predict(line: Loaded, shots: Sequence[Shot], task: str | None) -> list[Prediction | Failure]:

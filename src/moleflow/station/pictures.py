@@ -32,12 +32,14 @@ class Shot:
         sha256: of the file, in hex.
         pixels: its numbers, as the library takes them.
         jpeg: a copy of at most `KEPT_SIDE` pixels a side, as the line sees its light.
+        key: by which it is known where it is sent again; None where its sender gave none.
     """
 
     source: str
     sha256: str
     pixels: np.ndarray
     jpeg: bytes
+    key: str | None = None
 
 
 def size_in_memory(file: Path | bytes, source: str, *, most_pixels: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -52,6 +52,14 @@ class Inspections:
         if found is None:
             raise Missing(f"there is no inspection {number}")
         return found
+
+    def keyed(self, keys: Collection[str]) -> dict[str, Inspection]:
+        """Those that were sent under these keys, by key."""
+        if not keys:
+            return {}
+        with self._database.session() as session:
+            rows = session.scalars(select(Inspection).where(Inspection.key.in_(keys)))
+            return {str(row.key): row for row in rows}
 
     def picture(self, number: int) -> Picture:
         """Picture and map of one; Missing once retention took them."""

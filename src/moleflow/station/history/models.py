@@ -44,6 +44,7 @@ class Inspection(Base):
     mark_task: Mapped[str | None] = mapped_column(String(80))
     mark_note: Mapped[str | None] = mapped_column(Text)
     mark_time: Mapped[float | None] = mapped_column(Float(53))
+    key: Mapped[str | None] = mapped_column(String(80), index=True, unique=True)  # that its sender gave it
 
     __table_args__ = (
         Index("ix_inspections_task_id", "task", "id"),

@@ -15,16 +15,22 @@ from .. import pictures
 from ..history import Filters
 from ..history.inspections import MOST_ID, as_json
 from ..history.table import as_csv
-from ..problems import Malformed, Missing, Problem, Unready
+from ..problems import Malformed, Missing, Problem, Unready, Unusable
 from ..service import Upload
 from . import errors, schemas
 from .parts import WITH_BODY, Inspector, Serving, can_fail
-from .uploads import Bounds, read_form
+from .uploads import Bounds, Form, read_form
 
 router = APIRouter(prefix="/api/v1", tags=["inspections"])
 
 AT_ONCE = CapacityLimiter(64)  # requests that inspect; the others have threads of their own
 KEPT = {"Cache-Control": "private, max-age=86400, immutable"}
+LONGEST_KEY = 64
+KEY = (
+    "Of this request, another one for every other: a UUID. Where only the answer was lost, the same request "
+    "is sent again with the same key, and what was recorded of its images is answered instead of being "
+    "recorded twice; 409 `key_taken` where an image is another than the one in its place the first time."
+)
 FORM = {
     "requestBody": {
         "required": True,
@@ -42,6 +48,13 @@ FORM = {
                             "description": "PNG, JPEG, TIFF, BMP, WebP, GIF or PNM files.",
                         },
                         "task": {"type": "string", "description": "The product, where it is known."},
+                        "key": {
+                            "type": "string",
+                            "minLength": 1,
+                            "maxLength": LONGEST_KEY,
+                            "description": KEY,
+                            "example": "7f0c2b7e-3a55-4c1e-9d7a-5b1f6f7f2c11",
+                        },
                     },
                 }
             }
@@ -55,7 +68,7 @@ Side = Annotated[int, Query(ge=16, le=pictures.KEPT_SIDE, description="Pixels of
 @router.post(
     "/inspections",
     response_model=schemas.Results,
-    responses=can_fail(*WITH_BODY, 404, 415, 422),
+    responses=can_fail(*WITH_BODY, 404, 409, 415, 422),
     openapi_extra=FORM,
 )
 async def inspect(request: Request, service: Serving, who: Inspector) -> Any:
@@ -66,12 +79,12 @@ async def inspect(request: Request, service: Serving, who: Inspector) -> Any:
         form = await read_form(
             request, bounds, file_field="images", sink=lambda index: io.BytesIO(), count=count
         )
-        unknown = form.fields.keys() - {"task"}
+        unknown = form.fields.keys() - {"task", "key"}
         if unknown:
-            raise Malformed(f"expected the fields images and task, got {min(unknown)[:40]!r}")
+            raise Malformed(f"expected the fields images, task and key, got {min(unknown)[:40]!r}")
         if not form.files:
             raise Malformed("expected at least one file under images, got none", "no_images")
-        uploads = [Upload(called, sink.getvalue()) for called, sink in form.files]  # type: ignore[attr-defined]
+        uploads = _uploads(form)
         task = form.fields.get("task") or None
         found = await to_thread.run_sync(service.station.inspect, uploads, task, limiter=AT_ONCE)
     problems = [one for one in found if isinstance(one, Problem)]
@@ -84,6 +97,16 @@ async def inspect(request: Request, service: Serving, who: Inspector) -> Any:
             for upload, one in zip(uploads, found, strict=True)
         ]
     }
+
+
+def _uploads(form: Form) -> list[Upload]:
+    key = form.fields.get("key")
+    if key is not None and not (0 < len(key) <= LONGEST_KEY and key.isprintable()):
+        raise Unusable(f"key: expected 1 to {LONGEST_KEY} printable characters, got {key[:80]!r}")
+    return [
+        Upload(called, sink.getvalue(), None if key is None else f"{key}/{place}")  # type: ignore[attr-defined]
+        for place, (called, sink) in enumerate(form.files)
+    ]
 
 
 def _filters(
