@@ -18,7 +18,7 @@ test-long: $(READY)
 	OMP_NUM_THREADS=1 $(RUN) pytest -n 2 --dist worksteal -m "long and not slow"
 
 test-slow: $(READY)
-	$(RUN) pytest -m slow
+	$(RUN) pytest -m slow -rs
 
 lint: $(READY)
 	$(RUN) ruff check .
