@@ -18,6 +18,7 @@ from moleflow import Cells, Coreset, Detector, FlowConfig, LineConfig, ScoringCo
 from moleflow.cli import app
 from moleflow.cli import products as module
 from moleflow.cli.inspection import map_names
+from moleflow.cli.screen import amount
 from moleflow.data.factory import write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.errors import MoleFlowError
@@ -610,6 +611,13 @@ def test_list_and_info(saved, no_models):
     assert "[0001]" in shown
     assert "gear" not in shown
     assert "gear" in run("info", saved).stdout
+
+
+def test_info_says_the_bytes_that_the_library_says(saved, loaded):
+    for name in loaded.tasks:
+        expected = amount(loaded.info(name).bytes)
+        (row,) = [one for one in run("info", saved, name).stdout.splitlines() if one.startswith(name + " ")]
+        assert f" {expected} " in row
 
 
 def test_threshold_agrees_with_the_library(line):

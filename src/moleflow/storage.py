@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
-
-from .packing import numbers_in
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTS = {  # by the beginning of the names under which a line saves tensors
     "statistics": ("flow.statistics.",),
@@ -45,12 +45,29 @@ def parts_of(tensors: Mapping[str, Tensor], said: Mapping[str, Any]) -> dict[str
 
     A tensor that belongs to no part stands under the first word of its name.
     """
+    from .packing import numbers_in  # torch: what is on the disk is counted without
+
     found: dict[str, Part] = {}
     for name, tensor in tensors.items():
         _add(found, _part(name), Part(numbers_in(name, tensor), tensor.numel() * tensor.element_size()))
-    values = {key: said[key] for key in SAID if key in said}
+    values = _values(said)
     if values:
         _add(found, "calibration", Part(_numbers(values), len(json.dumps(values).encode())))
+    return found
+
+
+def bytes_on_disk(folder: Path, said: Mapping[str, Any]) -> int:
+    """Bytes of all parts of a product, by the lengths of its files alone.
+
+    Args:
+        folder: of its version.
+        said: the JSON that a line saves of it.
+    """
+    values = _values(said)
+    found = len(json.dumps(values).encode()) if values else 0
+    for file in folder.glob("*.safetensors"):
+        with open(file, "rb") as opened:
+            found += file.stat().st_size - 8 - int.from_bytes(opened.read(8), "little")
     return found
 
 
@@ -67,6 +84,10 @@ def _part(name: str) -> str:
 def _add(found: dict[str, Part], part: str, more: Part) -> None:
     held = found.get(part, Part(0, 0))
     found[part] = Part(held.numbers + more.numbers, held.bytes + more.bytes)
+
+
+def _values(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: said[key] for key in SAID if key in said}
 
 
 def _numbers(value: Any) -> int:

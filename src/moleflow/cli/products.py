@@ -311,5 +311,7 @@ def _base_bytes(line: Path) -> int:
 
 
 def _task_bytes(line: Path, record: TaskRecord) -> int:
-    folder = line / "tasks" / record.name / str(record.version)
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    """As a station and `Detector.info` say it."""
+    from ..storage import bytes_on_disk
+
+    return bytes_on_disk(line / "tasks" / record.name / str(record.version), record.info)

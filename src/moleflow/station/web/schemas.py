@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 MOST_PHOTOGRAPHS = 1_000_000  # far more than a lesson takes; within what JSON says exactly
+BYTES = "Of all its numbers in the saved line, file headers apart."
 Share = Annotated[float, Field(ge=1e-9, le=0.999, allow_inf_nan=False)]  # a threshold of it is finite
 Name = Annotated[str, Field(min_length=1, max_length=80, pattern=r"^[^\x00]*$")]
 Text = Annotated[str, Field(max_length=2000, pattern=r"^[^\x00]*$")]
@@ -53,7 +54,7 @@ class ProductBrief(BaseModel):
     images: int | None
     threshold: float | None
     false_alarm_rate: float | None = Field(description="null where the threshold was set by hand.")
-    bytes: int | None
+    bytes: int | None = Field(description=BYTES)
     seconds: float | None = Field(description="That it took to learn.")
     quarantined: bool
     reason: str | None = Field(description="Why it is quarantined.")
@@ -188,7 +189,7 @@ class ProductDetail(BaseModel):
     images: int | None
     threshold: float | None
     false_alarm_rate: float | None
-    bytes: int | None
+    bytes: int | None = Field(description=BYTES)
     quarantined: bool
     reason: str | None
     calibration: str | None
