@@ -31,6 +31,7 @@ from moleflow.station import Limits, Station, backup, lesson, teaching
 from moleflow.station.history import Database, Filters, models
 from moleflow.station.history import clock as clocks
 from moleflow.station.history import database as databases
+from moleflow.station.history import inspections as histories
 from moleflow.station.history.clock import DAY, Clock, Moment
 from moleflow.station.history.inspections import Inspections
 from moleflow.station.history.jobs import Jobs
@@ -308,6 +309,42 @@ def test_a_number_is_never_given_twice(database):
     (first,) = inspections.add([row(0.0)], [None])
     assert Retention(database, keep_days=1, keep_bytes=0).run(at(time.time())) == (1, 0)
     assert inspections.add([row(time.time())] * 2, [None] * 2) == [first + 1, first + 2]
+
+
+def test_a_text_is_looked_for_piece_by_piece(database, monkeypatch):
+    monkeypatch.setattr(histories, "SEARCHED", 10)
+    inspections, found = Inspections(database), Filters(text="bolt")
+    assert inspections.page(found, before=None, limit=5) == ([], None)
+    sources = ["bolt" if i in (0, 17, 18, 30) else "nut" for i in range(40)]
+    numbers = inspections.add([row(0.0, source=source) for source in sources], [None] * 40)
+    pages, before = [], None
+    while True:
+        rows, before = inspections.page(found, before=before, limit=1)
+        pages.append([one.id - numbers[0] for one in rows])
+        if before is None:
+            break
+    assert pages == [[30], [], [18], [17], [0]]
+    assert [one.id - numbers[0] for one in inspections.all(found)] == [30, 18, 17, 0]
+    assert inspections.page(found, before=10**6, limit=1)[0][0].source == "bolt"
+    assert len(inspections.page(Filters(), before=None, limit=40)[0]) == 40
+
+
+def test_what_is_told_of_a_version_is_looked_for_among_the_products_last(database, monkeypatch):
+    monkeypatch.setattr(histories, "LOOKED_AT", 10)
+    inspections = Inspections(database)
+    versions = ["0002"] * 3 + ["0001"] * 6 + ["0002"] * 2
+    rows = [row(0.0, version=version, pred_score=2.0) for version in versions]
+    numbers = inspections.add([*rows, *[row(0.0, task="nut")] * 20], [picture()] + [None] * 30)
+    assert [one.id for one in inspections.last("gear", 5, version="0002")] == [
+        numbers[i] for i in (10, 9, 2, 1)
+    ]
+    assert inspections.last("gear", 5, kept=True) == []  # the one before
+    assert inspections.under_threshold("gear", "0002", 3.0) == {
+        "inspections": 4,
+        "to_good": 4,
+        "to_defective": 0,
+    }
+    assert inspections.counts("gear")["good"] == 10
 
 
 @pytest.mark.parametrize("value", ["=1", "+1", "-1", "@x", "\tx", "\rx", "\nx"])

@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterator, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from sqlalchemy import Subquery, func, insert, select, update
+from sqlalchemy import ColumnElement, Subquery, func, insert, select, update
+from sqlalchemy.orm import Session, aliased
 
 from ..problems import Missing
 from .database import Database
@@ -16,6 +17,7 @@ from .models import Inspection, Picture
 
 STATUSES = ("good", "defective", "unknown", "drifting")
 AT_ONCE = 500  # rows of a stream
+SEARCHED = 100_000  # numbers that a text is looked for among at once
 RECENT, LOOKED_AT = 1000, 10_000  # inspections of a product
 MOST_ID = 2**63 - 1  # of what a database can count
 
@@ -72,13 +74,28 @@ class Inspections:
     def page(
         self, filters: Filters, *, before: int | None, limit: int
     ) -> tuple[list[Inspection], int | None]:
-        """The newest first, and the number to go on before; None at the end."""
+        """The newest first, and the number to go on before; None at the end.
+
+        A text is looked for among `SEARCHED` numbers at once: there may be more where nothing was found.
+        """
         query = select(Inspection).where(*filters.clauses()).order_by(Inspection.id.desc()).limit(limit + 1)
         if before is not None:
             query = query.where(Inspection.id < min(before, MOST_ID))
         with self._database.session() as session:
+            down_to = self._searched(session, before) if filters.text else None
+            if down_to is not None:
+                query = query.where(Inspection.id >= down_to)
             rows = list(session.scalars(query))
-        return rows[:limit], rows[limit - 1].id if len(rows) > limit else None
+        return rows[:limit], rows[limit - 1].id if len(rows) > limit else down_to
+
+    @staticmethod
+    def _searched(session: Session, before: int | None) -> int | None:
+        """The number down to which is searched at once; None where that is all."""
+        first, last = (session.scalar(select(end(Inspection.id))) for end in (func.min, func.max))
+        if first is None or last is None:
+            return None
+        down_to = min(last + 1, before or last + 1) - SEARCHED
+        return down_to if down_to > first else None
 
     def all(self, filters: Filters) -> Iterator[Inspection]:
         """Every one, the newest first, few in memory at a time."""
@@ -111,7 +128,7 @@ class Inspections:
         return {status: found.get(status, 0) for status in STATUSES}
 
     def under_threshold(self, product: str, version: str | None, threshold: float) -> dict[str, int]:
-        """How the verdicts on the last `LOOKED_AT` images of a version would be with another threshold.
+        """How verdicts of a version, of the last `LOOKED_AT` on the product, would be with another threshold.
 
         Inspections that were taken for none of the products do not count: a threshold says nothing of them.
         """
@@ -128,20 +145,32 @@ class Inspections:
 
     @staticmethod
     def _recent(product: str, version: str | None, most: int) -> Subquery:
-        """The last ones, so that a long history slows nothing down."""
-        row, where = Inspection, Filters(product=product, version=version).clauses()
+        row = Inspection
         columns = (row.status, row.known, row.pred_score, row.threshold)
-        return select(*columns).where(*where).order_by(row.id.desc()).limit(most).subquery()
+        return select(*columns).where(*_of(product, version)).order_by(row.id.desc()).limit(most).subquery()
 
     def last(
         self, product: str, most: int, *, version: str | None = None, kept: bool = False
     ) -> list[Inspection]:
-        """The last ones of a product, the newest first; with `kept` only those that have a picture."""
-        query = select(Inspection).where(*Filters(product=product, version=version).clauses())
+        """The last ones of a product, the newest first; with `kept` only those that have a picture.
+
+        Those of a version, or with a picture, are looked for among the last `LOOKED_AT`.
+        """
+        query = select(Inspection).where(*_of(product, version))
         if kept:
             query = query.join(Picture, Picture.inspection_id == Inspection.id)
         with self._database.session() as session:
             return list(session.scalars(query.order_by(Inspection.id.desc()).limit(most)))
+
+
+def _of(product: str, version: str | None) -> Sequence[ColumnElement[bool]]:
+    """Those of a version among the last of a product, so that a long history of others slows nothing down."""
+    other = aliased(Inspection)
+    before = (
+        select(other.id).where(other.task == product).order_by(other.id.desc()).offset(LOOKED_AT).limit(1)
+    )
+    within = Inspection.id > func.coalesce(before.scalar_subquery(), 0)
+    return [*Filters(product=product, version=version).clauses(), within]
 
 
 def as_json(row: Inspection) -> dict[str, Any]:

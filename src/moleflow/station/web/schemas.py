@@ -142,7 +142,10 @@ class InspectionPage(BaseModel):
     """The newest first."""
 
     items: list[Inspection]
-    next: int | None = Field(description="Pass it as `before` for the next page.")
+    next: int | None = Field(
+        description="Pass it as `before` for the next page. Of a text there may be more behind a page with "
+        "less than was asked for: it is looked for among 100,000 numbers at once."
+    )
 
 
 class MarkGiven(Given):
