@@ -242,6 +242,42 @@ def test_what_was_damaged_since_it_was_opened_is_named_when_it_is_held(out, tmp_
         inspector.hold()
 
 
+def harm(file):
+    file.write_bytes(file.read_bytes() + b"?")
+
+
+@pytest.mark.parametrize("name", ["products/gear.safetensors", "products/gear.json"])
+def test_a_damaged_product_may_be_left_out_and_is_judged_by_no_other(out, tmp_path, probe, name):
+    folder, whole = Path(shutil.copytree(out, tmp_path / "copy")), Inspector(out)
+    harm(folder / name)
+    inspector = Inspector(folder, damaged="quarantine")
+    inspector.hold()
+    assert inspector.tasks == ("wood", "bottle_cap")
+    assert list(inspector.damaged) == ["gear"]
+    assert f"{Path(name).name}: damaged or changed" in inspector.damaged["gear"]
+    others = [image for image, said in zip(probe, whole.predict(probe), strict=True) if said.task != "gear"]
+    assert 0 < len(others) < len(probe)
+    assert_same(inspector.predict(others), whole.predict(others))
+    for image in probe:
+        if not any(image is other for other in others):
+            with pytest.raises(LineError, match=r"'gear' is damaged and cannot be inspected: .*gear"):
+                inspector.predict([image])
+    with pytest.raises(LineError, match="'gear' is damaged"):
+        inspector.predict(others, task="gear")
+    with pytest.raises(TaskError, match="known: 'wood', 'bottle_cap'"):
+        inspector.predict(others, task="cable")
+
+
+@pytest.mark.parametrize("name", ["backbone.onnx", "router.safetensors", "density-0.onnx"])
+def test_what_all_products_need_cannot_be_left_out(out, tmp_path, name):
+    folder = Path(shutil.copytree(out, tmp_path / "copy"))
+    harm(folder / name)
+    with pytest.raises(LineError, match=f"{name}: damaged or changed"):
+        Inspector(folder, damaged="quarantine")
+    with pytest.raises(ConfigError, match="quarantine"):
+        Inspector(out, damaged="ignore")
+
+
 def test_a_file_that_the_index_does_not_list_is_missed_before_any_image(out, tmp_path):
     folder = Path(shutil.copytree(out, tmp_path / "copy"))
     index = json.loads((folder / "exported.json").read_text())

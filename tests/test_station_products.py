@@ -210,6 +210,22 @@ def test_a_line_that_is_not_there_yet_is_begun_with_its_first_product(tmp_path):
         Station(settings_of(tmp_path / "photos"))
 
 
+def test_a_damaged_product_of_an_export_is_quarantined_and_the_others_work(saved, tmp_path, probe):
+    export_line(saved, tmp_path / "out", images=probe[:1])
+    (tmp_path / "out" / "products" / "gear.safetensors").write_bytes(b"")
+    with served(tmp_path / "out") as client:
+        told = {one["name"]: one for one in client.get("/api/v1/line").json()["products"]}
+        assert [one["quarantined"] for one in told.values()] == [False, False, True]
+        assert "gear.safetensors" in told["gear"]["reason"]
+        found = client.post("/api/v1/inspections", files=files(probe[:3])).json()["results"]
+        assert found[0]["error"]["code"] == "line"  # nearest to what cannot be asked
+        assert "'gear' is damaged" in found[0]["error"]["message"]
+        assert [one["task"] for one in found[1:]] == ["wood", "bottle_cap"]
+        assert len(client.get("/api/v1/inspections").json()["items"]) == 2
+        answer = client.post("/api/v1/inspections", files=files(probe[:1]), data={"task": "gear"})
+        assert code_of(answer, 503) == "quarantined"
+
+
 @pytest.mark.long
 def test_an_exported_line_is_inspected_and_not_changed(saved, tmp_path, probe, line):
     export_line(saved, tmp_path / "out")

@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..inspection import check_stream, inspect_all
 from ..intake import Intake, Picture, without_border
 from ..results import Failure, Prediction
+from ..store import Damaged
 from .line import ExportedLine, Seen, is_exported
 
 __all__ = ["Inspector", "is_exported"]
@@ -28,21 +29,31 @@ class Inspector:
     Args:
         path: folder that `moleflow export` wrote.
         threads: processor threads; as many as there are cores by default.
+        damaged: "raise" refuses a line of which one product is damaged; "quarantine" leaves that one out,
+            names it in `damaged`, and inspects the others. An image that is nearest to it is judged by none
+            of them: it raises LineError.
 
     Raises:
         LineError: there is no exported line, it is damaged, or of a later format.
-        ConfigError: no thread.
+        ConfigError: no thread, or another word for `damaged`.
     """
 
-    def __init__(self, path: str | Path, *, threads: int | None = None) -> None:
+    def __init__(self, path: str | Path, *, threads: int | None = None, damaged: Damaged = "raise") -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ConfigError(f"expected at least 1 thread, got {threads!r}")
-        self._line = ExportedLine(path, threads=threads or os.cpu_count() or 1)
+        if damaged not in ("raise", "quarantine"):
+            raise ConfigError(f'expected damaged to be "raise" or "quarantine", got {damaged!r}')
+        self._line = ExportedLine(path, threads=threads or os.cpu_count() or 1, damaged=damaged)
 
     @property
     def tasks(self) -> tuple[str, ...]:
         """Names of the products, in the order they were added."""
         return tuple(self._line.entries)
+
+    @property
+    def damaged(self) -> dict[str, str]:
+        """Products that were left out because their files are damaged, with the reason."""
+        return dict(self._line.damaged)
 
     @property
     def intake(self) -> Intake:

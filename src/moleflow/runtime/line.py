@@ -16,6 +16,7 @@ import safetensors.numpy
 from ..errors import LineError, TaskError
 from ..intake import Intake
 from ..pose import Pose
+from ..store import Damaged
 from ..store.files import EXPORTED, read_bytes
 from ..store.index import parse_json, require_own_hash
 from ..store.names import check_task_name
@@ -78,6 +79,8 @@ class Products(Mapping[str, ExportedProduct]):
         self._read = lru_cache(maxsize=PRODUCTS_AT_ONCE)(line.read_product)
 
     def __getitem__(self, name: str) -> ExportedProduct:
+        if name in self._line.damaged:
+            raise LineError(f"{name!r} is damaged and cannot be inspected: {self._line.damaged[name]}")
         if name not in self._line.entries:
             raise KeyError(name)
         return self._read(name)
@@ -95,13 +98,15 @@ class ExportedLine:
     Args:
         path: its folder.
         threads: of the processor.
+        damaged: as of an `Inspector`.
 
     Raises:
         LineError: there is no exported line, it is damaged, or of a later format.
     """
 
-    def __init__(self, path: str | Path, *, threads: int) -> None:
+    def __init__(self, path: str | Path, *, threads: int, damaged: Damaged = "raise") -> None:
         self.path, self.threads = Path(path), threads
+        self.damaged: dict[str, str] = {}  # products that were left out, with the reason
         try:
             index = self.path / INDEX
             self._index = parse_json(read_bytes(self.path, index), index)
@@ -129,7 +134,7 @@ class ExportedLine:
             self._witness: Witness | None = None  # exports of before have none
             if "witness" in self._index:
                 self._witness = Witness.from_dict(self._index["witness"], self._router.dim)
-            self._check_files()
+            self._check_files(damaged)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise LineError(
                 f"{self.path}: expected a complete exported line, but something is missing: {error!r}"
@@ -145,6 +150,8 @@ class ExportedLine:
     def require(self, name: str) -> str:
         """The name of a product as it is written; `TaskError` when there is none."""
         name = check_task_name(name)
+        if name in self.damaged:
+            return name  # what is to be read of it says why it cannot be
         if name not in self.entries:
             known = ", ".join(map(repr, self.entries))
             raise TaskError(f"{name!r} is no product of this line; known: {known}")
@@ -240,13 +247,33 @@ class ExportedLine:
         file = f"{name}{NETWORKS[self.engine]}"
         return (file, f"{name}.bin") if self.engine == "openvino" else (file,)
 
-    def _check_files(self) -> None:
+    def _check_files(self, damaged: Damaged) -> None:
         """Reads every file once: what is damaged is missed now, not when the first image needs it."""
-        networks = ["backbone", *(str(entry["network"]) for entry in self.entries.values())]
-        needed = [file for name in networks for file in self._network_files(name)]
-        needed += [f"products/{name}{end}" for name in self.entries for end in (".safetensors", ".json")]
-        for file in dict.fromkeys((*needed, *self._files)):
-            self._bytes(file)
+        own = {name: self._product_files(name) for name in self.entries}
+        belonging = {file for files in own.values() for file in files}
+        for file in dict.fromkeys((*self._network_files("backbone"), *self._files)):
+            if file not in belonging:
+                self._bytes(file)
+        amiss: dict[str, LineError] = {}
+        for file in dict.fromkeys(file for files in own.values() for file in files):
+            try:
+                self._bytes(file)
+            except LineError as error:
+                if damaged == "raise" or self._replaced():
+                    raise
+                amiss[file] = error
+        for name, files in own.items():
+            found = next((amiss[file] for file in files if file in amiss), None)
+            if found is not None:
+                self.damaged[name] = str(found)
+                del self.entries[name]
+        if not self.entries and amiss:  # nothing is left
+            raise next(iter(amiss.values()))
+
+    def _product_files(self, name: str) -> tuple[str, ...]:
+        """All that a product needs, also what it shares with others."""
+        network = self._network_files(str(self.entries[name]["network"]))
+        return *network, f"products/{name}.safetensors", f"products/{name}.json"
 
     def _arrays(self, file: str) -> dict[str, np.ndarray]:
         try:

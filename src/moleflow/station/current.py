@@ -129,9 +129,9 @@ class CurrentLine:
     def _read(self, state: State) -> Loaded:
         settings = self._settings
         if is_exported(settings.line):
-            inspector = Inspector(settings.line, threads=settings.threads)
+            inspector = Inspector(settings.line, threads=settings.threads, damaged="quarantine")
             _warm(inspector)
-            return Loaded(inspector, state)
+            return Loaded(inspector, state, damaged=inspector.damaged)
         if not self.store.exists():
             refuse_other(settings.line)
             if self.now.names:  # a drive that is away, or a folder that is just replaced
@@ -154,10 +154,12 @@ class CurrentLine:
 
 def _warm(inspector: Detector | Inspector) -> None:
     """What would be opened with the first image is opened before the line is swapped in."""
+    exported = isinstance(inspector, Inspector)
     if inspector.tasks:
+        task = inspector.tasks[0] if exported else None  # the nearest of an export may be damaged
         blank = np.zeros((*inspector.intake.size, 3))
         for kind in (np.uint8, np.uint16):  # one of them is of the line's kind
-            inspector.predict([blank.astype(kind)], errors="yield")
+            inspector.predict([blank.astype(kind)], task=task, errors="yield")
     if isinstance(inspector, Inspector):
         inspector.hold()  # as a detector does: its folder may be away later
 
