@@ -85,7 +85,7 @@ export async function enterToken(refusal) {
 }
 
 /** A response of the service that is no error. */
-export async function request(path, { method = "GET", body, signal, patience = PATIENCE } = {}) {
+export async function request(path, { method = "GET", body, signal, patience = PATIENCE, cache = "default" } = {}) {
   if (declined) throw declined;
   const sent = token;
   const headers = { "X-Moleflow": "1", Accept: "application/json, image/*, text/csv" };
@@ -96,7 +96,7 @@ export async function request(path, { method = "GET", body, signal, patience = P
     content = JSON.stringify(body);
   }
   const limit = AbortSignal.timeout(patience);
-  const options = { method, headers, body: content, credentials: "omit" };
+  const options = { method, headers, body: content, credentials: "omit", cache };
   let answer;
   try {
     answer = await fetch(ROOT + path, { ...options, signal: signal ? AbortSignal.any([signal, limit]) : limit });
@@ -115,7 +115,7 @@ export async function request(path, { method = "GET", body, signal, patience = P
   if (answer.status !== 401) throw refusal;
   const another = token !== sent; // somebody entered one while this was on its way
   if (another || (await enterToken(refusal))) {
-    return request(path, { method, body, signal, patience });
+    return request(path, { method, body, signal, patience, cache });
   }
   throw refusal;
 }
@@ -136,9 +136,9 @@ export async function ask(path, options) {
   return answer.status === 204 ? null : answer.json();
 }
 
-/** A file of the service. */
+/** A file of the service; one that the browser keeps is shown only after the service said that it is still the same. */
 export async function fetchBlob(path, options) {
-  return (await request(path, options)).blob();
+  return (await request(path, { ...options, cache: "no-cache" })).blob();
 }
 
 /** Sends a form of any size. Said to `progress` from 0 to 1 as it goes, which fetch cannot tell. */

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Annotated, Any, Literal
 
 from anyio import CapacityLimiter, to_thread
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from fastapi.responses import Response, StreamingResponse
 
+from ... import __version__
 from .. import pictures
 from ..history import Filters
 from ..history.inspections import MOST_ID, as_json
@@ -24,7 +26,7 @@ from .uploads import Bounds, Form, read_form
 router = APIRouter(prefix="/api/v1", tags=["inspections"])
 
 AT_ONCE = CapacityLimiter(64)  # requests that inspect; the others have threads of their own
-KEPT = {"Cache-Control": "private, max-age=86400, immutable"}
+ANEW = "private, no-cache"  # a number names another picture in another database: who keeps one asks first
 LONGEST_KEY = 64
 KEY = (
     "Of this request, another one for every other: a UUID. Where only the answer was lost, the same request "
@@ -63,6 +65,8 @@ FORM = {
 }
 Id = Annotated[int, Path(ge=1, le=MOST_ID, examples=[17])]
 Side = Annotated[int, Query(ge=16, le=pictures.KEPT_SIDE, description="Pixels of the longer side.")]
+Held = Annotated[str | None, Header(alias="If-None-Match", description="ETag of what is there already.")]
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "what is there already is the same"}}
 
 
 @router.post(
@@ -169,32 +173,37 @@ def get(id: Id, service: Serving, who: Inspector) -> Any:
 @router.get(
     "/inspections/{id}/image",
     response_class=Response,
-    responses=can_fail(404, 422) | {200: {"content": {"image/jpeg": {}}}},
+    responses=can_fail(404, 422) | UNCHANGED | {200: {"content": {"image/jpeg": {}}}},
 )
-def image(id: Id, service: Serving, who: Inspector, side: Side = pictures.KEPT_SIDE) -> Response:
+def image(
+    id: Id, service: Serving, who: Inspector, side: Side = pictures.KEPT_SIDE, held: Held = None
+) -> Response:
     """Its picture as JPEG; 404 once retention took it."""
     jpeg = service.station.inspections.picture(id).jpeg
+    headers = _tagged(jpeg, side)
+    if _is_held(headers, held):
+        return Response(status_code=304, headers=headers)
     if max(pictures.jpeg_size(jpeg)) > side:
         jpeg = pictures.reduced(jpeg, "picture", side)
-    return Response(jpeg, media_type="image/jpeg", headers=KEPT)
+    return Response(jpeg, media_type="image/jpeg", headers=headers)
 
 
 @router.get(
     "/inspections/{id}/map",
     response_class=Response,
-    responses=can_fail(404, 422) | {200: {"content": {"image/png": {}}}},
+    responses=can_fail(404, 422) | UNCHANGED | {200: {"content": {"image/png": {}}}},
 )
-def map_(id: Id, service: Serving, who: Inspector, side: Side = pictures.KEPT_SIDE) -> Response:
+def map_(
+    id: Id, service: Serving, who: Inspector, side: Side = pictures.KEPT_SIDE, held: Held = None
+) -> Response:
     """Its anomaly map alone as PNG, clear where there is nothing, of the size of its picture."""
     row, kept = service.station.inspections.get(id), service.station.inspections.picture(id)
-    drawn = pictures.map_layer(
-        kept.map,
-        (kept.map_height, kept.map_width),
-        threshold=row.map_threshold,
-        shown=pictures.jpeg_size(kept.jpeg),
-        side=side,
-    )
-    return Response(drawn, media_type="image/png", headers=KEPT)
+    grid, shown = (kept.map_height, kept.map_width), pictures.jpeg_size(kept.jpeg)
+    headers = _tagged(kept.map, grid, row.map_threshold, shown, side)
+    if _is_held(headers, held):
+        return Response(status_code=304, headers=headers)
+    drawn = pictures.map_layer(kept.map, grid, threshold=row.map_threshold, shown=shown, side=side)
+    return Response(drawn, media_type="image/png", headers=headers)
 
 
 @router.put(
@@ -215,6 +224,18 @@ def mark(id: Id, given: schemas.MarkGiven, service: Serving, who: Inspector) -> 
 def unmark(id: Id, service: Serving, who: Inspector) -> Any:
     """Takes that back."""
     return as_json(service.station.inspections.mark(id, None))
+
+
+def _tagged(content: bytes, *drawn: object) -> dict[str, str]:
+    """Headers by which an answer is known again: of what was kept, how it is drawn, and who draws."""
+    digest = hashlib.sha256(content)
+    digest.update(repr((__version__, *drawn)).encode())
+    return {"Cache-Control": ANEW, "ETag": f'"{digest.hexdigest()[:32]}"'}
+
+
+def _is_held(headers: dict[str, str], held: str | None) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in (held or "").split(",")]
+    return headers["ETag"] in tags or tags == ["*"]
 
 
 def _seconds(moment: datetime | None) -> float | None:
