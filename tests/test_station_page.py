@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -865,8 +866,6 @@ FOLDER = """
 
 @slow
 def test_a_folder_is_watched(opened, photographs):
-    import base64
-
     page = opened(past=0, script=FOLDER)
     _band(page, "ready")
     old, new = (
@@ -887,6 +886,68 @@ def test_a_folder_is_watched(opened, photographs):
     page.evaluate("([name, data]) => put(name, data)", ["gear-7.png", old])
     page.wait_for_timeout(3500)
     assert [one["source"] for one in page.mock.inspections] == ["gear-bad-2.png", "gear-1.png", "gear-7.png"]
+
+
+SHARE = """
+  window.share = { files: new Map(), fails: {}, reads: {}, looks: 0, away: false };
+  window.put = (name, address) => {
+    const bytes = Uint8Array.from(atob(address), (letter) => letter.charCodeAt(0));
+    share.files.set(name, new File([bytes], name, { lastModified: share.files.size }));
+  };
+  const read = (name, file) => {
+    share.reads[name] = (share.reads[name] ?? 0) + 1;
+    if (share.fails[name]?.includes(share.reads[name])) throw new DOMException(`no ${name}`, "NotFoundError");
+    return file;
+  };
+  window.showDirectoryPicker = async () => ({
+    name: "share",
+    async *entries() {
+      share.looks += 1;
+      for (const [name, file] of share.files) {
+        yield [name, { kind: "file", getFile: async () => read(name, file) }];
+      }
+      if (share.away) throw new DOMException("the share is away", "NotReadableError");
+    },
+  });
+"""
+PUT = "(files) => files.forEach(([name, data]) => put(name, data))"
+
+
+def _contents(photographs, *names):
+    """Files as `PUT` takes them."""
+    data = [base64.b64encode(Path(path).read_bytes()).decode() for path in photographs(*names)]
+    return list(zip(names, data, strict=True))
+
+
+@slow
+def test_a_file_that_cannot_be_read_takes_no_other_with_it(opened, photographs):
+    page = opened(past=0, script=SHARE)
+    _band(page, "ready")
+    old, *new = _contents(photographs, "gear-1.png", "gear-3.png", "gear-5.png", "gear-7.png")
+    page.evaluate("share.fails = {'gear-1.png': [1, 2], 'gear-7.png': [2]}")  # which times it cannot be read
+    page.evaluate(PUT, [old])
+    page.click("text=Watch a folder")
+    page.wait_for_selector("text=gear-1.png cannot be read: no gear-1.png")
+    page.evaluate(PUT, new)
+    _until(page, "document.querySelectorAll('.strip-list li').length === 3")
+    assert sorted(one["source"] for one in page.mock.inspections) == [name for name, _ in new]
+    page.wait_for_selector("text=Also inspect the 1 that was there")
+    assert page.locator("text=cannot be read").count() == 0
+
+
+@slow
+def test_what_a_share_held_before_it_dropped_is_inspected_when_it_is_back(opened, photographs):
+    page = opened(past=0, script=SHARE)
+    _band(page, "ready")
+    page.click("text=Watch a folder")
+    page.wait_for_selector("text=Watching share")
+    page.evaluate("share.away = true")
+    page.evaluate(PUT, _contents(photographs, "gear-1.png"))
+    _until(page, "share.reads['gear-1.png'] > 1")  # once to know it and once more to see it stand still
+    page.wait_for_selector("text=the share is away")
+    page.evaluate("share.away = false")
+    assert _band(page, "good") == "Good"
+    page.wait_for_selector("text=the share is away", state="detached")
 
 
 @slow

@@ -125,10 +125,11 @@ function folderLine(signal) {
   const draw = () => {
     line.hidden = folder.name === null;
     if (line.hidden) return;
-    const words = folder.error ?? t("folder.watched", { name: folder.name, n: folder.taken });
+    const words = t("folder.watched", { name: folder.name, n: folder.taken });
     const before = folder.before.length;
     const held = line.contains(document.activeElement) ? document.activeElement.dataset.does : null;
     line.replaceChildren(tool("folder"), el("span", { text: words }),
+      ...(folder.error ? [el("span", { class: "error", text: folder.error })] : []),
       ...(before ? [button(t("folder.before", { n: before }), takeBefore, { class: "small", data: { does: "before" } })] : []),
       button(t("folder.stop"), stopWatching, { class: "small", data: { does: "stop" } }));
     if (held) line.querySelector(`[data-does=${held}]`)?.focus();
