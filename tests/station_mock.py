@@ -84,6 +84,12 @@ def encoded(pixels, kind: str, side: int) -> bytes:
     return stream.getvalue()
 
 
+def set_event():
+    event = threading.Event()
+    event.set()
+    return event
+
+
 class Refused(Exception):
     def __init__(self, status: int, code: str, message: str):
         super().__init__(message)
@@ -99,6 +105,12 @@ class Mock:
         self.inspections: list[dict] = []
         self.jobs: list[dict] = []
         self.away = False  # answers 503 to everything, as a station that begins
+        self.going = (
+            set_event()
+        )  # cleared: nothing is answered but the page, as by a process that stands still
+        self.judging = set_event()  # cleared: no image is judged, everything else is answered
+        self.swallowed = 0  # of the next inspections the answer is lost after they were recorded
+        self.keys: dict[str, dict] = {}
         self.troubles: list[str | None] = []  # why of the next images one cannot be judged; None where it can
         self.products = {name: self._product(name, at) for at, name in enumerate(FAULTS) if name != "wood"}
         start = datetime.now(timezone.utc) - timedelta(minutes=3 * past)
@@ -404,13 +416,22 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if url.path == "/" or parts[0] == "page":
                 return self._file("index.html" if url.path == "/" else parts[1])
+            self.mock.going.wait()
+            inspects = method == "POST" and parts[2:] == ["inspections"]
+            if inspects:
+                self.mock.judging.wait()
             if self.mock.away:
                 raise Refused(503, "not_ready", "the station is starting")
             role = self._role()
             if method != "GET" and self.headers.get("X-Moleflow") != "1":
                 raise Refused(403, "no_header", "expected the header X-Moleflow: 1")
             with self.mock.lock:
-                self._send(*self._route(method, parts[2:], asked, body, role))
+                answer = self._route(method, parts[2:], asked, body, role)
+                if inspects and self.mock.swallowed:
+                    self.mock.swallowed -= 1
+                    self.close_connection = True
+                    return
+                self._send(*answer)
         except Refused as no:
             self._send(no.status, {"error": {"code": no.code, "message": no.message}})
         except BrokenPipeError:
@@ -471,6 +492,9 @@ class Handler(BaseHTTPRequestHandler):
         mock = self.mock
         if method == "POST":
             form = self._form(body)
+            key = form.get("key")
+            if key in mock.keys:
+                return 200, {"results": [public(mock.keys[key])]}
             results = []
             for name, data in form["files"]:
                 trouble = mock.troubles.pop(0) if mock.troubles else None
@@ -485,7 +509,10 @@ class Handler(BaseHTTPRequestHandler):
                     error = {"code": "not_an_image", "message": f"{name}: expected an image, it is none"}
                     results.append({"source": name, "error": error})
                 else:
-                    results.append(public(mock.inspect(name, task=form.get("task"))))
+                    entry = mock.inspect(name, task=form.get("task"))
+                    results.append(public(entry))
+                    if key:
+                        mock.keys[key] = entry
             if all("error" in result for result in results):
                 if trouble:
                     raise Refused(503, trouble, results[-1]["error"]["message"])

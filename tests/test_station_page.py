@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+from datetime import datetime, timedelta, timezone
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -259,7 +260,7 @@ def test_text_can_be_read_on_every_ground(theme):
     pairs += [(ink, ground) for ink in ("unknown-ink", "drifting-ink") for ground in grounds]
     pairs += [("ink", "raised"), ("soft", "raised"), ("good", "good-ground"), ("ink", "warn-ground")]
     pairs += [("on-accent", "accent"), ("accent", "accent-soft"), ("ink", "accent-soft")]
-    pairs += [(f"on-{status}", status) for status in ("defective", "unknown", "drifting")]
+    pairs += [(f"on-{status}", status) for status in ("defective", "unknown", "drifting", "working")]
     for text, ground in pairs:
         assert _contrast(colours[text], colours[ground]) >= 4.5, (theme, text, ground)
     for ground in grounds:  # the borders of what can be pressed
@@ -730,6 +731,184 @@ def test_a_lost_connection_is_said_and_mended(browser, station, opened, photogra
 
 
 @slow
+@pytest.mark.parametrize("motion", ["no-preference", "reduce"])
+def test_no_verdict_stands_while_the_next_part_is_judged(opened, photographs, motion):
+    page = opened()
+    page.emulate_media(reduced_motion=motion)
+    _inspect(page, photographs("gear-1.png"))
+    assert _band(page, "good") == "Good"
+    page.wait_for_selector(".stage:not(.empty) .photo")
+    page.mock.judging.clear()
+    _inspect(page, photographs("gear-bad-2.png"))
+    assert _band(page, "working") == "Inspecting…"
+    assert "gear-bad-2.png" in page.inner_text(".band")
+    ground = "getComputedStyle(document.querySelector('.band')).backgroundColor"
+    assert page.evaluate(ground) == "rgb(59, 77, 102)"
+    for old in (".photo", ".score", ".marks"):
+        assert page.is_hidden(old), old
+    size = page.evaluate("parseFloat(getComputedStyle(document.querySelector('.word')).fontSize)")
+    assert size >= 72
+    page.mock.judging.set()
+    assert _band(page, "defective") == "DEFECTIVE"
+    page.wait_for_selector(".photo")
+    assert page.is_visible(".score")
+
+
+@slow
+def test_no_verdict_stands_while_the_station_is_away(opened, photographs):
+    page = opened(past=2, allowed=["ERR_", "Failed to load"])
+    page.check("text=Follow")
+    _inspect(page, photographs("gear-1.png"))
+    _band(page, "good")
+    page.mock.going.clear()  # it neither answers nor refuses
+    assert _band(page, "lost") == "NO CONNECTION"
+    page.wait_for_selector("#banner:has-text('as long as this page stays open')")
+    assert page.is_hidden(".photo")
+    page.mock.going.set()
+    assert _band(page, "good") == "Good"  # nothing came meanwhile: the last one, with its time and name
+    page.mock.away = True  # it refuses
+    assert _band(page, "lost") == "NO ANSWER"
+    assert "the station is starting" in page.inner_text(".band")
+    page.mock.away = False
+    page.mock.inspect("gear-bad-2.png")
+    assert _band(page, "defective") == "DEFECTIVE"
+
+
+@slow
+def test_two_verdicts_that_read_alike_are_told_apart(opened, photographs):
+    page = opened()
+    seen = "window.flashes = 0; addEventListener('animationstart', ({animationName}) => "
+    page.evaluate(seen + "{ if (animationName === 'flash') window.flashes += 1; })")
+    for n, name in enumerate(("gear-1.png", "gear-3.png"), 1):
+        _inspect(page, photographs(name))
+        page.wait_for_selector(f".band .which:has-text('{name}')")
+        assert re.search(r"\d\d:\d\d:\d\d", page.inner_text(".band time"))
+        _until(page, f"window.flashes === {n}")
+        page.wait_for_timeout(500)
+    page.click(".strip-list li:nth-child(2) button")
+    page.wait_for_selector(".band .which:has-text('earlier')")
+    assert page.evaluate("window.flashes") == 2  # what a person chose is no news
+
+
+@slow
+def test_a_picture_does_not_stand_beside_the_verdict_of_another(opened, photographs):
+    page = opened()
+    _inspect(page, photographs("gear-1.png"))
+    _band(page, "good")
+    page.wait_for_selector(".stage:not(.empty) .photo")
+    page.route("**/image?side=1024", lambda route: None)  # the next picture never comes
+    page.route("**/image?side=512", lambda route: None)
+    _inspect(page, photographs("gear-bad-2.png"))
+    _band(page, "defective")
+    page.wait_for_selector(".photo", state="hidden")
+
+
+@slow
+def test_an_image_whose_answer_was_lost_is_recorded_once(opened, photographs):
+    page = opened(past=0, allowed=["ERR_EMPTY"])
+    page.mock.swallowed = 1
+    _inspect(page, photographs("gear-bad-2.png", "gear-1.png"))
+    assert _band(page, "defective") == "DEFECTIVE"
+    assert sorted(one["source"] for one in page.mock.inspections) == ["gear-1.png", "gear-bad-2.png"]
+    assert len(page.mock.keys) == 2
+    assert all(0 < len(key) <= 64 for key in page.mock.keys)
+    page.evaluate("crypto.randomUUID = undefined")  # as over plain HTTP from another machine
+    _inspect(page, photographs("gear-1.png"))  # the same file again is another part
+    _until(page, "document.querySelectorAll('.strip-list li').length === 3")
+    assert len(page.mock.inspections) == len(page.mock.keys) == 3
+
+
+@slow
+def test_a_file_that_is_gone_before_it_is_sent_is_named(opened):
+    page = opened(past=0)
+    _band(page, "ready")
+    gone = "async () => { throw new DOMException('', 'NotFoundError'); }"
+    page.evaluate(f"void (Blob.prototype.arrayBuffer = {gone})")
+    page.set_input_files("#choose-files", [{"name": "a.png", "mimeType": "image/png", "buffer": b"a"}])
+    assert _band(page, "failed") == "NOT INSPECTED"
+    assert "moved, deleted or written anew" in page.inner_text(".facts")
+    assert page.is_hidden("#banner")
+
+
+@slow
+def test_the_newest_is_followed_whatever_the_clock_says(station, opened):
+    server = station(past=0)
+    for at in range(24):
+        server.mock.inspect(f"gear-{at}.png")
+    page = opened(server=server)
+    page.check("text=Follow")
+    page.wait_for_selector(".strip-list [data-id='24']")
+    for at in range(24, 64, 20):  # until the strip is full
+        for one in range(at, at + 20):
+            page.mock.inspect(f"gear-{one}.png")
+        page.wait_for_selector(f".band .which:has-text('gear-{at + 19}.png')")
+    assert page.locator(".strip-list li").count() == 60
+    earlier = datetime.now(timezone.utc) - timedelta(hours=1)  # the clock was put back
+    page.mock.inspect("unknown-3.png", when=earlier)
+    _band(page, "unknown")
+    page.mock.inspect("gear-200.png", when=earlier)
+    assert _band(page, "good") == "Good"
+    assert page.get_attribute(".strip-list li:first-child button", "data-id") == "66"
+    page.wait_for_timeout(2500)  # two more looks
+    assert page.get_attribute(".band", "data-status") == "good"
+
+
+@slow
+def test_another_history_at_the_same_address_is_taken_for_another(opened):
+    page = opened(past=0)
+    for at in range(9):
+        page.mock.inspect(f"gear-{at}.png")
+    page.check("text=Follow")
+    page.wait_for_selector(".strip-list li")
+    page.click(".strip-list li button")
+    _band(page, "good")
+    page.mock.inspections.clear()  # a station over a fresh database: its numbers begin at 1 again
+    page.mock.inspect("bottle_cap-bad-2.png")
+    assert _band(page, "ready") == "Ready"
+    _until(page, "document.querySelectorAll('.strip-list li').length === 1")
+    page.mock.inspect("bottle_cap-bad-4.png")
+    assert _band(page, "defective") == "DEFECTIVE"
+
+
+@slow
+def test_what_was_set_beside_the_belt_is_kept(opened):
+    page = opened(past=2)
+    page.check("text=Follow")
+    page.select_option("#known-product", "bottle_cap")
+    page.reload()
+    _band(page, "ready")
+    assert page.is_checked(".strip-head input")
+    assert page.input_value("#known-product") == "bottle_cap"
+    page.wait_for_selector(".strip-list li")
+    page.mock.inspect("gear-bad-2.png")
+    assert _band(page, "defective") == "DEFECTIVE"
+    page.uncheck("text=Follow")
+    page.reload()
+    _band(page, "ready")
+    assert not page.is_checked(".strip-head input")
+
+
+@slow
+def test_the_page_is_not_left_while_something_waits_without_a_question(opened, photographs):
+    page = opened(past=0, script=SHARE)
+    _band(page, "ready")
+    asked = "(() => { const e = new Event('beforeunload', {cancelable: true}); return !dispatchEvent(e); })()"
+    assert not page.evaluate(asked)
+    page.mock.judging.clear()
+    _inspect(page, photographs("gear-1.png"))
+    _band(page, "working")
+    assert page.evaluate(asked)
+    page.mock.judging.set()
+    _band(page, "good")
+    assert not page.evaluate(asked)
+    page.click("text=Watch a folder")
+    page.wait_for_selector("text=Watching share")
+    assert page.evaluate(asked)
+    page.click(".state-line >> text=Stop")
+    assert not page.evaluate(asked)
+
+
+@slow
 def test_what_is_damaged_holds_nobody_up_and_what_passes_is_waited_for(opened, photographs):
     page = opened(allowed=["503"])
     page.mock.troubles = ["line"]
@@ -753,7 +932,7 @@ def test_a_station_that_begins_is_waited_for(station, opened):
 
 @slow
 def test_it_speaks_korean(opened, photographs):
-    page = opened(locale="ko-KR", viewport=NARROW)
+    page = opened(locale="ko-KR", viewport=NARROW, allowed=["503", "404"])
     assert _band(page, "ready") == "대기"
     assert page.get_attribute("html", "lang") == "ko"
     _inspect(page, photographs("unknown-3.png"))
@@ -762,6 +941,14 @@ def test_it_speaks_korean(opened, photographs):
     _inspect(page, photographs("gear-drift-2.png"))
     assert _band(page, "drifting") == "조건 변화"
     assert "학습한 양품보다 어둡습니다" in page.inner_text(".facts")
+    page.mock.troubles = ["line"]
+    _inspect(page, photographs("gear-5.png"))
+    assert _band(page, "failed") == "검사 불가"
+    assert page.get_attribute(".facts .error", "lang") == "en"
+    _inspect(page, photographs("gear-drift-2.png"))
+    _band(page, "drifting")
+    page.goto(page.base + "#/products/nothing")
+    page.wait_for_selector(".error[lang=en]:has-text('knows no product')")
     page.goto(page.base + "#/products/gear")
     page.wait_for_selector(".lead:has-text('서로 다른 사진 120장')")
     page.goto(page.base + "#/inspect")

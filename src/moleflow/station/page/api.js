@@ -4,18 +4,22 @@ import { t } from "./words.js";
 
 const ROOT = "api/v1/";
 const PATIENCE = 30_000; // milliseconds for a question; sending images may take as long as it takes
+export const LOOKING = 6000; // for a look that is repeated: what is shown must not stand long after the station went
 const STRIKES = 3;
+const LASTING = new Set(["line", "quarantined", "nothing_taught"]);
 const KEPT = "moleflow.token";
+const UNNAMED = "unnamed"; // code of an answer that explains nothing: a sentence of the page's stands for it
 
 /** The service said no; `message` is its own sentence. */
 export class Refusal extends Error {
   constructor(status, code, message, retryAfter = 0) {
     super(message);
-    Object.assign(this, { name: "Refusal", status, code, retryAfter });
+    const lang = code === UNNAMED ? undefined : "en"; // the service speaks English
+    Object.assign(this, { name: "Refusal", status, code, retryAfter, lang });
   }
   /** True where the same request may succeed a little later; what is damaged stays so until somebody mends it. */
   get passes() {
-    return this.status === 429 || (this.status === 503 && this.code !== "line");
+    return this.status === 429 || (this.status === 503 && !LASTING.has(this.code));
   }
 }
 
@@ -126,7 +130,7 @@ async function refusalOf(answer) {
     const { error } = await answer.json();
     return new Refusal(answer.status, error.code, error.message, wait);
   } catch {
-    return new Refusal(answer.status, "unnamed", t("error.unnamed", { status: answer.status }), wait);
+    return new Refusal(answer.status, UNNAMED, t("error.unnamed", { status: answer.status }), wait);
   }
 }
 
@@ -144,6 +148,7 @@ export async function fetchBlob(path, options) {
 /** Sends a form of any size. Said to `progress` from 0 to 1 as it goes, which fetch cannot tell. */
 export async function send(path, form, { progress = () => {}, signal } = {}) {
   if (declined) throw declined;
+  const sent = token;
   const { status, text, wait } = await upload(path, form, progress, signal);
   if (status === 0 || status === 502 || status === 504) {
     met(false);
@@ -153,8 +158,9 @@ export async function send(path, form, { progress = () => {}, signal } = {}) {
   const said = parsed(text);
   if (status < 300 && said !== null) return said;
   const sentence = said?.error?.message ?? t("error.unnamed", { status });
-  const refusal = new Refusal(status, said?.error?.code ?? "unnamed", sentence, wait);
-  if (status === 401 && (await enterToken(refusal))) {
+  const refusal = new Refusal(status, said?.error?.code ?? UNNAMED, sentence, wait);
+  const another = token !== sent; // somebody entered one while this was on its way
+  if (status === 401 && (another || (await enterToken(refusal)))) {
     return send(path, form, { progress, signal });
   }
   throw refusal;
@@ -208,7 +214,7 @@ export async function insistently(act, { signal, waiting = () => {} } = {}) {
 }
 
 function answers() {
-  return request("me").then(() => true, () => false);
+  return request("me", { patience: LOOKING }).then(() => true, () => false);
 }
 
 /** "?a=b" of what has a value. */

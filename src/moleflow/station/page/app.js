@@ -2,9 +2,10 @@
 import { ask, connection, enterToken, hasToken, tokensComeFrom, useToken } from "./api.js";
 import { askToken } from "./dialogs.js";
 import { announce, button, el, errorPlace, pause, showError } from "./dom.js";
+import { folder } from "./folder.js";
 import { show as showGallery } from "./gallery.js";
 import { tool } from "./icons.js";
-import { inbox } from "./inbox.js";
+import { inbox, unfinished } from "./inbox.js";
 import { show as showInspect } from "./inspect.js";
 import { show as showInspection } from "./inspection.js";
 import { show as showJob } from "./job.js";
@@ -91,7 +92,7 @@ function drawAccess() {
 }
 
 function drawCounts() {
-  const waiting = inbox.waiting.length + inbox.sending.length;
+  const waiting = unfinished();
   byId("waiting-count").hidden = waiting < 2;
   byId("waiting-count").textContent = waiting;
 }
@@ -191,6 +192,9 @@ async function start() {
   news.addEventListener("tick", countReviews);
   inbox.addEventListener("queue", drawCounts);
   addEventListener("hashchange", () => navigate());
+  addEventListener("beforeunload", (event) => {
+    if (unfinished() || folder.name !== null) event.preventDefault(); // the browser asks: both end with the page
+  });
   keys(new AbortController().signal, {
     1: () => (location.hash = "#/inspect"), 2: () => (location.hash = "#/history"),
     3: () => (location.hash = "#/products"), 4: () => (location.hash = "#/teach"),

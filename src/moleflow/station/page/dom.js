@@ -57,6 +57,8 @@ export function errorPlace() {
 
 export function showError(place, error) {
   place.textContent = error.message;
+  if (error.lang) place.lang = error.lang;
+  else place.removeAttribute("lang");
   place.hidden = false;
 }
 

@@ -1,4 +1,5 @@
-// Shapes that tell verdicts apart without colour: circle, octagon, diamond, triangle, square; and a few tools.
+// Shapes that tell verdicts apart without colour: circle, octagon, diamond, triangle, square; an hourglass and a broken
+// bar where there is none; and a few tools.
 import { svg } from "./dom.js";
 
 const SHAPES = {
@@ -7,6 +8,8 @@ const SHAPES = {
   unknown: ["M12 .8L23.2 12 12 23.2.8 12z", "M9.3 9.6a2.8 2.8 0 1 1 4.3 2.4c-1 .7-1.6 1.2-1.6 2.3M12 17v.3"],
   drifting: ["M12 1.8L23.3 21.5H.7z", "M7.6 16.6c1.5-1.7 2.9-1.7 4.4 0s2.9 1.7 4.4 0M12 8.3v4"],
   failed: ["M2.5 2.5h19v19h-19z", "M7.5 16.5l9-9"],
+  working: ["M4 1.5h16v3.6L14.4 12l5.6 6.9v3.6H4v-3.6L9.6 12 4 5.1z", "M8.4 18.9h7.2M10 5.3h4"],
+  lost: ["M1.5 6h8v12h-8zM14.5 6h8v12h-8z", "M4.2 12h2.6M17.2 12h2.6"],
   ready: ["M12 1.5a10.5 10.5 0 1 0 0 21 10.5 10.5 0 0 0 0-21z", "M12 7v5.4l3.4 2"],
 };
 

@@ -1,22 +1,41 @@
 // Images on their way to an inspection, and what came back. It goes on while another view is open.
-import { ask, insistently, query, send } from "./api.js";
-import { session } from "./session.js";
+import { ask, insistently, LOOKING, query, send } from "./api.js";
+import { remember, remembered } from "./dom.js";
+import { t } from "./words.js";
 
-const AT_ONCE = 8; // images a request, so that the first verdicts of many come soon
-const FILLED = 0.9; // of the bytes of a request: the form takes some itself
+const AT_ONCE = 4; // images on their way together: a browser keeps six connections, and the looks need theirs
 const KEPT = 60; // results in the strip
 const SEEN = 24;
-const PASSING = new Set(["busy", "closing", "database"]); // why one image of several could not be judged just then
 
-/** Events: "queue" (something waits or went), "verdict" (detail: the result to show), "recent". */
+/** Events: "queue" (something waits or went), "verdict" (detail: the result to show), "recent", "anew". */
 export const inbox = new EventTarget();
-Object.assign(inbox, { waiting: [], sending: [], recent: [], shown: null, following: false, trouble: null, task: "" });
+Object.assign(inbox, { waiting: [], sending: [], recent: [], shown: null, trouble: null });
+Object.assign(inbox, { following: remembered("follow", "off") === "on", task: remembered("product", "") });
 
 let pumping = false;
 let unrecorded = 0; // failures, and what a full disk left no room for
 let looked = false;
+let seen = new Set(); // numbers of inspections that were met
+let newest = 0; // the highest of them
 
 const tell = (name, detail) => inbox.dispatchEvent(new CustomEvent(name, { detail }));
+
+/** Whether what others have inspected is shown; kept for the next time. */
+export function follow(on) {
+  inbox.following = on;
+  remember("follow", on ? "on" : "off");
+}
+
+/** Which product the images show, "" where the line finds it; kept for the next time. */
+export function giveProduct(name) {
+  inbox.task = name;
+  remember("product", name);
+}
+
+/** How many images are not inspected yet. */
+export function unfinished() {
+  return inbox.waiting.length + inbox.sending.length;
+}
 
 /** Puts files in the queue. */
 export function take(files) {
@@ -35,9 +54,9 @@ async function pump() {
   pumping = true;
   try {
     while (inbox.waiting.length) {
-      inbox.sending = inbox.waiting.splice(0, nextBatch());
+      inbox.sending = inbox.waiting.splice(0, AT_ONCE);
       tell("queue");
-      settle(await inspected(inbox.sending));
+      settle(await Promise.all(inbox.sending.map(inspected)));
     }
   } finally {
     pumping = false;
@@ -47,34 +66,14 @@ async function pump() {
   }
 }
 
-/** How many of the waiting images one request may bring. */
-function nextBatch() {
-  const { images, bytes } = session.line.limits;
-  let [count, size] = [1, inbox.waiting[0].size];
-  while (count < Math.min(AT_ONCE, images, inbox.waiting.length)) {
-    size += inbox.waiting[count].size;
-    if (size > FILLED * bytes) break;
-    count += 1;
-  }
-  return count;
-}
-
-/** The results of a batch; each image alone where the batch was refused as a whole. */
-async function inspected(batch) {
+/** What the station says of an image, or why it says nothing. */
+async function inspected(file) {
   try {
-    const answer = await insistently(() => send("inspections", formOf(batch)), { waiting: troubled });
-    const { results } = answer;
-    for (const [at, { error }] of results.entries()) {
-      if (PASSING.has(error?.code)) [results[at]] = await inspected([batch[at]]);
-    }
-    return results;
-  } catch (error) {
-    if (batch.length === 1 || error.status === 403) {
-      return batch.map((file) => ({ source: file.name, error: { code: error.code, message: error.message } }));
-    }
-    const results = [];
-    for (const file of batch) results.push(...(await inspected([file])));
-    return results;
+    const form = await formOf(file);
+    const { results } = await insistently(() => send("inspections", form), { waiting: troubled });
+    return results[0];
+  } catch ({ code, message, lang }) {
+    return { source: file.name, time: new Date().toISOString(), error: { code, message, lang } };
   }
 }
 
@@ -83,11 +82,27 @@ function troubled(error) {
   tell("queue");
 }
 
-function formOf(batch) {
+/** The same at every try: where only the answer was lost, the station knows the image again by its key. */
+async function formOf(file) {
   const form = new FormData();
-  for (const file of batch) form.append("images", file, file.name);
+  form.append("images", new Blob([await contentOf(file)], { type: file.type }), file.name);
+  form.append("key", newKey());
   if (inbox.task) form.append("task", inbox.task);
   return form;
+}
+
+/** Bytes of a file, read once: it may be moved, or written anew, before it is sent again. */
+async function contentOf(file) {
+  try {
+    return await file.arrayBuffer();
+  } catch {
+    throw new Error(t("queue.unreadable"));
+  }
+}
+
+function newKey() {
+  if (crypto.randomUUID) return crypto.randomUUID(); // only where the page is local or on HTTPS
+  return [...crypto.getRandomValues(new Uint8Array(16))].map((one) => one.toString(16).padStart(2, "0")).join("");
 }
 
 /** Of several at once the last that is no good part is shown: it must not be passed over. */
@@ -99,17 +114,19 @@ function settle(results) {
 }
 
 function add(items) {
-  const known = new Set(inbox.recent.map((item) => item.id));
-  const fresh = items.filter((item) => !known.has(item.id)).reverse();
-  // Newest first by their times: what others had inspected may come in between.
-  inbox.recent = [...fresh, ...inbox.recent].sort((one, other) => when(other) - when(one)).slice(0, KEPT);
+  for (const { id } of items) if (Number.isInteger(id)) seen.add(id);
+  newest = Math.max(newest, ...seen);
+  const there = new Set(inbox.recent.map((item) => item.id));
+  const fresh = items.filter((item) => !there.has(item.id)).reverse();
+  // Newest first by their numbers, for a clock may be put back: what others had inspected may come in between.
+  inbox.recent = [...fresh, ...inbox.recent].sort((one, other) => placeOf(other) - placeOf(one)).slice(0, KEPT);
   tell("recent");
 }
 
-/** When an image was inspected; a failure has the time it came back. */
-function when(item) {
-  item.at ??= item.time ? Date.parse(item.time) : Date.now();
-  return item.at;
+/** Where an item stands: by its number, and one without behind all that came before it. */
+function placeOf(item) {
+  item.place ??= Number.isInteger(item.id) ? item.id : newest + 0.5;
+  return item.place;
 }
 
 /** Shows a result: a new one, or one chosen from the strip. */
@@ -127,12 +144,23 @@ export function replace(inspection) {
 
 /** What others had inspected meanwhile; shown at once when the page follows the station. */
 export async function lookForNew(signal) {
-  const { items } = await ask(`inspections${query({ limit: SEEN })}`, { signal });
-  const known = new Set(inbox.recent.map((item) => item.id));
-  const fresh = items.filter(({ id }) => !known.has(id)).reverse();
+  const before = newest;
+  const { items } = await ask(`inspections${query({ limit: SEEN })}`, { signal, patience: LOOKING });
+  if ((items[0]?.id ?? 0) < before) beginAnew();
+  const fresh = items.filter(({ id }) => !seen.has(id)).reverse();
   const first = !looked;
   looked = true;
   if (!fresh.length) return;
   add(fresh);
+  seen = new Set([...seen].filter((id) => id >= items.at(-1).id)); // no look finds older ones
   if (!first && inbox.following) display(fresh.findLast((item) => item.status !== "good") ?? fresh.at(-1));
+}
+
+/** Numbers that went back are another history's: a station was restored, or is another. Nothing here is of it. */
+function beginAnew() {
+  seen.clear();
+  [newest, looked] = [0, false];
+  Object.assign(inbox, { recent: [], shown: null });
+  tell("recent");
+  tell("anew");
 }

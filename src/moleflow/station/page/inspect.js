@@ -1,10 +1,10 @@
 // The view beside the belt: ways in, the newest verdict, and a strip of those before it.
-import { isReachable } from "./api.js";
+import { connection, isReachable, Lost } from "./api.js";
 import { announce, button, el, errorPlace, repeat, showError } from "./dom.js";
 import { folder, canWatch, stopWatching, takeBefore, watch } from "./folder.js";
 import { moment, status } from "./format.js";
 import { shape, tool } from "./icons.js";
-import { display, dropWaiting, inbox, lookForNew, replace, take } from "./inbox.js";
+import { display, dropWaiting, follow, giveProduct, inbox, lookForNew, replace, take, unfinished } from "./inbox.js";
 import { onDrop, onPaste, picker } from "./photographs.js";
 import { thumbnail } from "./pictures.js";
 import { Result } from "./result.js";
@@ -35,28 +35,64 @@ export function show(root, _route, signal) {
   result.viewer.stage.append(emptyHint(choose));
   root.append(el("h1", { class: "hidden", text: t("nav.inspect") }), result.element);
 
-  const present = ({ item, chosen }, aloud = true) => {
-    if (item.error) result.failed(item);
-    else result.display(item, { aloud: aloud && !chosen });
+  const present = ({ item, chosen = false }, aloud = !chosen) => {
+    const earlier = chosen && item.id !== inbox.recent[0]?.id;
+    if (item.error) result.failed(item, { aloud, earlier });
+    else result.display(item, { aloud, earlier });
     markShown(list);
+    if (!chosen) underWay(result); // of several that came together others may still be on their way
+  };
+  /** What the band says while nothing is amiss. */
+  const stand = () => {
+    if (inbox.sending.length) underWay(result, { patience: 0 });
+    else if (inbox.shown) present({ item: inbox.shown }, false);
+    else if (session.line.products.length) result.ready(t("verdict.ready_means"));
+    else result.ready(nothingTaught(), t("verdict.empty"));
   };
   inbox.addEventListener("verdict", ({ detail }) => present(detail), { signal });
   inbox.addEventListener("recent", () => fillStrip(list, counts), { signal });
-  inbox.addEventListener("queue", () => (inbox.sending.length ? result.working() : result.settled()), { signal });
+  inbox.addEventListener("queue", () => underWay(result), { signal });
+  inbox.addEventListener("anew", stand, { signal });
   onDrop(take, signal);
   onPaste(take, signal);
   signal.addEventListener("abort", () => camera.stop());
-  if (inbox.shown) present({ item: inbox.shown }, false);
-  else if (session.line.products.length) result.ready(t("verdict.ready_means"));
-  else result.ready(nothingTaught(), t("verdict.empty"));
   fillStrip(list, counts);
+  stand();
   keys(signal, {
     o: () => choose.open(), c: () => camera.toggle(), h: () => result.viewer.toggle(),
     "[": () => result.viewer.fade(-1), "]": () => result.viewer.fade(1),
     " ": () => camera.capture(), ArrowLeft: () => step(-1), ArrowRight: () => step(1),
   });
-  const look = () => (isReachable() ? lookForNew(signal).catch(() => {}) : null);
+  keepLooking(result, stand, signal);
+}
+
+/** Looks for what others had inspected. While nobody answers, no verdict stands as if it were of the part at hand. */
+function keepLooking(result, stand, signal) {
+  const lost = () => result.away(t("verdict.lost"), t("connection.lost_short"));
+  const refused = () => result.away(t("verdict.refused"), t("token.needed"));
+  const look = async () => {
+    if (!isReachable()) return;
+    try {
+      await lookForNew(signal);
+      if (result.isAway) stand();
+    } catch (error) {
+      if (signal.aborted || error instanceof Lost) return; // the event tells that it is lost
+      if (error.status === 401) refused();
+      else if (inbox.following) result.away(t("verdict.unserved"), error.message, error.lang);
+    }
+  };
+  connection.addEventListener("lost", lost, { signal });
+  connection.addEventListener("refused", refused, { signal });
+  connection.addEventListener("found", look, { signal });
+  if (!isReachable()) lost();
   repeat(look, () => (inbox.following ? FOLLOWING : NOT_FOLLOWING), signal);
+}
+
+function underWay(result, options) {
+  const { sending } = inbox;
+  if (!sending.length) return result.settled();
+  const n = unfinished();
+  result.working(n > 1 ? t("queue.waiting", { n }) : sending[0].name, options);
 }
 
 function iconButton(icon, label, act, options) {
@@ -103,7 +139,7 @@ function cameraButton(camera, place) {
 
 /** The product, where it is known; else the line finds it. */
 function productChoice(signal) {
-  const choice = el("select", { id: "known-product", on: { change: () => (inbox.task = choice.value) } });
+  const choice = el("select", { id: "known-product", on: { change: () => giveProduct(choice.value) } });
   const fillIn = () => {
     const names = session.line.products.filter(({ quarantined }) => !quarantined).map(({ name }) => name);
     if (!names.includes(inbox.task)) inbox.task = "";
@@ -116,7 +152,7 @@ function productChoice(signal) {
 }
 
 function followSwitch() {
-  const box = el("input", { type: "checkbox", checked: inbox.following, on: { change: () => (inbox.following = box.checked) } });
+  const box = el("input", { type: "checkbox", checked: inbox.following, on: { change: () => follow(box.checked) } });
   return el("label", { class: "check", title: t("ways.follow_means") }, box, el("span", { text: t("ways.follow") }));
 }
 
@@ -144,7 +180,7 @@ function queueLine(signal) {
   const drop = button(t("queue.drop"), () => (announce(t("queue.dropped")), dropWaiting()), { class: "small" });
   const line = el("div", { class: "state-line", hidden: true }, words, drop);
   const draw = () => {
-    const n = inbox.waiting.length + inbox.sending.length;
+    const n = unfinished();
     line.hidden = n < 2 && !inbox.trouble;
     words.textContent = inbox.trouble ? t("queue.trouble", { why: inbox.trouble.replace(/\.$/, ""), n }) : t("queue.waiting", { n });
     drop.hidden = inbox.waiting.length === 0;

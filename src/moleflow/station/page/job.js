@@ -104,7 +104,7 @@ function settledBox(job, act, signal) {
         el("a", { class: "button", href: `#/products/${name}`, text: t("job.product") }), again));
   }
   return el("section", { class: "outcome" }, el("h2", { text: named("job", job.state) }),
-    job.error && el("p", { class: "error", text: job.error }),
+    job.error && el("p", { class: "error", lang: "en", text: job.error }),
     job.state === "cancelled" && el("p", { class: "soft", text: t("job.cancelled_means") }),
     job.state === "failed" && !rest && el("p", { class: "soft", text: t("job.failed_means") }),
     el("div", { class: "row" }, without, resume, again), place);

@@ -8,8 +8,10 @@ import { t } from "./words.js";
 import { Viewer } from "./viewer.js";
 
 const REGIONS_SHOWN = 5;
+const PATIENT = 400; // milliseconds for which a verdict stands while the next image is on its way
+const FLASH = 400; // milliseconds between two flashes at least
 
-/** `.element`, `.viewer`, `.display(inspection)`, `.failed(item)`, `.working()`, `.ready()`. */
+/** `.element`, `.viewer`, `.display(inspection)`, `.failed(item)`, `.working()`, `.away()`, `.ready()`. */
 export class Result {
   /** `changed(inspection)` is told of a mark that was set or taken back. */
   constructor({ changed = () => {}, signal, ways = [], strip = null }) {
@@ -20,15 +22,28 @@ export class Result {
     this.viewer = new Viewer();
     this.view = el("div", { class: "view" }, ways, this.viewer.element);
     this.element = el("div", { class: "result" }, this.band, this.view, this.facts, strip);
+    this.timer = null; // until the band is neutral
+    this.below = ""; // what it says then
+    this.flashed = 0;
   }
 
-  loud(name, word, below) {
+  get isAway() {
+    return this.band.dataset.status === "lost";
+  }
+
+  loud(name, word, below, lang) {
+    this.settled();
+    const waits = name === "working" || name === "lost";
+    this.element.classList.toggle("waiting", waits);
+    if (waits || name === "ready" || name === "failed") this.viewer.clear();
+    if (name === "working") this.band.setAttribute("aria-busy", "true");
+    else this.band.removeAttribute("aria-busy");
     this.band.dataset.status = name;
     this.element.dataset.status = name;
     this.band.replaceChildren(
       shape(name, "big"),
       el("p", { class: "word", text: word, vars: { "--wide": ems(word), "--longest": Math.max(...word.split(" ").map(ems)) } }),
-      el("p", { class: "below" }, below),
+      el("p", { class: "below", lang }, below),
     );
   }
 
@@ -38,29 +53,54 @@ export class Result {
     this.element.classList.add("bare");
   }
 
-  working() {
-    this.band.setAttribute("aria-busy", "true");
+  /** An image is on its way, named by `below`: unless its verdict comes at once, the one before gives way. */
+  working(below, { patience = PATIENT } = {}) {
+    if (this.isAway && patience) return; // until somebody answers again
+    this.below = below;
+    if (this.band.dataset.status === "working") this.band.querySelector(".below").textContent = below;
+    else this.timer ??= setTimeout(() => this.loud("working", t("verdict.working"), this.below), patience);
   }
 
+  /** Nothing is on its way any more. */
   settled() {
-    this.band.removeAttribute("aria-busy");
+    clearTimeout(this.timer);
+    this.timer = null;
   }
 
-  failed({ source, error }) {
-    this.settled();
+  /** Nobody judges anything at the moment, for the reason in `sentence`. */
+  away(word, sentence, lang) {
+    if (!this.isAway) announce(`${word}. ${sentence}`, { urgent: true });
+    this.loud("lost", word, sentence, lang);
+  }
+
+  failed(item, { aloud = true, earlier = false } = {}) {
+    const { source, error } = item;
     this.element.classList.add("bare");
-    this.loud("failed", t("verdict.failed"), source);
-    this.facts.replaceChildren(el("p", { class: "error", text: error.message }));
+    this.loud("failed", t("verdict.failed"), whichWords(item, earlier));
+    this.facts.replaceChildren(el("p", { class: "error", text: error.message, lang: error.lang }));
+    if (!aloud) return;
+    this.flash();
     announce(`${t("verdict.failed")}. ${source}. ${error.message}`, { urgent: true });
   }
 
-  async display(inspection, { aloud = true } = {}) {
-    this.settled();
+  async display(inspection, { aloud = true, earlier = false } = {}) {
     this.element.classList.remove("bare");
-    this.loud(inspection.status, verdict(inspection.status), [productWords(inspection)]);
+    const which = whichWords(inspection, earlier);
+    this.loud(inspection.status, verdict(inspection.status), [el("span", { text: productWords(inspection) }), which]);
     this.figures(inspection);
-    if (aloud) announce(spokenVerdict(inspection), { urgent: true });
+    if (aloud) {
+      this.flash();
+      announce(spokenVerdict(inspection), { urgent: true });
+    }
     await this.viewer.display(inspection);
+  }
+
+  /** Shows that a verdict is new, also where it reads like the one before. */
+  flash() {
+    const now = performance.now();
+    if (now - this.flashed < FLASH) return; // a screen that flickers is hard to bear
+    this.flashed = now;
+    this.band.append(el("span", { class: "flash" }));
   }
 
   figures(inspection) {
@@ -97,6 +137,12 @@ export class Result {
     const rest = more > 0 && el("p", { class: "soft", text: t("facts.more_regions", { n: more }) });
     return [heading, el("dd", {}, el("ol", { class: "regions" }, items), rest)];
   }
+}
+
+/** Of which image the band speaks: when it was inspected, and its file. */
+function whichWords({ time, source }, earlier) {
+  return el("span", { class: "which" }, earlier && el("span", { text: t("verdict.earlier") }),
+    el("time", { dateTime: time, text: moment(time) }), el("span", { class: "name", text: source }));
 }
 
 function timeOf({ time, latency_ms: latency }) {

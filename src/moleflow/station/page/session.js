@@ -1,5 +1,5 @@
 // What all views share: who is at the page, the line and its scale; asked again while the page is open.
-import { ask, connection, isReachable } from "./api.js";
+import { ask, connection, isReachable, LOOKING } from "./api.js";
 import { pause } from "./dom.js";
 
 const ORDER = ["inspect", "teach", "admin"];
@@ -26,7 +26,7 @@ export async function begin() {
 /** Looks at the line once more, after something was changed or as time goes by. */
 export async function look() {
   const before = JSON.stringify(session.line?.products);
-  session.line = await ask("line");
+  session.line = await ask("line", { patience: LOOKING });
   news.dispatchEvent(new Event("line"));
   if (JSON.stringify(session.line.products) !== before) news.dispatchEvent(new Event("products"));
 }

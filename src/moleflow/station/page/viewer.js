@@ -9,6 +9,7 @@ import { t } from "./words.js";
 const SIDES = [512, 1024]; // pixels; the station keeps no larger copies
 const STEP = 10;
 const USUAL = 60;
+const GRACE = 150; // milliseconds for which the picture before stands until the new one is there
 
 let opacity = Number(remembered("opacity", USUAL));
 
@@ -31,7 +32,9 @@ export class Viewer {
     this.element = el("figure", { class: "viewer" }, this.stage,
       el("figcaption", { class: "heat" }, row, this.scale.element));
     this.before = opacity || USUAL;
-    this.wanted = 0; // the inspection asked for last: an earlier one that arrives later is not shown
+    this.wanted = null; // the inspection asked for last: an earlier one that arrives later is not shown
+    this.drawn = null; // the one whose picture stands there
+    this.stale = null; // timer of the picture before
     this.set(opacity);
   }
 
@@ -55,6 +58,8 @@ export class Viewer {
 
   async display(inspection) {
     this.wanted = inspection.id;
+    clearTimeout(this.stale);
+    if (this.drawn !== inspection.id) this.stale = setTimeout(() => this.blank(), GRACE);
     this.scale.at(inspection.map_threshold);
     if (inspection.recorded === false) return this.nothing(t("picture.unrecorded"));
     const side = SIDES.find((size) => size >= this.stage.clientWidth * devicePixelRatio) ?? SIDES.at(-1);
@@ -69,16 +74,33 @@ export class Viewer {
     if (photo.status === "rejected") {
       return this.nothing(photo.reason.status === 404 ? t("picture.gone") : photo.reason.message);
     }
-    this.stage.classList.remove("empty");
-    this.note.hidden = true;
     this.map.hidden = map.status === "rejected";
     await Promise.allSettled([show(this.photo, photo.value), map.value && show(this.map, map.value)]);
+    if (this.wanted !== inspection.id) return;
+    clearTimeout(this.stale);
+    this.drawn = inspection.id;
+    this.note.hidden = true;
+    this.stage.classList.remove("empty");
     this.outline(inspection);
+  }
+
+  /** Takes the picture away: it is of another part than the one in question. */
+  blank() {
+    clearTimeout(this.stale);
+    this.drawn = null;
+    this.note.hidden = true;
+    this.stage.classList.add("empty");
+  }
+
+  /** The same for good: not even one that is on its way is shown. */
+  clear() {
+    this.wanted = null;
+    this.blank();
   }
 
   /** Says why there is no picture. */
   nothing(sentence) {
-    this.stage.classList.add("empty");
+    this.blank();
     this.note.textContent = sentence;
     this.note.hidden = false;
   }
