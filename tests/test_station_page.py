@@ -267,6 +267,13 @@ def test_text_can_be_read_on_every_ground(theme):
         assert _contrast(colours["edge"], colours[ground]) >= 3, (theme, "edge", ground)
 
 
+def test_a_score_is_out_of_reach_where_the_library_says_so():
+    from moleflow.verdict.promise import OUT_OF_REACH
+
+    (said,) = re.findall(r"const OUT_OF_REACH = ([\de.]+);", SCRIPTS["format.js"])
+    assert float(said) == OUT_OF_REACH
+
+
 # In a browser
 
 CHROMIUM = Path("/usr/bin/chromium")
@@ -483,7 +490,7 @@ def test_the_heat_map_follows_the_slider(opened, photographs):
     page.fill(".heat-slider", "100")
     assert page.evaluate(opacity) == "1"
     page.keyboard.press("h")
-    assert page.evaluate(opacity) == "0"
+    _until(page, f"{opacity} === '0'")
     assert page.locator(".scale-marks").inner_text().count("3.2") == 1
     page.reload()
     assert page.input_value(".heat-slider") == "0"  # kept
@@ -636,6 +643,7 @@ def test_a_threshold_says_what_it_means_before_it_is_applied(opened):
     page.click("text=Apply")
     page.wait_for_selector("text=This is the threshold in force.")
     assert page.mock.products["gear"]["threshold"] < 3.5
+    page.wait_for_selector(".small-chart:nth-child(4)")
     assert page.locator(".small-chart").count() == 4
 
 
@@ -1014,12 +1022,35 @@ def test_it_is_worked_by_keyboard_alone(opened, photographs):
     assert page.url.endswith("#/products")
     page.keyboard.press("Escape")
     page.wait_for_selector("dialog", state="detached")
+    page.wait_for_timeout(60)  # as no hand is quicker
     page.keyboard.press("2")
     page.wait_for_selector(".gallery .card")
     page.keyboard.press("/")
     assert page.evaluate("document.activeElement.id") == "filter-text"
     page.keyboard.type("4?1")  # letters, no shortcuts
     assert page.input_value("#filter-text") == "4?1"
+
+
+@slow
+def test_a_barcode_that_is_scanned_is_no_shortcut(opened):
+    page = opened(past=0)
+    choosers = []
+    page.on("filechooser", lambda chooser: choosers.append(chooser))
+    _band(page, "ready")
+    theme = page.evaluate("document.documentElement.dataset.theme")
+    for code in ("4012345", "3ot/ 4", "t2"):
+        # A scanner's keys come within a few milliseconds; the test's own may take longer on a busy machine.
+        page.evaluate(
+            """(code) => [...code].forEach(
+            (key) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true })))""",
+            code,
+        )
+        page.wait_for_timeout(200)
+    assert "#/" not in page.url
+    assert choosers == []
+    assert page.evaluate("document.documentElement.dataset.theme") == theme
+    page.keyboard.press("3")
+    page.wait_for_selector(".product-name")
 
 
 @slow
