@@ -863,7 +863,7 @@ def test_the_newest_is_followed_whatever_the_clock_says(station, opened):
 
 @slow
 def test_another_history_at_the_same_address_is_taken_for_another(opened):
-    page = opened(past=0)
+    page = opened(past=0, allowed=["404"])  # a picture of the former one that is asked for just then
     for at in range(9):
         page.mock.inspect(f"gear-{at}.png")
     page.check("text=Follow")
@@ -981,13 +981,25 @@ VIEWS = [
 @slow
 @pytest.mark.parametrize("locale", ["en-GB", "ko-KR"])
 def test_nothing_is_cut_off_on_a_narrow_screen(opened, photographs, locale):
-    page = opened(locale=locale, viewport=NARROW)
-    for status, file in LOUD.items():
-        _inspect(page, photographs(file))
+    page = opened(locale=locale, viewport=NARROW, allowed=["ERR_INTERNET"])
+
+    def check(status):
         _band(page, status)
         assert page.locator(".word").evaluate("(word) => word.scrollWidth <= word.clientWidth + 1")
         assert page.locator(".band").evaluate("(band) => band.scrollHeight <= band.clientHeight + 1")
         _no_sideways(page)
+
+    for status, file in LOUD.items():
+        _inspect(page, photographs(file))
+        check(status)
+    page.mock.judging.clear()
+    _inspect(page, photographs("gear-1.png"))
+    check("working")
+    page.context.set_offline(True)
+    check("lost")
+    page.context.set_offline(False)
+    page.mock.judging.set()
+    check("good")
     for view in VIEWS:
         page.goto(page.base + view)
         page.wait_for_timeout(500)
