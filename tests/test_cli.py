@@ -19,7 +19,7 @@ from moleflow.cli import app
 from moleflow.cli import products as module
 from moleflow.cli.inspection import map_names
 from moleflow.cli.screen import amount
-from moleflow.data.factory import write_product
+from moleflow.data.factory import make_sample, write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.errors import MoleFlowError
 from moleflow.evaluation import evaluate
@@ -579,8 +579,15 @@ def test_impossible_shapes_are_wrong_usage(tmp_path, options, said):
     assert said in run("add", tmp_path / "line", "strip", tmp_path, *options, code=2).stderr
 
 
-def test_update_then_rollback(line, data):
-    assert "version 0002" in run("update", line, "gear", data / "gear" / "test" / "good").stdout
+def test_update_then_rollback(line, data, tmp_path):
+    new = Path(shutil.copytree(data / "gear" / "test" / "good", tmp_path / "new"))
+    before = tree(line)
+    said = sentence("update", line, "gear", new)
+    assert "expected at least 4 independent ones" in said
+    assert "got 3 among 3 images; nothing changed" in said
+    assert tree(line) == before
+    Image.fromarray(make_sample("gear", 900, size=64).image).save(new / "003.png")
+    assert "version 0002" in run("update", line, "gear", new).stdout
     assert "before it was 0002" in run("rollback", line, "gear").stdout
     assert "no version before 0001" in sentence("rollback", line, "gear")
     run("rollback", line, "gear", 2)

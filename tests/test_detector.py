@@ -118,7 +118,7 @@ def test_the_same_seed_learns_the_same_bytes(new_line, pictures):
 
 def test_learning_leaves_torchs_random_state_alone(loaded, pictures):
     state = torch.get_rng_state()
-    loaded.update_task("gear", pictures("gear", 2, first=70))
+    loaded.update_task("gear", pictures("gear", 4, first=70))
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -721,8 +721,8 @@ def test_thresholds_survive_save_and_load_and_change_back(loaded):
 def test_an_update_drops_a_threshold_by_hand_and_keeps_a_rate(loaded, pictures):
     loaded.set_threshold("gear", threshold=1.25)
     loaded.set_threshold("wood", false_alarm_rate=0.2)
-    assert loaded.update_task("gear", pictures("gear", 2, first=70)).false_alarm_rate == 0.01
-    assert loaded.update_task("wood", pictures("wood", 2, first=70)).false_alarm_rate == 0.2
+    assert loaded.update_task("gear", pictures("gear", 4, first=70)).false_alarm_rate == 0.01
+    assert loaded.update_task("wood", pictures("wood", 4, first=70)).false_alarm_rate == 0.2
 
 
 def test_rolling_back_returns_to_the_version_with_its_threshold(loaded, probe, pictures):
@@ -730,7 +730,7 @@ def test_rolling_back_returns_to_the_version_with_its_threshold(loaded, probe, p
     loaded.save()
     old = by_task(loaded, probe)
     assert loaded.info("gear").version == "0001"
-    loaded.update_task("gear", pictures("gear", 2, first=40))
+    loaded.update_task("gear", pictures("gear", 4, first=40))
     assert loaded.info("gear").version is None
     loaded.save()
     assert loaded.info("gear").version == "0002"

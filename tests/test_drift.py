@@ -401,7 +401,7 @@ def test_a_damaged_watch_is_named_with_the_way_out(loaded, pictures, damage):
     for use in (
         lambda: loaded.drift("wood"),
         lambda: loaded.observe(loaded.predict(pictures("wood", 1), task="wood")),
-        lambda: loaded.update_task("wood", pictures("wood", 2, first=70)),
+        lambda: loaded.update_task("wood", pictures("wood", 4, first=70)),
     ):
         with pytest.raises(LineError, match="--reset wood"):
             use()
@@ -548,7 +548,7 @@ def test_another_version_begins_a_new_watch(loaded, pictures):
 
 def test_an_update_with_few_images_keeps_the_conditions_that_were_taught(loaded, pictures):
     before = loaded._line.products["wood"].reference
-    loaded.update_task("wood", pictures("wood", 3, first=60))
+    loaded.update_task("wood", pictures("wood", 4, first=60))
     assert loaded._line.products["wood"].reference == before
     loaded.update_task("wood", pictures("wood", 4, first=80))
     assert loaded._line.products["wood"].reference.images == 4

@@ -31,14 +31,14 @@ def test_an_interrupted_product_leaves_the_line_as_it_was(loaded, probe, picture
     before = snapshot(loaded, probe)
     learn = loaded.update_task if name == "wood" else loaded.add_task
     with pytest.raises(KeyboardInterrupt):
-        learn(name, pictures("wood", 3, first=30), progress=raising(stage, KeyboardInterrupt))
+        learn(name, pictures("wood", 4, first=30), progress=raising(stage, KeyboardInterrupt))
     assert snapshot(loaded, probe) == before
     unwritten = files(loaded.path)
     loaded.save()
     assert {k: v for k, v in files(loaded.path).items() if k != "line.json"} == {
         k: v for k, v in unwritten.items() if k != "line.json"
     }
-    learn(name, pictures("wood", 2, first=30))  # the interrupted call holds nothing back
+    learn(name, pictures("wood", 4, first=30))  # the interrupted call holds nothing back
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ def test_only_what_changed_is_written(loaded, pictures):
     before = files(loaded.path)
     loaded.save()
     assert files(loaded.path).keys() == before.keys()
-    loaded.update_task("wood", pictures("wood", 2, first=40))
+    loaded.update_task("wood", pictures("wood", 4, first=40))
     loaded.save()
     after = files(loaded.path)
     assert after.keys() - before.keys() == {
@@ -91,7 +91,7 @@ def test_a_product_removed_by_another_process_has_no_version(saved):
 
 def test_a_version_written_by_another_process_is_not_claimed(saved, pictures):
     one, two = (Detector.load(saved, device="cpu") for _ in range(2))
-    one.update_task("wood", pictures("wood", 2, first=70))
+    one.update_task("wood", pictures("wood", 4, first=70))
     one.save()
     two.save()
     assert two.info("wood").version != one.info("wood").version
@@ -100,7 +100,7 @@ def test_a_version_written_by_another_process_is_not_claimed(saved, pictures):
 def test_what_another_process_changed_meanwhile_is_not_replaced(saved, pictures):
     one, two, three = (Detector.load(saved, device="cpu") for _ in range(3))
     for line, first in ((one, 60), (two, 20), (three, 40)):
-        line.update_task("wood", pictures("wood", 2, first=first))
+        line.update_task("wood", pictures("wood", 4, first=first))
     one.save()
     before = files(saved)
     with pytest.raises(TaskError, match="from version 0001 and has version 0002 by now, by another process"):
@@ -121,7 +121,7 @@ def test_a_rate_set_by_another_process_during_an_update_stays_and_a_threshold_is
     one.set_threshold("gear", threshold=9.0)
     one.save()
     for name in ("wood", "gear"):
-        two.update_task(name, pictures(name, 2, first=70))
+        two.update_task(name, pictures(name, 4, first=70))
     two.save()
     assert Detector.load(saved, device="cpu").info("wood").false_alarm_rate == 0.2
     assert Detector.load(saved, device="cpu").info("gear").false_alarm_rate == 0.1
@@ -131,7 +131,7 @@ def test_what_was_set_here_after_an_update_counts_more_than_what_another_process
     one, two = (Detector.load(saved, device="cpu") for _ in range(2))
     one.set_threshold("wood", false_alarm_rate=0.2)
     one.save()
-    two.update_task("wood", pictures("wood", 2, first=70))
+    two.update_task("wood", pictures("wood", 4, first=70))
     two.set_threshold("wood", false_alarm_rate=0.1)
     two.save()
     assert Detector.load(saved, device="cpu").info("wood").false_alarm_rate == 0.1
@@ -139,7 +139,7 @@ def test_what_was_set_here_after_an_update_counts_more_than_what_another_process
 
 def test_what_is_set_for_a_version_that_another_process_replaced_is_not_lost_in_silence(saved, pictures):
     one, two = (Detector.load(saved, device="cpu") for _ in range(2))
-    one.update_task("wood", pictures("wood", 2, first=70))
+    one.update_task("wood", pictures("wood", 4, first=70))
     one.save()
     two.set_threshold("wood", threshold=9.0)
     before = files(saved)

@@ -315,7 +315,7 @@ def test_marked_false_alarms_become_good_images_and_verdicts_flip(saved, picture
 def test_an_update_of_what_changed_meanwhile_does_not_go_live(saved, pictures, pretended, loaded):
     loaded.update_task("gear", pictures("gear", 4, first=60))
     with served(saved) as client:
-        job = teach(client, "update", "gear", pictures("gear", 2, first=450))
+        job = teach(client, "update", "gear", pictures("gear", 4, first=450))
         pretended.say({"review": REVIEW | {"base_version": "0001"}})
         waits_for(client, job, "review")
         shutil.copytree(saved, client.station.lessons.teaching.folder(job) / "draft")

@@ -318,7 +318,8 @@ class Detector:
         learned again beside the new ones. The threshold follows from the new images. A saved line keeps
         the earlier version, and `moleflow rollback` returns to it. A threshold set by hand is dropped,
         because scores have a new scale. A product that is aligned stays so, to the same mean. Arguments
-        and errors as for `add_task`.
+        and errors as for `add_task`; and `CalibrationError` for fewer than four independent images, where the
+        threshold follows from more so far: near-copies count as one, what taught it before as none.
 
         `TaskInfo.changes` lists what the version before did not call good among these images, and remembered
         images (see `observe`) whose verdict is another now: look at them, a defect may be among them.
@@ -363,6 +364,7 @@ class Detector:
         Raises:
             TaskError: the line knows no product of this name.
             ConfigError: the product has no cells, or far fewer good images than it was taught from.
+            CalibrationError: fewer than four independent good images, and than its threshold follows from.
             ImageError: as for `add_task`; an image of a defect cannot be read; a mask is missing or empty.
         """
         with self._learning:

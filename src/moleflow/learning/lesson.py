@@ -18,7 +18,7 @@ from ..config import Cells, LineConfig, to_dict
 from ..data.images import camera_of
 from ..data.sources import Errors, Source, evenly, list_sources, name_of
 from ..densities.correction import Defects
-from ..errors import ConfigError, ImageError
+from ..errors import CalibrationError, ConfigError, ImageError
 from ..features.extractor import Extractor, Features
 from ..flow.expert import Base
 from ..intake import Intake, Picture, check_readable, pictures_in, readable
@@ -48,6 +48,7 @@ Sources = Sequence[tuple[Source, Any]]
 
 EXTRACT_BATCH = 8
 ALTERED_IMAGES = 2  # taken in several ways, to see what decoding and the sensor alone make of a score
+LEAST_NEW = 4  # independent images that a threshold follows from, where it followed from as many before
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,8 @@ def learn(
         ConfigError: known defects for a product without cells, or fewer good images than half of those that
             it was taught from.
         ImageError: too many images are unreadable, or none is left.
+        CalibrationError: a known product's threshold would follow from fewer than `LEAST_NEW` independent
+            images, and from fewer than it does now.
         TrainingError: learning did not stay finite.
     """
     started = time.perf_counter()
@@ -166,6 +169,7 @@ def learn(
         defects = known_defects.seen(known.pose, line.intake, extractor)
     previous = line.lessons.get(name) if known is not None and known_defects is None else None
     material = _gather(line, name, sources, sight, options=options, tell=progress, previous=previous)
+    _require_enough(name, known, material, given=len(sources))
     seconds = {"backbone": time.perf_counter() - started}
     started = time.perf_counter()
     pose = known.pose if known else _settled_pose(material, line.intake, sight, config, wish=options.pose)
@@ -187,6 +191,7 @@ def learn(
     line, product = taught(material)
     judged = _accused_by_scores(material, product, drop_suspicious=options.drop_suspicious)
     if len(judged.sources) < len(material.sources):
+        _require_enough(name, known, judged, given=len(sources))
         line, product = taught(judged)
     material = judged
     product = _with_reference(product, material, config, known=earlier)
@@ -450,6 +455,26 @@ def _without_known(material: Material, previous: Lesson, name: str) -> Material:
     ]
     kept = [i for i, known in enumerate(again) if not known]
     return replace(material.take(kept, material.lesson, ()), unreadable=(*material.unreadable, *told))
+
+
+def _require_enough(name: str, known: Product | None, material: Material, *, given: int) -> None:
+    """CalibrationError where so few images would set a known product's threshold that it went blind.
+
+    What is remembered of earlier images calibrates nothing, and a threshold of one or two images lies beyond
+    any defect.
+    """
+    if known is None:
+        return
+    before, found = known.calibration.images, material.lesson.independent
+    least = min(LEAST_NEW, before)
+    if found >= least:
+        return
+    left_out = given - len(material.sources)
+    raise CalibrationError(
+        f"{name!r} has its threshold from {before} independent good images and would have it from these "
+        f"alone: expected at least {least} independent ones, near-copies counting as one, got {found} among "
+        f"{given} images" + (f", of which {left_out} were left out" if left_out else "") + "; nothing changed"
+    )
 
 
 @dataclass(frozen=True, eq=False)

@@ -129,7 +129,8 @@ def learn_product(
     product = Product(
         config=config,
         densities=densities,
-        whole=whole,
+        # Without a voice of its own it says nothing, but the next update remembers by it.
+        whole=previous.whole if whole is None and previous is not None else whole,
         positions=positions,
         calibration=calibration,
         familiarity=familiarity,

@@ -66,7 +66,8 @@ class Product:
 
     Attributes:
         densities: flow expert, cell Gaussians, coreset, and what known defects taught.
-        whole: density of the picture as a whole; None where the line or an older product has none.
+        whole: density of the picture as a whole; None where the line or an older product has none. It speaks
+            where it is calibrated; else an update of too few images only handed it on.
         positions: calibration of each density's patch scores over the image.
         descriptors: the router's statistics.
         calibration: good images' scores.
