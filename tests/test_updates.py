@@ -89,3 +89,14 @@ def test_what_is_known_of_the_picture_as_a_whole_outlives_an_update_without_a_vo
     assert silent.inspect(base, one).whole is None, "it has no scale to speak in"
     again = learn_product(base, good(8, seed=3), CONFIG, seed=0, previous=silent)
     assert again.inspect(base, one).whole is not None
+
+
+# Memory
+
+
+def test_update_after_update_the_remembered_keep_their_spread(base):
+    """Not drawn from the same noise, which the density that learned it takes out of what it draws."""
+    product = learn_product(base, good(32), CONFIG, seed=0)
+    for update in range(1, 4):
+        product = learn_product(base, good(8, seed=update), CONFIG, seed=0, previous=product)
+    assert float(product.whole.spread.mean()) == pytest.approx(1, abs=0.08)

@@ -248,11 +248,20 @@ def _remembered(previous: Product | None, seen: Features, seed: int) -> Features
     gaussians = None if previous is None else previous.densities.gaussians
     if previous is None or gaussians is None:
         return seen.take([])
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(_seed_of_memory(seed, previous))
     count = min(previous.images, max(len(seen), MEMORY_LEAST), MEMORY_MOST)
     patches = gaussians.sample(count, generator).to(seen.patches)
     pooled = seen.pooled[:0] if previous.whole is None else previous.whole.sample(count, generator)
     return Features(patches, pooled.to(seen.pooled))
+
+
+def _seed_of_memory(seed: int, previous: Product) -> int:
+    """Another for every update of a product.
+
+    What was drawn is learned, so the directions that a density keeps lie along that very noise, which drawing
+    the rest takes out of them again: the same noise would come out smaller each time.
+    """
+    return int(np.random.SeedSequence((seed % 2**64, previous.images)).generate_state(1, np.uint64)[0])
 
 
 def _descriptors(patches: Tensor, *, config: LineConfig, previous: Product | None) -> DescriptorStatistics:
