@@ -6,12 +6,16 @@ import pytest
 import torch
 
 from moleflow.config import LineConfig, override
+from moleflow.densities.whole import WholeGaussian
 from moleflow.errors import CalibrationError
 from moleflow.features.extractor import Features
 from moleflow.flow.expert import Base
 from moleflow.learning import lesson
-from moleflow.learning.product import learn_product
+from moleflow.learning.blocks import make_blocks
+from moleflow.learning.left_out import whole_left_out
+from moleflow.learning.product import calibrated_without_own, learn_product
 from moleflow.photographs.review import Lesson
+from moleflow.verdict.maps import PositionCalibration
 from saying import snapshot
 
 CONFIG = override(
@@ -27,6 +31,7 @@ CONFIG = override(
     },
 )
 GRID, CHANNELS, POOLED = (4, 4), 8, 60
+SCORING = CONFIG.scoring
 
 
 @pytest.fixture(scope="module")
@@ -100,3 +105,34 @@ def test_update_after_update_the_remembered_keep_their_spread(base):
     for update in range(1, 4):
         product = learn_product(base, good(8, seed=update), CONFIG, seed=0, previous=product)
     assert float(product.whole.spread.mean()) == pytest.approx(1, abs=0.08)
+
+
+# What was not seen
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_a_picture_as_a_whole_is_judged_by_those_of_other_blocks(count):
+    pooled, memory = good(count).pooled, good(6, seed=1).pooled
+    blocks = make_blocks(count, SCORING)
+    _, said = whole_left_out(pooled, memory, blocks, SCORING)
+    for i, own in enumerate(blocks.left_out):
+        others = [other for other, block in enumerate(blocks.left_out) if block != own]
+        judge = WholeGaussian.fit(torch.cat([pooled[others], memory]), SCORING.whole)
+        assert float(said[i]) == pytest.approx(float(judge(pooled[i : i + 1])), rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [5, 40])
+def test_an_image_has_no_part_in_the_places_that_calibrate_it(count):
+    scores = torch.randn(count, *GRID, generator=torch.Generator().manual_seed(0))
+    blocks = make_blocks(count, SCORING)
+    odd = scores.clone()
+    odd[1, 2, 3] += 100
+    before, after = (calibrated_without_own([given], blocks, SCORING)[0] for given in (scores, odd))
+    own = blocks.images_of(blocks.left_out[1])
+    rest = [i for i in range(count) if i not in own]
+    elsewhere = torch.ones(GRID, dtype=torch.bool)
+    elsewhere[2, 3] = False
+    assert torch.equal(after[1, elsewhere], before[1, elsewhere])
+    assert torch.equal(after[[i for i in own if i != 1]], before[[i for i in own if i != 1]])
+    assert not torch.equal(after[rest], before[rest])
+    assert torch.equal(after[own], PositionCalibration.fit(scores[rest], SCORING)(odd[own]))
