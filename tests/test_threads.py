@@ -7,13 +7,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from moleflow import Detector, threads
+from moleflow.bases import shipped
 from moleflow.config import LineConfig, override
-from moleflow.features.extractor import Features
+from moleflow.features import backbones
+from moleflow.features.extractor import Extractor, Features
 from moleflow.flow.expert import Base
 from moleflow.learning import left_out
 from moleflow.learning.product import learn_product
-from moleflow.learning.training import seeded
-from moleflow.threads import Beside, beside, one_thread, side_by_side, usual
+from moleflow.line import archive
+from moleflow.threads import Beside, beside, one_thread, seeded, side_by_side, usual
 
 GRID, CHANNELS = (8, 8), 16
 
@@ -192,6 +195,48 @@ def test_weights_drawn_in_two_threads_are_those_of_their_seeds():
     for seed, values in zip((1, 2), both, strict=True):
         expected = torch.rand(64, generator=torch.Generator().manual_seed(seed))
         assert all(torch.equal(value, expected) for value in values)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def loads_a_line(saved):
+    Detector.load(saved, device="cpu")
+
+
+def builds_a_backbone(saved):
+    backbones.build_network(backbones.get_backbone("efficientnet_lite0"))
+
+
+def begins_a_line(saved):
+    extractor = Extractor(image_size=64)
+    assert shipped.shipped_base(extractor.weights_hash, extractor.grid, extractor.dim, LineConfig().flow)
+
+
+@pytest.mark.parametrize(
+    ("asked", "where", "name"),
+    [
+        (loads_a_line, archive, "Base"),
+        (builds_a_backbone, backbones.timm, "create_model"),
+        (begins_a_line, shipped, "Base"),
+    ],
+    ids=["line", "backbone", "shipped base"],
+)
+def test_no_lesson_draws_its_weights_while_others_are_constructed(monkeypatch, saved, asked, where, name):
+    """Both would take their numbers from the one generator there is."""
+    waits, construct = [], getattr(where, name)
+
+    def watched(*args, **more):
+        lesson = threading.Thread(target=lambda: free.append(threads._seeding.acquire(blocking=False)))
+        free: list[bool] = []
+        lesson.start()
+        lesson.join()
+        waits.append(free == [False])
+        return construct(*args, **more)
+
+    monkeypatch.setattr(where, name, watched)
+    state = torch.get_rng_state()
+    asked(saved)
+    assert waits
+    assert all(waits)
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -1,4 +1,4 @@
-"""How many threads compute: one where a computation is many small ones, and two such ones side by side."""
+"""What threads share: how many compute, works done side by side, and torch's global generator."""
 
 from __future__ import annotations
 
@@ -68,6 +68,25 @@ def _end() -> None:
     _own.depth -= 1
     with _counting:
         _inside -= 1
+
+
+_seeding = threading.RLock()
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seeds the processor's global generator while modules are constructed, and puts it back after.
+
+    One thread at a time: the generator is that of all of them. So whatever constructs a module does it in
+    here, also where a file replaces the numbers that are drawn.
+    """
+    with _seeding:
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_rng_state(state)
 
 
 class Beside:

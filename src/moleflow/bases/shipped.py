@@ -12,11 +12,11 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 
 from ..config import FlowConfig, to_dict
 from ..features.extractor import Extractor
 from ..flow.expert import Base
+from ..threads import seeded
 
 FOLDER = Path(__file__).parent
 _OF_PRODUCTS = ("cells", "whitening", "lora", "dia", "bits")  # parts of a flow that are a product's own
@@ -39,7 +39,7 @@ def shipped_base(
             told = file.metadata() or {}
         if told.get("weights_hash") != weights_hash or json.loads(told.get("shape", "{}")) != _shape(flow):
             continue
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0):
             base = Base(grid, channels, flow)
         base.load_state_dict(
             {name: tensor.float() for name, tensor in safetensors.torch.load_file(path).items()}

@@ -25,6 +25,7 @@ from timm.models import get_pretrained_cfg, is_model, is_model_in_modules
 from torch import nn
 
 from moleflow.errors import BackboneError, ConfigError
+from moleflow.threads import seeded
 
 _HALF = (0.5, 0.5, 0.5)
 _IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -305,8 +306,7 @@ def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0)
     # Drawing numbers that the file replaces takes most of a large transformer's loading time.
     skips = tensors is not None and is_model_in_modules(spec.tag.partition(".")[0], ["vision_transformer"])
     options: dict[str, Any] = {"weight_init": "skip"} if skips else {}
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+    with seeded(seed):
         network: nn.Module = timm.create_model(spec.tag, pretrained=False, **options)
     _check_layers(spec, network)
     known = network.state_dict()

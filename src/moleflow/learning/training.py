@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
@@ -24,7 +22,7 @@ from ..features.finite import require_finite
 from ..flow.bijections import Place
 from ..flow.cells import CellGaussians
 from ..flow.expert import Base, Expert
-from ..threads import one_thread
+from ..threads import one_thread, seeded
 
 Progress = Callable[[float], None]  # called with the share done, 0..1
 
@@ -35,8 +33,6 @@ CHECK_EVERY = 25  # steps between sound states kept to retreat to
 ASK_EVERY = 10  # steps between two looks at what was left out
 PATIENCE = 2  # looks in a row that were worse than an earlier one, after which learning ends
 RULER_PATCHES = 2048  # of the left-out images, the same at every look
-
-_seeding = threading.RLock()
 
 
 @dataclass(eq=False)
@@ -432,18 +428,3 @@ def _optimiser(
 def _restore(owned: Iterable[nn.Parameter], sound: Iterable[Tensor]) -> None:
     for parameter, value in zip(owned, sound, strict=True):
         parameter.data.copy_(value)
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seeds torch's global generator while modules are constructed, and puts it back after.
-
-    One thread at a time: the generator is that of all of them.
-    """
-    with _seeding:
-        state = torch.get_rng_state()
-        torch.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.set_rng_state(state)

@@ -19,6 +19,7 @@ from ..intake import Intake
 from ..photographs.review import Lesson
 from ..routing.router import Router
 from ..store import LineRecord, LineStore, TaskRecord, Transaction, fingerprint
+from ..threads import seeded
 from .judges import Judge
 from .product import Product, statistics_of
 from .record import Line
@@ -161,7 +162,8 @@ def restore(
     Its products are made when they are needed, and as many kept as fit into `memory` bytes. Raises LineError
     where its base is another's.
     """
-    base = Base(extractor.grid, extractor.dim, config.flow)
+    with seeded(0):
+        base = Base(extractor.grid, extractor.dim, config.flow)
     base.load_state_dict(record.base)
     base = base.requires_grad_(False).eval().to(extractor.device)
     # From what is written rather than from what it was read as: a later version knows more options.

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ...config import TrainingConfig, check
 from ...errors import ConfigError, TaskError, TrainingError
 from ...features.extractor import Extractor
-from ...learning.training import fit, seeded
+from ...learning.training import fit
 from ...routing.gaussian import describe, ledoit_wolf
+from ...threads import seeded
 from .base import Inspection, Method, Pictures, Setting, State
 
 HIDDEN = 128  # width of the adapter

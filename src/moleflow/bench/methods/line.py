@@ -20,6 +20,7 @@ from ...learning.product import learn_product
 from ...line.product import Product
 from ...presets import flow_rate, layered, rate_at_width
 from ...routing.gaussian import DescriptorStatistics
+from ...threads import seeded
 from ...verdict.judgement import Decision
 from .base import Inspection, PerProduct, Pictures, Setting, State
 
@@ -108,7 +109,7 @@ class TaskSeparated(PerProduct):
         return _Part(base, Product.from_saved(base, self.setting.config, state.tensors, state.notes))
 
     def _base_from(self, tensors: dict[str, Tensor]) -> Base:
-        with torch.random.fork_rng(devices=[]):
+        with seeded(0):
             base = Base(self.setting.grid, self.setting.channels, self.setting.config.flow)
         base.load_state_dict(tensors)
         return base.requires_grad_(False).eval().to(self.setting.device)

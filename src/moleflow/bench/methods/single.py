@@ -20,8 +20,9 @@ from ...errors import TaskError
 from ...features.finite import require_finite
 from ...flow.bijections import Place
 from ...flow.expert import Base, Expert
-from ...learning.training import START_IMAGES, Windows, fit, loss_of, sample_windows, seeded
+from ...learning.training import START_IMAGES, Windows, fit, loss_of, sample_windows
 from ...presets import layered
+from ...threads import seeded
 from .base import Inspection, Method, Pictures, Setting, State, judged
 
 MEMORY = "memory"  # features of kept images in a state
