@@ -206,6 +206,15 @@ def test_the_cells_are_the_products_own_and_of_all_its_images():
     assert weights(expert.gaussians) != weights(cells_of(training.some(features)))
 
 
+@pytest.mark.parametrize("count", [1, 64, 65, 100, 127, 200])
+def test_what_a_start_is_fitted_to_comes_from_all_over_the_lesson(count):
+    chosen = training.some(torch.arange(count)).tolist()
+    assert len(chosen) == min(count, training.START_IMAGES)
+    assert (chosen[0], chosen[-1]) == (0, count - 1)
+    steps = {after - before for before, after in itertools.pairwise(chosen)}
+    assert max(steps, default=1) - min(steps, default=1) <= 1
+
+
 @pytest.mark.long
 def test_cells_that_are_given_are_begun_with_and_stay_as_they_are():
     fresh = learn_base(product(0), FLOW, QUICK, seed=3)

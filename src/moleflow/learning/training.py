@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import FlowConfig, TrainingConfig
+from ..data.sources import evenly
 from ..errors import TrainingError
 from ..features.finite import require_finite
 from ..flow.bijections import Place
@@ -215,8 +216,8 @@ def _to_start(base: Base, features: Tensor) -> Tensor:
 
 
 def some(features: Tensor) -> Tensor:
-    """Every n-th image, START_IMAGES at most: enough for a mean and a spread per channel."""
-    return features[:: max(1, len(features) // START_IMAGES)][:START_IMAGES]
+    """START_IMAGES at most, evenly spread over all of them: enough for a mean and a spread per channel."""
+    return features[evenly(range(len(features)), START_IMAGES)]
 
 
 def loss_of(log_prob: Tensor, log_det: Tensor, training: TrainingConfig) -> Tensor:
