@@ -153,8 +153,18 @@ def test_what_it_draws_looks_like_what_it_learned():
     assert float(whole(drawn).median()) == pytest.approx(float(whole(pooled(200, seed=3)).median()), rel=0.3)
 
 
-def test_numbers_that_never_move_do_not_scream():
-    x = pooled(30)
-    x[:, :10] = 3.0
+@pytest.mark.parametrize("still", [1, 4])
+def test_numbers_that_never_moved_do_not_scream_when_they_do(still):
+    x, probe = pooled(30, channels=400), pooled(5, seed=1, channels=400)
+    typical = float(x.std(0).median())
+    x[:, :still] = probe[:, :still] = 3.0
     whole = WholeGaussian.fit(x, Whole(rank=8))
-    assert torch.isfinite(whole(pooled(5, seed=1))).all()
+    ordinary = whole(probe)
+    probe[:, :still] += typical
+    assert float(whole(probe).max()) < 6 * float(ordinary.max())
+
+
+def test_a_number_that_moves_little_keeps_its_spread():
+    x = pooled(60)
+    x[:, 0] = 3 + (x[:, 0] - 5) * 0.04 * x.std(0).median() / x[:, 0].std()
+    torch.testing.assert_close(WholeGaussian.fit(x, Whole(rank=8)).spread[0], x[:, 0].std(correction=0))
