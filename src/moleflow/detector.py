@@ -64,7 +64,8 @@ class Detector:
         device: "auto" takes CUDA, then MPS, then the CPU.
         runtime: what inspects on the CPU: "torch", "onnxruntime", "openvino" (the backbone alone), or "auto"
             for the fastest that is installed and says what eager torch says; see docs/runtime.md.
-        seed: fixes everything random; the same seed, machine and number of threads give the same bytes.
+        seed: fixes everything random; on the processor the same seed, machine and number of threads give the
+            same bytes. CUDA adds some gradients up in another order at every run.
         false_alarm_rate: share of good images that may be called defective.
         intensity: which of the camera's numbers is black and which white, for the life of the line: "auto"
             chooses by the first product's images; a number of bits (8, 10, 12, 14, 16), "LOW:HIGH" or
