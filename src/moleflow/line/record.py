@@ -36,7 +36,7 @@ class Line:
         products: by name, in the order they were added.
         router: over all products; None without one.
         overrides: verdicts changed by hand, by product.
-        rerouted: good images that lost their way as a product was learned, see `rerouted_by`, by product.
+        rerouted: witnesses that lost their way as a product was learned, see `rerouted_by`, by product.
         changes: what the last update of a product changed, by product; not saved.
         unreadable: what was left out of a product's last lesson, each with the reason, by product.
         lessons: what each product was last taught from; products of older lines have none.
@@ -119,7 +119,7 @@ class Line:
 
 
 def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
-    """How many remembered good images of each product lost their way as `name` was learned.
+    """How many witnesses of each product, which stand for good images, lost their way as `name` was learned.
 
     Of older products those that are routed differently now; of `name` those that are taken for another one,
     which says that the two look alike as a whole.

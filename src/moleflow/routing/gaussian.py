@@ -12,7 +12,8 @@ LEAST_SPREAD = 0.02
 images must not make a metric that calls every other image foreign."""
 
 WITNESSES = 32
-"""Descriptors of calibration images kept per product, to measure what later products change."""
+"""Descriptors kept per product, to measure what later products change. They are of images that it was learned
+from, as far from their mean as ones would lie that had no part in it: no photograph had exactly these."""
 
 
 def describe(features: Tensor) -> Tensor:
@@ -34,7 +35,7 @@ class DescriptorStatistics:
         mean: (D,).
         factor: (r, D).
         noise: variance in every direction outside the factor.
-        witnesses: (n, D) descriptors of good images that only calibrate.
+        witnesses: (n, D) descriptors that stand for good images it did not see; see `WITNESSES`.
     """
 
     mean: Tensor
@@ -51,7 +52,7 @@ class DescriptorStatistics:
         rank: int,
         earlier: tuple[DescriptorStatistics, int] | None = None,
     ) -> DescriptorStatistics:
-        """From descriptors (N, D) learned from and (n, D) that calibrate; stored as 16/32-bit numbers.
+        """From descriptors (N, D) learned from and witnesses (n, D); stored as 16/32-bit numbers.
 
         Args:
             descriptors, witnesses: of these images.
