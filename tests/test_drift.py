@@ -546,12 +546,14 @@ def test_another_version_begins_a_new_watch(loaded, pictures):
     assert read_monitor(store, "wood", "0002").total == 1
 
 
-def test_an_update_with_few_images_keeps_the_conditions_that_were_taught(loaded, pictures):
-    before = loaded._line.products["wood"].reference
-    loaded.update_task("wood", pictures("wood", 4, first=60))
-    assert loaded._line.products["wood"].reference == before
-    loaded.update_task("wood", pictures("wood", 4, first=80))
-    assert loaded._line.products["wood"].reference.images == 4
+def test_an_update_with_few_images_keeps_the_conditions_that_were_taught(new_line, pictures):
+    line = new_line()
+    line.add_task("wood", pictures("wood", 2))
+    before = line._line.products["wood"].reference
+    line.update_task("wood", pictures("wood", 3, first=60))
+    assert line._line.products["wood"].reference == before
+    line.update_task("wood", pictures("wood", 4, first=80))
+    assert line._line.products["wood"].reference.images == 4
 
 
 def test_an_update_names_what_it_makes_good(loaded, pictures, tmp_path):
