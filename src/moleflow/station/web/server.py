@@ -22,9 +22,9 @@ HEADER_SECONDS = 15.0  # for a request's headers to be there
 IDLE_SECONDS = 30  # that a connection is kept for another request
 TAKING_SECONDS = 30.0  # between two looks at whether an answer is being taken
 LAST_SECONDS = 60  # for what is in flight when the station ends
-CONNECTIONS = 512
-CROWD = 448  # connections from which on a new one takes the place of one whose sender keeps it waiting
+CROWD = 384  # connections from which on a new one takes the place of one whose sender keeps it waiting
 WAITING_CONNECTIONS = 256
+CONNECTIONS = CROWD + 2 * WAITING_CONNECTIONS  # many may come at once, and those that went end a little later
 STREAM = socket.SOCK_STREAM
 ABSENT = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)  # the machine has no such address
 
