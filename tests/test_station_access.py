@@ -315,7 +315,7 @@ def test_who_only_calls_shuts_nobody_out(place, monkeypatch, sends):
             # Who calls now comes behind all of them; the client has a connection from before.
             assert httpx.get(f"http://127.0.0.1:{port}/api/v1/me").status_code == 200
             assert client.get("/api/v1/me").status_code == 200
-            assert eventually(lambda: len(connections_of(server)) <= 16)
+            assert eventually(lambda: len(connections_of(server)) <= 16, seconds=8)
         with contextlib.suppress(ConnectionResetError):
             assert made[0].recv(100) == b""  # it had to go
 
