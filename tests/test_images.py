@@ -318,6 +318,20 @@ def test_the_size_of_a_png_is_told_without_decoding_it(tmp_path, monkeypatch, be
     assert size == read_image(data).shape[:2] == (RGB.shape[1] // 2, RGB.shape[0])
 
 
+def test_what_lies_behind_the_end_of_a_png_is_not_walked_through(tmp_path):
+    """A hole reads as a million chunks of nothing."""
+    read, data = [], save(tmp_path, "a.png", RGB).read_bytes()
+
+    class Counting(io.BytesIO):
+        def read(self, size=-1):
+            read.append(size)
+            return super().read(size)
+
+    assert not images._tells_behind(Counting(data + bytes(100_000)))
+    assert not images._tells_behind(Counting(data[:-12] + bytes(100_000)))
+    assert len(read) < 20
+
+
 def test_impossible_orientations_and_garbled_exif_leave_the_image_as_it_is(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 77

@@ -490,6 +490,8 @@ def _tells_behind(file: IO[bytes]) -> bool:
         pixels = False
         while len(header := file.read(8)) == 8:
             length, kind = int.from_bytes(header[:4], "big"), header[4:]
+            if kind == b"IEND" or not kind.isalpha():
+                return False  # what follows is no part of the picture, however long it is
             pixels |= kind == b"IDAT"
             if pixels and kind in _TELLING:
                 return True
