@@ -409,7 +409,7 @@ def test_photographs_stop_where_they_would_take_the_room_that_is_to_stay_free(cl
 
         list(threads.map(send, range(2)))
         assert set(said) <= {"disk_full"}
-        assert 300_000 < most[0] < 700_000
+        assert 300_000 < most[0] < 1_500_000  # of eight million; some is under way in the sockets
         assert eventually(lambda: not list((settings.data / "arriving").iterdir()))
 
 
