@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..errors import ConfigError, MoleFlowError
+from ..station.settings import GB, MB, STILL, Limits, Settings, data_folder
 from .app import app, example
 from .inspection import refuse_of_exports
 from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from ..results import Prediction
-    from ..station import Settings
     from ..station.current import CurrentLine
     from ..station.outputs import Output
     from ..station.web import Access
@@ -42,7 +42,6 @@ LIBRARIES = (
 )
 EVERYWHERE = ("0.0.0.0", "::")  # what a server listens at to be reached at all addresses
 TOKENS = "MOLEFLOW_TOKENS"
-GB = 1 << 30
 ENDING = 10.0  # seconds for results that wait, once the watching is told to end
 
 Data = Annotated[
@@ -86,16 +85,18 @@ def serve(
     database: DatabaseUrl = None,
     keep_days: Annotated[
         float, typer.Option(min=0, help="Days after which inspections are deleted; 0 keeps them.")
-    ] = 365,
+    ] = Settings.keep_days or 0,
     keep_bytes: Annotated[
         int, typer.Option(min=0, help="Bytes of kept pictures; beyond, the oldest go.")
-    ] = 20 * GB,
+    ] = Settings.keep_bytes,
     least_free_gb: Annotated[
         float, typer.Option(min=0, help="GB on the disk below which nothing is learned.")
-    ] = 1,
-    max_images: Annotated[int, typer.Option(min=1, help="Images of a request.")] = 64,
-    max_mb: Annotated[int, typer.Option(min=1, help="MB of a request.")] = 128,
-    max_megapixels: Annotated[int, typer.Option(min=1, max=178, help="Megapixels of an image.")] = 60,
+    ] = Settings.least_free / GB,
+    max_images: Annotated[int, typer.Option(min=1, help="Images of a request.")] = Limits.images,
+    max_mb: Annotated[int, typer.Option(min=1, help="MB of a request.")] = Limits.bytes // MB,
+    max_megapixels: Annotated[
+        int, typer.Option(min=1, max=178, help="Megapixels of an image.")
+    ] = Limits.pixels // 10**6,
     weights: Weights = None,
     device: Device = "auto",
     runtime: Runtime = RuntimeChoice.auto,
@@ -107,8 +108,6 @@ def serve(
     once everything that was sent is answered.
     """
     with _installed():
-        from ..station import Limits, Settings
-        from ..station.settings import MB, data_folder
         from ..station.web import create_app
         from ..station.web.access import new_token as made
         from ..station.web.server import claimed
@@ -188,7 +187,7 @@ def watch(
     ] = False,
     still: Annotated[
         float, typer.Option(min=0, help="Seconds without a change after which a file counts as whole.")
-    ] = 1.0,
+    ] = STILL,
     interval: Annotated[float, typer.Option(min=0.05, help="Seconds between two looks.")] = 0.5,
     weights: Weights = None,
     device: Device = "auto",
@@ -204,7 +203,6 @@ def watch(
     from ..runtime import is_exported
     from ..station.current import CurrentLine
     from ..station.outputs import Courier, Outbox
-    from ..station.settings import Settings, data_folder
     from ..station.watching import Watching
 
     if sum(one is not None for one in (json_file, webhook, mqtt)) != 1:
@@ -312,9 +310,6 @@ def restore(
 
 
 def _settings(line: Path, data: Path | None, database: str | None) -> Settings:
-    from ..station import Settings
-    from ..station.settings import data_folder
-
     return Settings(line=line, data=data or data_folder(line), database=database)
 
 

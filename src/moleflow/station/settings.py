@@ -71,6 +71,7 @@ class Settings:
 
 
 DATABASE = "station.db"
+STILL = 1.0  # seconds without a change after which a watched file is tried
 
 
 def data_folder(line: Path) -> Path:

@@ -24,11 +24,12 @@ from ..data.images import EXTENSIONS
 from ..errors import MoleFlowError
 from ..results import Failure, Prediction
 from .outputs import Outbox
+from .settings import STILL
 
 log = logging.getLogger("moleflow.station")
 
 BATCH = 8  # files that are inspected together, and in one look
-STILL, GIVEN_UP = 1.0, 20.0  # seconds without a change: to try a file, to say that it is no image
+GIVEN_UP = 20.0  # seconds without a change after which a file that cannot be decoded is no image
 BLANK = 10  # times as long waits a file that can be decoded half written, and ends with nothing
 UNFINISHED = (b"BM", b"II*\0", b"MM\0*", b"P4", b"P5", b"P6", b"RIFF")  # begin what can be: zeros are pixels
 RETRY = 0.5  # seconds, at least, between two attempts at one that cannot be decoded
