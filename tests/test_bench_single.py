@@ -31,6 +31,7 @@ from moleflow.bench.methods.single import (
 from moleflow.config import Context, Dia, FlowConfig, LineConfig, TrainingConfig
 from moleflow.errors import ConfigError, TaskError, TrainingError
 from moleflow.flow.bijections import Place
+from moleflow.learning.training import some
 
 GRID, CHANNELS = (6, 6), 12
 BARE = FlowConfig(
@@ -124,6 +125,15 @@ def courses() -> dict[str, Course]:
     return found
 
 
+def test_a_flow_begins_with_what_all_images_of_a_lesson_are_like():
+    """Also with those that came last, as of another day."""
+    pictures = product(0, images=100)
+    another = Pictures("A", pictures.features.clone(), pictures.read)
+    another.features[70:] += 1
+    starts = [made("fine-tuning")._new([own]).state_dict() for own in (pictures, another)]
+    assert any(not torch.equal(value, starts[1][name]) for name, value in starts[0].items())
+
+
 def test_fine_tuning_forgets_much_more_than_every_remedy(courses):
     bare = courses["fine-tuning"].forgotten
     assert bare > 8
@@ -210,7 +220,7 @@ def test_joint_statistics_are_of_all_products_alike():
     products = [product(0, 32), product(1, 320)]
     flow = taught("joint", products).flow
     x = [flow.base.prepare(p.features) + flow.base.position for p in products]
-    means = [flow.expert.statistics(part[:: len(part) // 32])[0].mean((0, 1, 2)) for part in x]
+    means = [flow.expert.statistics(some(part, 32))[0].mean((0, 1, 2)) for part in x]
     assert float(means[0].abs().max()) > 0.3
     torch.testing.assert_close(means[0], -means[1], rtol=0, atol=1e-4)
 

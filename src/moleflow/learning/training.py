@@ -215,9 +215,9 @@ def _to_start(base: Base, features: Tensor) -> Tensor:
     return features if base.config.cells is not None else base.prepare(some(features))
 
 
-def some(features: Tensor) -> Tensor:
-    """START_IMAGES at most, evenly spread over all of them: enough for a mean and a spread per channel."""
-    return features[evenly(range(len(features)), START_IMAGES)]
+def some(features: Tensor, count: int = START_IMAGES) -> Tensor:
+    """So many images at most, evenly spread over all of them: for a mean and a spread per channel."""
+    return features[evenly(range(len(features)), count)]
 
 
 def loss_of(log_prob: Tensor, log_det: Tensor, training: TrainingConfig) -> Tensor:

@@ -20,7 +20,7 @@ from ...errors import TaskError
 from ...features.finite import require_finite
 from ...flow.bijections import Place
 from ...flow.expert import Base, Expert
-from ...learning.training import START_IMAGES, Windows, fit, loss_of, sample_windows
+from ...learning.training import START_IMAGES, Windows, fit, loss_of, sample_windows, some
 from ...presets import layered
 from ...threads import seeded
 from .base import Inspection, Method, Pictures, Setting, State, judged
@@ -263,8 +263,8 @@ class SingleFlow(Method):
         """A flow whose statistics are those of these products: as many images of each, where it has them."""
         flow = WholeFlow(self.setting)
         each = max(1, START_IMAGES // len(products))
-        some = [p.features[:: max(1, len(p) // each)][:each] for p in products]
-        flow.expert.start(flow.base, flow.base.prepare(torch.cat(some)))
+        start = torch.cat([some(pictures.features, each) for pictures in products])
+        flow.expert.start(flow.base, flow.base.prepare(start))
         return flow
 
 
