@@ -30,7 +30,7 @@ from torch import Tensor
 from moleflow.bases.shipped import shipped_base
 from moleflow.bench.methods.base import Pictures
 from moleflow.bench.pictures import Shelf, item_mask
-from moleflow.config import LineConfig
+from moleflow.config import LineConfig, with_layers
 from moleflow.data.layouts import Product as Labelled
 from moleflow.data.layouts import read_dataset
 from moleflow.densities.correction import Defects
@@ -108,7 +108,8 @@ def trials(
 ) -> Iterator[tuple[int, str, list[float]]]:
     """How many are shown, with or without masks, and the columns."""
     train, test = shelf.pictures(labelled, "train"), shelf.pictures(labelled, "test")
-    extractor, config = shelf.cache.extractor, LineConfig()
+    extractor = shelf.cache.extractor
+    config = with_layers(LineConfig(), extractor.widths)
     base = shipped_base(extractor.weights_hash, extractor.grid, extractor.dim, config.flow)
     assert base is not None
     plain = lesson(base, train, config, seed, None)

@@ -365,10 +365,9 @@ class Judge:
         """By the coreset's size, distances of every stack from it."""
         learned, found = self.look.learned.patches, {}
         for patches in sorted({one.coreset for one in CONFIGURATIONS} - {0}):
-            options = Coreset(patches=patches)
+            options = Coreset(patches=patches, layers=(), rank=None)  # as docs/criterion.md measured
             candidates = Candidates.of(learned, [None] * len(learned), options, seed=self.seed)
-            (coreset,) = candidates.coresets()
-            found[patches] = self._all(coreset)
+            found[patches] = self._all(candidates.coreset())
         return found
 
     def _maps(self, density: dict[str, Tensor], patches: int) -> dict[str, Tensor]:

@@ -242,7 +242,15 @@ def taught(shelf: Shelf, lessons: Sequence[Pictures], seed: int, options: argpar
         config = replace(config, training=training)
     size = extractor.image_size
     hashed = extractor.weights_hash
-    setting = Setting(extractor.grid, extractor.dim, size, seed=seed, config=config, weights_hash=hashed)
+    setting = Setting(
+        extractor.grid,
+        extractor.dim,
+        size,
+        seed=seed,
+        config=config,
+        weights_hash=hashed,
+        widths=extractor.widths,
+    )
     method = MoleFlow(setting)
     products = {}
     for pictures in lessons:

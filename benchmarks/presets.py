@@ -100,7 +100,8 @@ def blank(base: Base, extractor: Extractor, config: LineConfig, images: int) -> 
     position = PositionCalibration(0.0, torch.ones(extractor.grid))
     coreset = None
     if scoring.coreset is not None:
-        coreset = PatchCoreset.of(torch.zeros(scoring.coreset.patches, channels), scoring.coreset.bits)
+        own = scoring.coreset
+        coreset = PatchCoreset.of(torch.zeros(own.patches, channels), own.bits, rank=own.rank)
     scores = tuple(float(f"{1 + i / 301:.7g}") for i in range(images))  # of as many digits as real ones
     return Product(
         config=config,

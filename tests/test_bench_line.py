@@ -42,7 +42,14 @@ def shelf(new_line, tmp_path):
 
 def setting(shelf: Shelf, config: LineConfig) -> Setting:
     extractor = shelf.cache.extractor
-    return Setting(extractor.grid, extractor.dim, extractor.image_size, seed=3, config=config)
+    return Setting(
+        extractor.grid,
+        extractor.dim,
+        extractor.image_size,
+        seed=3,
+        config=config,
+        widths=extractor.widths,
+    )
 
 
 def of_bench(found: Inspection) -> tuple:

@@ -108,6 +108,8 @@ LINE = {
     "scoring.coreset.candidates": 50,
     "scoring.coreset.weight": 0.2,
     "scoring.coreset.bits": 8,
+    "scoring.coreset.rank": 3,
+    "scoring.coreset.layers": (2, CHANNELS - 2),
     "scoring.whole": None,
     "scoring.whole.rank": 2,
     "scoring.whole.bits": 16,

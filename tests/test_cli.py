@@ -19,6 +19,7 @@ from moleflow.cli import app
 from moleflow.cli import products as module
 from moleflow.cli.inspection import map_names
 from moleflow.cli.screen import amount
+from moleflow.config import with_layers
 from moleflow.data.factory import make_sample, write_product
 from moleflow.data.layouts import read_dataset
 from moleflow.errors import MoleFlowError
@@ -791,7 +792,7 @@ def test_a_new_line_takes_a_preset_and_an_old_one_refuses_another(data, tmp_path
     line = tmp_path / "line"
     begun = ["--image-size", "64", "--preset", "quick"]
     run("add", line, "gear", good(data), *begun)
-    assert Detector.load(line).config == SMALL
+    assert Detector.load(line).config == with_layers(SMALL, (40, 112))
     assert "preset quick" in run("info", line).stdout
     said = sentence("add", line, "wood", good(data, "wood"), "--preset", "deck")
     assert "this line has --preset quick, got deck" in said

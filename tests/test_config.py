@@ -156,6 +156,7 @@ def test_an_option_of_the_published_parts_that_cannot_be_is_an_error(values, sai
         ({"flow": {"cells": {"side": 0}}}, "Cells.side: expected a number above 0"),
         ({"scoring": {"coreset": {"patches": 0}}}, "Coreset.patches: expected a number above 0"),
         ({"scoring": {"coreset": {"candidates": 1.5}}}, "Coreset.candidates: expected a whole number"),
+        ({"scoring": {"coreset": {"rank": 0}}}, "Coreset.rank: expected a number above 0"),
         ({"scoring": {"coreset": {"weight": 0}}}, "Coreset.weight: expected a number above 0"),
         ({"scoring": {"coreset": 300}}, "Coreset: expected a table of options"),
     ],
@@ -217,6 +218,14 @@ def test_a_line_older_than_cells_in_the_flow_goes_on_without_them_and_in_sixteen
     assert (line.flow.couplings, line.flow.normalisation, line.training.noise) == (3, "layer", 0.3)
     assert json.dumps(values) == before
     assert stored_line(json.loads(json.dumps(to_dict(line)))) == line
+
+
+def test_a_coreset_older_than_its_layers_and_axes_stays_as_it_was():
+    values = json.loads(json.dumps(to_dict(LineConfig())))
+    del values["scoring"]["coreset"]["layers"], values["scoring"]["coreset"]["rank"]
+    assert stored_line(values).scoring.coreset == Coreset(layers=(), rank=None)
+    del values["scoring"]["coreset"]["bits"]
+    assert stored_line(values).scoring.coreset == Coreset(layers=(), rank=None, bits=8)
 
 
 @pytest.mark.parametrize("part", ["cells", "whole"])

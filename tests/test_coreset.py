@@ -11,16 +11,16 @@ from torch import Tensor
 
 import moleflow.densities.coreset as remembering
 from moleflow.config import Coreset, ScoringConfig
-from moleflow.densities.coreset import NOBODY, Candidates, PatchCoreset, _selections, greedy_centres
-from moleflow.errors import TrainingError
+from moleflow.densities.coreset import Candidates, PatchCoreset, _chosen, greedy_centres, normalised
+from moleflow.errors import ConfigError, TrainingError
 from moleflow.flow.whitening import layer_norm
 from moleflow.learning.blocks import make_blocks
 from moleflow.learning.left_out import CoresetLeftOut
 from moleflow.threads import Beside
 
 GRID, CHANNELS = (4, 5), 7
-ALL = Coreset(patches=10_000, candidates=10_000, bits=8)
-FEW = Coreset(patches=12, candidates=10_000, bits=8)
+ALL = Coreset(patches=10_000, candidates=10_000, bits=8, layers=())
+FEW = Coreset(patches=12, candidates=10_000, bits=8, layers=())
 
 
 def raw(images: int, seed: int = 0, level: float = 0.0) -> Tensor:
@@ -35,8 +35,9 @@ def coreset_of(features: Tensor, options: Coreset = ALL, seed: int = 0) -> Patch
 
 
 def coresets_without_each(features, blocks, options, **more):
-    *without, whole = Candidates.of(features, blocks, options, **more).coresets()
-    return whole, without
+    candidates = Candidates.of(features, blocks, options, **more)
+    last = max((block for block in blocks if block is not None), default=-1)
+    return candidates.coreset(), [candidates.without(block) for block in range(last + 1)]
 
 
 def same(first: PatchCoreset, second: PatchCoreset) -> bool:
@@ -51,13 +52,20 @@ def rows(tensor: Tensor) -> set[tuple[float, ...]]:
 # -- distances ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [ALL, FEW, Coreset(patches=1)], ids=["all", "few", "one"])
+@pytest.mark.parametrize(
+    "options",
+    [ALL, FEW, Coreset(patches=1, layers=()), replace(FEW, rank=3), replace(ALL, rank=1, bits=4)],
+    ids=["all", "few", "one", "along-three", "along-one"],
+)
 def test_the_distance_is_that_from_the_nearest_remembered_patch(options):
     coreset, test = coreset_of(raw(6), options), raw(3, seed=1)
     distance = coreset(test)
     assert distance.shape == (3, *GRID)
     low, step = coreset.low.double(), coreset.step.double()
     remembered = [low + code.double() * step for code in coreset.codes]
+    if coreset.frame is not None:
+        axes = coreset.frame.axes.double()
+        remembered = [coreset.frame.centre + point @ axes for point in remembered]
     for patch, own in zip(test.reshape(-1, CHANNELS), distance.flatten(), strict=True):
         centred = patch.double() - patch.double().mean()
         normalised = centred / (centred.square().mean() + 1e-5).sqrt()
@@ -143,11 +151,89 @@ def test_rounding_moves_no_number_by_more_than_half_a_level_of_its_channels_rang
     assert (coreset.codes.amax(0) == 2**bits - 1).all()
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_patches_that_differ_along_few_axes_are_kept_along_these(seed):
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.randn(200, 3, generator=generator) * torch.tensor([5.0, 2, 1])
+    turn = torch.linalg.qr(torch.randn(CHANNELS, CHANNELS, generator=generator)).Q[:3]
+    patches = spread @ turn + torch.randn(CHANNELS, generator=generator)
+    for rank in (3, 5):
+        coreset = PatchCoreset.of(patches, rank=rank)
+        assert coreset.frame is not None
+        assert coreset.codes.shape == (200, rank)
+        assert (coreset.patches - patches).norm(dim=1).max() <= 0.65 * coreset.step.norm()
+    lost = (PatchCoreset.of(patches, rank=2).patches - patches).square().sum(1).mean()
+    assert 0.8 < float(lost) < 1.3  # the variance along the third
+    assert PatchCoreset.of(patches, rank=CHANNELS).frame is None  # every channel
+
+
+def test_axes_of_many_channels_are_found_by_iteration(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    patches = torch.randn(300, 60, generator=generator) * torch.linspace(3, 0.3, 60)
+    exact = PatchCoreset.of(patches, rank=12)
+    monkeypatch.setattr(remembering, "WIDE", 59)
+    state = torch.get_rng_state()
+    found = PatchCoreset.of(patches, rank=12)
+    assert torch.equal(torch.get_rng_state(), state)
+    lost = [float((one.patches - patches).square().mean()) for one in (exact, found)]
+    assert lost[0] <= lost[1] <= 1.01 * lost[0]
+
+
+def test_fewer_patches_than_axes_are_kept_as_well():
+    patches = torch.randn(3, CHANNELS, generator=torch.Generator().manual_seed(0))
+    for count in (1, 2, 3):
+        kept = PatchCoreset.of(patches[:count], rank=5)
+        torch.testing.assert_close(kept.patches, patches[:count], rtol=0, atol=0.05)
+
+
+def test_what_a_patch_has_across_the_axes_makes_it_strange():
+    """None of the remembered ones has any of it."""
+    axis = torch.eye(CHANNELS)[:3]
+    patches = torch.randn(50, 3, generator=torch.Generator().manual_seed(0)) @ axis
+    coreset = PatchCoreset.of(layer_norm(patches), rank=3)
+    near, far = patches[None, :5, None], patches[None, :5, None] + 2 * torch.eye(CHANNELS)[5]
+    assert (coreset(far) > coreset(near) + 0.5).all()
+
+
+LAYERED = replace(FEW, layers=(2, CHANNELS - 2))
+
+
+def test_no_layer_speaks_louder_for_greater_numbers():
+    """Of patches as a whole the loud layer would decide alone."""
+    quiet, test = raw(6), raw(3, seed=1)
+    loud, louder = (torch.cat([50 * x[..., :2], x[..., 2:]], -1) for x in (quiet, test))
+    torch.testing.assert_close(coreset_of(loud, LAYERED)(louder), coreset_of(quiet, LAYERED)(test))
+    plain = coreset_of(quiet, FEW)(test)
+    assert not torch.allclose(coreset_of(loud, FEW)(louder), plain, rtol=0.1)
+
+
+def test_layers_share_the_length_of_a_patch_evenly():
+    parts = normalised(raw(2), LAYERED.layers).split(LAYERED.layers, -1)
+    assert all(torch.allclose(part.norm(dim=-1), torch.tensor((CHANNELS / 2) ** 0.5)) for part in parts)
+    assert torch.equal(normalised(raw(2), ()), layer_norm(raw(2)))
+    assert torch.isfinite(normalised(torch.zeros(1, 2, 2, CHANNELS), LAYERED.layers)).all()
+
+
+def test_layers_of_other_features_are_refused():
+    with pytest.raises(ConfigError, match=f"expected {CHANNELS} channels in all"):
+        coreset_of(raw(6), replace(FEW, layers=(40, 112)))
+    with pytest.raises(ConfigError, match="expected those of a backbone"):
+        coreset_of(raw(6), replace(FEW, layers=None))
+    for wrong in ((0, 7), (2.5, 4), ("a",), 40, True, "()"):
+        with pytest.raises(ConfigError, match=r"Coreset\.layers: expected whole numbers"):
+            replace(FEW, layers=wrong)
+
+
 @pytest.mark.parametrize(("bits", "row"), [(4, (CHANNELS + 1) // 2), (8, CHANNELS)])
-def test_what_a_line_keeps_gives_the_very_same_coreset(bits, row):
-    coreset, test = coreset_of(raw(6), replace(FEW, bits=bits)), raw(3, seed=1)
+@pytest.mark.parametrize(
+    ("layers", "rank"), [((), None), (LAYERED.layers, None), ((), 5), (LAYERED.layers, 5)]
+)
+def test_what_a_line_keeps_gives_the_very_same_coreset(bits, row, layers, rank):
+    options = replace(FEW, bits=bits, layers=layers, rank=rank)
+    coreset, test = coreset_of(raw(6), options), raw(3, seed=1)
+    row = row if rank is None else rank if bits == 8 else (rank + 1) // 2
     kept = coreset.tensors()
-    again = PatchCoreset.from_tensors({name: tensor.clone() for name, tensor in kept.items()})
+    again = PatchCoreset.from_tensors({name: tensor.clone() for name, tensor in kept.items()}, layers)
     assert again.tensors().keys() == kept.keys()
     assert all(torch.equal(again.tensors()[name], tensor) for name, tensor in kept.items())
     assert torch.equal(again.patches, coreset.patches)
@@ -181,10 +267,10 @@ def test_centres_leave_at_most_twice_the_least_possible_radius():
         assert radius <= 2 * least + 1e-6
 
 
-def one_by_one(points: Tensor, count: int, first: int) -> list[int]:
+def one_by_one(points: Tensor, count: int, *begun: int) -> list[int]:
     """Up to `count` centres of points (n, d), every distance written out; it ends where all are chosen."""
-    chosen, points = [first], points.double()
-    nearest = (points - points[first]).norm(dim=1)
+    chosen, points = list(begun), points.double()
+    nearest = torch.cdist(points, points[chosen]).amin(1)
     while len(chosen) < count and float(nearest.max()) > 1e-3:
         chosen.append(int(nearest.argmax()))
         nearest = torch.minimum(nearest, (points - points[chosen[-1]]).norm(dim=1))
@@ -280,7 +366,8 @@ def test_leaving_a_block_out_is_a_coreset_of_the_others(options):
         inside = [i for i, name in enumerate(BLOCKS) if name == block]
         outside = [i for i, name in enumerate(BLOCKS) if name != block]
         others = coreset_of(features[outside], options, seed=3)
-        assert rows(coreset.patches) == rows(others.patches)
+        assert len(coreset.codes) == len(others.codes)
+        assert coreset(features[outside]).max() < 1.2 * others(features[outside]).max() + 0.05
         step = float(coreset.step.norm())
         near = torch.cdist(coreset.patches, own[outside].reshape(-1, CHANNELS)).amin(1)
         assert near.max() <= step
@@ -375,15 +462,34 @@ def test_without_a_coreset_there_is_none():
 
 
 @pytest.mark.parametrize("at_hand", [1, 2, 9, 60, 2048])
-@pytest.mark.parametrize("size", [1, 7, 40])
-def test_selections_side_by_side_are_those_of_one_after_the_other(size, at_hand, monkeypatch):
+@pytest.mark.parametrize("size", [1, 7, 40, 250])
+def test_without_a_block_the_selection_goes_on_from_what_is_left_of_it(size, at_hand, monkeypatch):
     monkeypatch.setattr(remembering, "AT_HAND", at_hand)
     points = torch.randn(400, 9, generator=torch.Generator().manual_seed(3))
     points[300:] = points[:100]  # copies, which end a selection early where it takes all there is
-    owner = torch.arange(400) // 100
-    kept = torch.stack([owner != block for block in (0, 1, 3, NOBODY)])
-    for own, found in zip(kept, _selections(points, kept, size), strict=True):
-        candidates = own.nonzero()[:, 0]
-        centred = points[candidates] - points[candidates].mean(0)
-        first = int(centred.square().sum(1).argmin())
-        assert found.tolist() == candidates[one_by_one(centred, size, first)].tolist()
+    points -= points.mean(0)
+    owners = torch.arange(400) // 100 - 1
+    options = Coreset(patches=size, rank=None, bits=8, layers=())
+    drawn = Candidates(torch.zeros(9), points, owners, options, *_chosen(points, owners, size))
+    every = one_by_one(points, size, int(points.square().sum(1).argmin()))
+    assert drawn.chosen.tolist() == every
+    for block in (0, 1, 2):
+        kept = (owners != block).nonzero()[:, 0]
+        begun = [int((kept == i).nonzero()) for i in every if owners[i] != block]
+        middle = int((points[kept] - points[kept].mean(0)).square().sum(1).argmin())
+        expected = kept[one_by_one(points[kept], size, *(begun or [middle]))]
+        found = drawn.without(block).patches
+        assert len(found) == min(size, len(torch.unique(points[kept], dim=0)))
+        torch.testing.assert_close(found, points[expected], rtol=0, atol=0.02)
+
+
+def test_left_out_of_its_coreset_a_block_is_as_far_as_from_that_of_the_others_or_a_little_farther():
+    features = raw(24)
+    options = replace(FEW, patches=60)
+    blocks = [i % 4 for i in range(24)]
+    _, without = coresets_without_each(features, blocks, options, seed=0)
+    for block in range(4):
+        own = features[block::4]
+        others = coreset_of(features[[i for i in range(24) if i % 4 != block]], options)
+        ratio = float(without[block](own).mean() / others(own).mean())
+        assert 0.98 < ratio < 1.05

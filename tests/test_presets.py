@@ -165,7 +165,7 @@ def test_unknown_presets_are_refused():
 def test_a_line_stores_the_numbers_and_the_name(monkeypatch, quick, pictures, tmp_path):
     monkeypatch.setitem(PRESETS, "quick", replace(get_preset(DEFAULT), name="quick", says=quick))
     line = Detector(image_size=64, device="cpu", preset="quick")
-    assert line.config == override(quick, {"flow.hidden": 64})
+    assert line.config == override(quick, {"flow.hidden": 64, "scoring.coreset.layers": (40, 112)})
     line.add_task("gear", pictures("gear", 4))
     line.save(tmp_path / "line")
     monkeypatch.delitem(PRESETS, "quick")
@@ -191,9 +191,12 @@ def test_a_product_owns_all_that_is_saved_of_it(line):
     matrices = sum(value.numel() for _, value in low_rank if value.ndim == 2)
     assert parts["lora"].numbers == matrices + rows + biases
     assert parts["lora"].bytes == matrices / 2 + 4 * rows + 2 * biases  # 4 bits, every row's step, 16 bits
-    remembered = product.densities.coreset.codes
-    assert parts["coreset"].numbers == remembered.numel() + 2 * line.extractor.dim
-    assert parts["coreset"].bytes == remembered.numel() // 2 + 2 * 4 * line.extractor.dim
+    coreset, dim = product.densities.coreset, line.extractor.dim
+    remembered, rank = coreset.codes.numel(), coreset.codes.shape[1]
+    assert rank == line.config.scoring.coreset.rank
+    axes = rank * dim
+    assert parts["coreset"].numbers == remembered + 2 * rank + axes + rank + dim
+    assert parts["coreset"].bytes == remembered // 2 + 4 * 2 * rank + axes + 4 * rank + 4 * dim
 
 
 def test_a_plan_runs_with_its_preset_at_the_backbones_width():
@@ -303,3 +306,11 @@ def test_the_originals_grid_holds_its_runs_and_its_presets():
     assert {32, 64, 128, 256} <= {config.flow.lora.rank for config in configs if config.flow.lora}
     assert max(config.flow.dia.blocks for config in configs) == 8
     assert max(config.flow.couplings for config in configs) == 16
+
+
+def test_the_options_of_a_line_with_another_backbone_are_refused_at_once():
+    config = Detector(image_size=64, device="cpu").config
+    assert config.scoring.coreset.layers == (40, 112)
+    assert Detector(image_size=64, device="cpu", config=config).config == config
+    with pytest.raises(ConfigError, match=r"Coreset\.layers: .* got \(40, 112\): is the config of a line"):
+        Detector("wide_resnet50", weights="random", image_size=64, device="cpu", config=config)

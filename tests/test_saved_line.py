@@ -9,6 +9,7 @@ import pytest
 
 import moleflow
 from moleflow import Detector, LineConfig
+from moleflow.config import with_layers
 from moleflow.errors import (
     BackboneError,
     ConfigError,
@@ -340,7 +341,8 @@ def test_nothing_is_pickled():
 
 
 def test_the_default_line_is_the_configured_one(new_line):
-    assert new_line(config=None).config == LineConfig()
+    line = new_line(config=None)
+    assert line.config == with_layers(LineConfig(), line.extractor.widths)
 
 
 def test_a_prediction_says_what_it_took(line, probe):

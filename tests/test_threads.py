@@ -9,7 +9,7 @@ from torch import Tensor
 
 from moleflow import Detector, threads
 from moleflow.bases import shipped
-from moleflow.config import LineConfig, override
+from moleflow.config import LineConfig, override, with_layers
 from moleflow.features import backbones
 from moleflow.features.extractor import Extractor, Features
 from moleflow.flow.expert import Base
@@ -242,7 +242,9 @@ def test_no_lesson_draws_its_weights_while_others_are_constructed(monkeypatch, s
 
 @pytest.mark.usefixtures("three_threads")
 def test_a_product_learned_side_by_side_is_the_one_learned_in_turn(monkeypatch):
-    config = override(LineConfig(), {"training.steps": 12, "scoring.coreset.patches": 20})
+    config = with_layers(
+        override(LineConfig(), {"training.steps": 12, "scoring.coreset.patches": 20}), (CHANNELS,)
+    )
     generator = torch.Generator().manual_seed(0)
     seen = Features(
         torch.randn(10, *GRID, CHANNELS, generator=generator).half(), torch.randn(10, 6, generator=generator)
@@ -289,7 +291,7 @@ def test_a_large_flow_learns_on_all_threads(monkeypatch):
     monkeypatch.setattr("moleflow.learning.training.SMALL", 2**12)
     seen = Features(torch.randn(4, 4, 4, 8), torch.randn(4, 6))
     for hidden in (8, 1 + 2**12 // 8):
-        config = override(LineConfig(), {"training.steps": 1, "flow.hidden": hidden})
+        config = with_layers(override(LineConfig(), {"training.steps": 1, "flow.hidden": hidden}), (8,))
         with seeded(0):
             base = Base((4, 4), 8, config.flow).requires_grad_(False).eval()
         learn_product(base, seen, config, seed=0)

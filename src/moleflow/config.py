@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, Literal, TypeVar
@@ -140,14 +140,31 @@ class FlowConfig:
 class Coreset:
     """A few remembered patches beside the density: distance from the nearest, of normalised patches."""
 
-    patches: int = 800  # kept
+    patches: int = 1_800  # kept
     candidates: int = 60_000  # patches drawn at random to select them from
     weight: float = 1.0  # of these distances in the map, against that of the densities together
     bits: int = 4  # a number is kept in
+    rank: int | None = 64  # axes that patches are kept along; None: every channel
+    # Channels of the layers that are brought to one length each; (): patches are normalised as a whole; None:
+    # those of the backbone, which a line writes down when it begins.
+    layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        check(self, positive=("patches", "candidates", "weight"))
+        check(self, positive=("patches", "candidates", "weight", "rank"))
         _check_choice(self, "bits", (4, 8))
+        if self.layers is None:
+            return
+        widths = tuple(self.layers) if isinstance(self.layers, list | tuple) else (None,)
+        if not all(type(width) is int and width > 0 for width in widths):
+            raise ConfigError(f"Coreset.layers: expected whole numbers of channels, got {self.layers!r}")
+        object.__setattr__(self, "layers", widths)
+
+    @property
+    def compared(self) -> tuple[int, ...]:
+        """The layers, none where patches are normalised as a whole. Raises ConfigError where nobody said."""
+        if self.layers is None:
+            raise ConfigError("Coreset.layers: expected those of a backbone (`with_layers`), got None")
+        return self.layers
 
 
 @dataclass(frozen=True)
@@ -316,9 +333,17 @@ def stored_line(values: dict[str, Any]) -> LineConfig:
     if scoring.get("whole") is not None:
         scoring["whole"] = {"bits": 16, **scoring["whole"]}
     if scoring.get("coreset") is not None:
-        scoring["coreset"] = {"bits": 8, **scoring["coreset"]}
+        scoring["coreset"] = {"bits": 8, "layers": (), "rank": None, **scoring["coreset"]}
     training = {"early_stop": False, "base": "learn", **values["training"]}
     return from_dict(LineConfig, {**values, "flow": flow, "training": training, "scoring": scoring})
+
+
+def with_layers(config: LineConfig, widths: Sequence[int]) -> LineConfig:
+    """The same with a coreset that compares layers of these widths, unless it says which."""
+    coreset = config.scoring.coreset
+    if coreset is None or coreset.layers is not None:
+        return config
+    return override(config, {"scoring.coreset.layers": tuple(widths)})
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 
 import torch
 
-from .config import LineConfig, a_number, a_seed, override, stored_line, to_dict
+from .config import LineConfig, a_number, a_seed, override, stored_line, to_dict, with_layers
 from .data.intensity import parse_intensity
 from .data.shapes import Proposal
 from .data.sources import Errors, Source, list_sources
@@ -114,7 +114,10 @@ class Detector:
             Extractor, backbone, weights=weights, tiles=tiles, device=device, runtime=runtime, seed=self.seed
         )
         self.extractor = self._at_size(image_size=image_size)
-        self.config = config or get_preset(preset or DEFAULT).at(self.extractor.dim)
+        self.config = with_layers(
+            config or get_preset(preset or DEFAULT).at(self.extractor.dim), self.extractor.widths
+        )
+        _require_layers(self.config, self.extractor)
         if base is not None:
             self.config = override(self.config, {"training.base": base})
         self._settled = False
@@ -649,6 +652,16 @@ class Detector:
         if version is None or store is None or name not in store.names():
             return []
         return [Path(path) for path, _ in read_monitor(store, name, version).remembered]
+
+
+def _require_layers(config: LineConfig, extractor: Extractor) -> None:
+    """Raises ConfigError for a config that was written down for another backbone."""
+    layers = None if config.scoring.coreset is None else config.scoring.coreset.layers
+    if layers and sum(layers) != extractor.dim:
+        raise ConfigError(
+            f"Coreset.layers: expected {extractor.widths} or None with {extractor.name}, got {layers}: "
+            "is the config of a line with another backbone?"
+        )
 
 
 def _check_pose(pose: str) -> None:

@@ -404,7 +404,8 @@ class CoresetLeftOut:
         left_out = torch.empty(self._patches.shape[:3], device=self._patches.device)
         for block in reversed(range(self._blocks.count)):  # the other thread comes from the front
             left_out[self._blocks.images_of(block)] = self._asked[block]()
-        return self._second()[-1], left_out
+        whole = self._second()[0] if self._lone else self._candidates().coreset()
+        return whole, left_out
 
     def _draw(self) -> Candidates:
         assert self._options is not None
@@ -412,13 +413,14 @@ class CoresetLeftOut:
         return Candidates.of(images, labels, self._options, seed=self._seed, known=self._known)
 
     def _select(self, *, first: bool) -> list[PatchCoreset]:
-        candidates = self._candidates()
-        middle = len(candidates) // 2
-        return candidates.coresets(slice(middle) if first else slice(middle, None))
+        candidates, middle = self._candidates(), self._blocks.count // 2
+        if self._lone:
+            return [] if first else [candidates.coreset()]
+        blocks = range(middle) if first else range(middle, self._blocks.count)
+        return [candidates.without(block) for block in blocks]
 
     def _said(self, block: int) -> Tensor:
-        coresets = [*self._first(), *self._second()]
-        judge = coresets[-1] if self._lone else coresets[block]
+        judge = [*self._first(), *self._second()][block]
         return torch.cat([judge(self._patches[i : i + 1]) for i in self._blocks.images_of(block)])
 
 

@@ -100,7 +100,7 @@ def judge_for(device: torch.device, wish: RuntimeName) -> Judge:
 def recipe(base: Base, product: Product, given: Arrays) -> Recipe:
     """The copy for products like this one on this base."""
     shapes = {
-        name: [None if name == COUNTED and i == 0 else length for i, length in enumerate(values.shape)]
+        name: [None if name in COUNTED and i == 0 else length for i, length in enumerate(values.shape)]
         for name, values in given.items()
     }
     facts = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..compiling import exported
 from ..config import LineConfig
-from ..densities.coreset import distances
+from ..densities.coreset import Frame, distances, distances_along
 from ..flow.expert import Base
 from ..flow.start import CellWhitening
 from ..runtime.arrays import Arrays, network_inputs
@@ -23,7 +23,7 @@ from ..verdict.maps import PositionCalibration, smooth
 from .product import Product, combine, density_map
 
 PATCHES, OUTPUTS = "patches", ["map", "ordinary"]
-COUNTED = "coreset.patches"  # the one input whose first length is left open
+COUNTED = ("coreset.patches", "coreset.points", "coreset.norms")  # inputs whose first length is left open
 
 
 def mean_side_of(config: LineConfig) -> int:
@@ -69,7 +69,7 @@ def density_network(base: Base, product: Product, given: Arrays) -> bytes:
         (patches, *values),
         inputs=[PATCHES, *names],
         outputs=OUTPUTS,
-        axes={key: {0: "count"} for key in names if key == COUNTED},
+        axes={key: {0: "count"} for key in names if key in COUNTED},
     )
 
 
@@ -95,6 +95,7 @@ class _Density(nn.Module):
                 owner._parameters.pop(last, None)
                 owner._buffers.pop(last, None)
         self.densities = 1 + (config.scoring.cells is not None)
+        self.layers = () if config.scoring.coreset is None else config.scoring.coreset.compared
 
     def forward(self, patches: Tensor, *values: Tensor) -> tuple[Tensor, Tensor]:
         given = dict(zip(self.names, values, strict=True))
@@ -111,8 +112,12 @@ class _Density(nn.Module):
         if self.densities == 2:
             assert cells is not None
             scores.append(cells(patches))
-        if COUNTED in given:
-            scores.append(distances(patches, given[COUNTED]))
+        if "coreset.patches" in given:
+            scores.append(distances(patches, given["coreset.patches"], self.layers))
+        if "coreset.points" in given:
+            frame = Frame(given["coreset.centre"], given["coreset.axes"])
+            points, norms = given["coreset.points"], given["coreset.norms"]
+            scores.append(distances_along(patches, points, norms, frame, self.layers))
         positions = [
             PositionCalibration(given[f"position.{i}.level"], given[f"position.{i}.spread"])  # type: ignore[arg-type]
             for i in range(len(scores))

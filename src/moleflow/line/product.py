@@ -136,10 +136,9 @@ class Product:
         gaussians, coreset = self.densities.gaussians, self.densities.coreset
         tensors: list[Tensor] = list(self.densities.expert.parameters())
         tensors += [position.spread for position in self.positions]
-        tensors += [] if coreset is None else [coreset.codes]
         tensors += [] if self.whole is None else list(self.whole.tensors().values())
         tensors += [self.descriptors.factor, self.descriptors.witnesses]
-        own = sum(tensor.nbytes for tensor in tensors)
+        own = sum(tensor.nbytes for tensor in tensors) + (0 if coreset is None else coreset.nbytes)
         return own + (0 if gaussians is None else gaussians.nbytes)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -197,6 +196,7 @@ class Product:
             assert cells is not None
             expert, cells = expert.beginning_with(cells), None
         coreset = _part(tensors, "coreset.")
+        layers = () if config.scoring.coreset is None else config.scoring.coreset.compared
         positions = tuple(
             PositionCalibration(
                 float(tensors[f"position.{i}.level"][0]),
@@ -211,7 +211,7 @@ class Product:
             densities=Densities(
                 expert.requires_grad_(False).eval().to(device),
                 cells,
-                PatchCoreset.from_tensors(coreset).to(device) if coreset else None,
+                PatchCoreset.from_tensors(coreset, layers).to(device) if coreset else None,
                 Correction.from_tensors(correction).to(device) if correction else None,
             ),
             whole=WholeGaussian.from_tensors(whole) if whole else None,

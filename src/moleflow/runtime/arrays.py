@@ -61,7 +61,7 @@ def network_inputs(
         inputs |= _cells(unpacked(cells), grid, mean_side)
     coreset = part(tensors, "coreset.")
     if coreset:
-        inputs["coreset.patches"] = _coreset(coreset)
+        inputs |= _coreset(coreset)
     correction = part(tensors, "correction.")
     if correction:
         inputs["correction.direction"] = correction["direction"].astype(np.float32)
@@ -98,14 +98,24 @@ def _cells(kept: Arrays, grid: tuple[int, int], mean_side: int) -> Arrays:
     }
 
 
-def _coreset(kept: Arrays) -> np.ndarray:
+def _coreset(kept: Arrays) -> Arrays:
+    """The patches; or where they lie along axes, how far that is from the centre, and these."""
     low, step = kept["low"], kept["step"]
     codes = next(
         (parted(kept[name.lstrip(".")], len(low)) for name in (NIBBLES, ODD) if name.lstrip(".") in kept),
         kept.get("codes"),
     )
     assert codes is not None
-    return (low + codes.astype(np.float32) * step).astype(np.float32)
+    points = (low + codes.astype(np.float32) * step).astype(np.float32)
+    if "centre" not in kept:
+        return {"coreset.patches": points}
+    axes = kept["axes" + CODES].astype(np.float32) * kept["axes" + STEP]
+    return {
+        "coreset.points": points,
+        "coreset.norms": np.square(points @ axes).sum(1),
+        "coreset.axes": axes,
+        "coreset.centre": kept["centre"],
+    }
 
 
 def whole_distance(kept: Mapping[str, np.ndarray], pooled: np.ndarray) -> float:

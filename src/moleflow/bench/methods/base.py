@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...config import LineConfig
+from ...config import LineConfig, with_layers
 from ...features.extractor import Features
 from ...learning.product import Altered
 from ...packing import numbers_in
@@ -138,6 +138,10 @@ class Setting:
     weights_hash: str = ""
     widths: tuple[int, ...] = ()
     device: torch.device | str = "cpu"
+
+    def __post_init__(self) -> None:
+        # As a line does when it begins.
+        object.__setattr__(self, "config", with_layers(self.config, self.widths or (self.channels,)))
 
 
 @dataclass(frozen=True, eq=False)
