@@ -28,6 +28,7 @@ AT_HAND = 2048  # farthest points among which the next centres are sought
 WIDE = 512  # channels from which on axes are found by iteration
 ITERATIONS = 4
 ROWS = 1024  # patches compared at a time: their table of distances stays in the cache
+ALONG = 128  # the same along axes, from more patches
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,7 +198,7 @@ def distances(features: Tensor, patches: Tensor, layers: Sequence[int] = ()) -> 
     centre = patches.mean(0)
     own = patches - centre
     x = normalised(features.float(), layers).flatten(0, 2) - centre
-    return _nearest(x, x, own, own.square().sum(1)).view(features.shape[:3])
+    return _nearest(x, x, own, own.square().sum(1), ROWS).view(features.shape[:3])
 
 
 def distances_along(
@@ -208,13 +209,13 @@ def distances_along(
     What a patch x has across the axes is in |x|^2: |x - p A|^2 = |x|^2 - 2 (x A^T) p^T + |p A|^2.
     """
     x = normalised(features.float(), layers).flatten(0, 2) - frame.centre
-    return _nearest(x, x @ frame.axes.T, points, norms).view(features.shape[:3])
+    return _nearest(x, x @ frame.axes.T, points, norms, ALONG).view(features.shape[:3])
 
 
-def _nearest(x: Tensor, along: Tensor, points: Tensor, norms: Tensor) -> Tensor:
+def _nearest(x: Tensor, along: Tensor, points: Tensor, norms: Tensor, rows: int) -> Tensor:
     """Distances (n,) of patches (n, D), that lie so along the axes (n, r), from the nearest of the points."""
     squared = torch.cat(
-        [torch.addmm(norms, rows, points.T, alpha=-2).amin(1) for rows in along.split(ROWS)]
+        [torch.addmm(norms, part, points.T, alpha=-2).amin(1) for part in along.split(rows)]
     ) + x.square().sum(1)
     return squared.clamp_min(0).sqrt()
 
