@@ -15,6 +15,7 @@ from PIL import Image
 from moleflow import Detector, Mixer, TaskInfo
 from moleflow.bench import plan
 from moleflow.cli import adding
+from moleflow.config import with_layers
 from moleflow.errors import (
     CalibrationError,
     ConfigError,
@@ -86,7 +87,7 @@ def test_a_line_of_the_published_parts_comes_back_to_the_bit_and_is_another_line
     before = snapshot(published, probe)
     published.save(tmp_path / "published")
     again = Detector.load(tmp_path / "published", device="cpu")
-    assert again.config == config
+    assert again.config == published.config == with_layers(config, again.extractor.widths)
     assert snapshot(again, probe) == before
     again.update_task("wood", pictures("wood", 4, first=50))
     assert base_tensors(again)["mixer.change"].shape == (3, 3, 150)
