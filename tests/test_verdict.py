@@ -204,8 +204,23 @@ def test_a_single_image_has_one_spread_everywhere():
 )
 def test_position_calibration_keeps_what_is_stored(scores):
     calibration = PositionCalibration.fit(scores, ScoringConfig())
-    assert torch.equal(calibration.spread.half().float(), calibration.spread)
-    assert float(torch.tensor([calibration.level])[0]) == calibration.level
+    again = PositionCalibration.from_kept(calibration.kept())
+    assert torch.equal(again.spread, calibration.spread)
+    assert again.level == calibration.level
+
+
+def test_position_calibration_of_an_earlier_line_is_kept_as_it_was():
+    spread = (1 + torch.rand(12, 12)).half()
+    earlier = PositionCalibration.from_kept({"level": torch.tensor([2.0]), "spread": spread})
+    assert torch.equal(earlier.spread, spread.float())
+    assert torch.equal(earlier.kept()["spread"], spread)
+
+
+def test_the_spread_of_a_quiet_place_beside_a_wild_one_is_kept_apart_from_nothing():
+    scores = uneven_scores()
+    scores[:, 3, 3] += 1e4 * torch.randn(len(scores))
+    calibration = PositionCalibration.fit(scores, ScoringConfig())
+    assert float(calibration.spread.min()) > float(calibration.spread.max()) / 128
 
 
 @pytest.mark.parametrize("shape", [(5, 4, 4), (1, 4, 4), (3, 1, 1)])

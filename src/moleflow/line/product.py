@@ -26,7 +26,7 @@ from ..storage import Part, parts_of, total
 from ..verdict.calibration import ScoreCalibration, TwoVoices, calibration_from_dict
 from ..verdict.drift import Reference
 from ..verdict.judgement import Judgement, judged, map_threshold
-from ..verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
+from ..verdict.maps import PositionCalibration, image_scores, smooth
 from ..verdict.unknown import Familiarity
 
 Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
@@ -153,8 +153,7 @@ class Product:
         if self.whole is not None:
             parts |= {f"whole.{k}": v for k, v in self.whole.tensors().items()}
         for i, position in enumerate(self.positions):
-            parts[f"position.{i}.level"] = torch.tensor([position.level])
-            parts[f"position.{i}.spread"] = position.spread.half()
+            parts |= {f"position.{i}.{k}": v for k, v in position.kept().items()}
         parts |= {f"{ROUTER}{k}": v for k, v in self.descriptors.tensors().items()}
         if self.pose is not None:
             parts |= {f"pose.{k}": torch.from_numpy(v) for k, v in self.pose.arrays().items()}
@@ -198,10 +197,7 @@ class Product:
         coreset = _part(tensors, "coreset.")
         layers = () if config.scoring.coreset is None else config.scoring.coreset.compared
         positions = tuple(
-            PositionCalibration(
-                float(tensors[f"position.{i}.level"][0]),
-                tensors[f"position.{i}.spread"].float().clamp_min(LEAST_SPREAD),
-            )
+            PositionCalibration.from_kept(_part(tensors, f"position.{i}."))
             for i in range(1 + (cells is not None) + bool(coreset))
         )
         pose = {name: tensor.numpy() for name, tensor in _part(tensors, "pose.").items()}

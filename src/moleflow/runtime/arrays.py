@@ -67,9 +67,8 @@ def network_inputs(
         inputs["correction.direction"] = correction["direction"].astype(np.float32)
         inputs["correction.level"] = correction["level"].astype(np.float32)
         inputs["correction.weight"] = np.array([correction_weight], np.float32)
-    for name, values in part(tensors, "position.").items():
-        wide = values.astype(np.float32)
-        inputs[f"position.{name}"] = np.maximum(wide, LEAST_SPREAD) if name.endswith("spread") else wide
+    for name, values in unpacked(part(tensors, "position.")).items():
+        inputs[f"position.{name}"] = np.maximum(values, LEAST_SPREAD) if name.endswith("spread") else values
     return inputs
 
 

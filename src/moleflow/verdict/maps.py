@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from ..config import ScoringConfig
+from ..packing import levels, pack, packed, unpack, unpacked
 
 LEAST_SPREAD = 2.0**-13  # of calibrated positions; a power of two, so that 16 bits hold it
 POSITION_SIGMA = 2.0  # patches over which the spread of good scores is smoothed
@@ -24,10 +26,16 @@ class PositionCalibration:
     The level is one number for the whole map; the spread is the standard deviation of good images'
     scores at each place, smoothed over its neighbours and drawn half-way to the map's average, because
     a dozen good images say little about a single place.
+
+    Attributes:
+        level: of the whole map.
+        spread: (h, w), in as many bits as a file keeps.
+        bits: 8, a step for every row; 16 in lines of earlier libraries.
     """
 
     level: float
-    spread: Tensor  # (h, w)
+    spread: Tensor
+    bits: int = 8
 
     @classmethod
     def fit(cls, scores: Tensor, config: ScoringConfig) -> PositionCalibration:
@@ -35,26 +43,39 @@ class PositionCalibration:
         level = float(scores.mean())
         overall = max(float(scores.double().std(unbiased=False)), 1e-9)
         if not config.position_calibration or len(scores) < 2:
-            return cls(*_halved(level, torch.full(scores.shape[1:], overall)))
+            return cls(*_rounded(level, torch.full(scores.shape[1:], overall)))
         variance = scores.double().var(0).cpu().numpy()
         smooth = ndimage.gaussian_filter(variance, POSITION_SIGMA) + variance.mean()
         spread = torch.from_numpy(np.sqrt(np.maximum(smooth, 1e-18))).float()
         # One common factor, so that densities weigh alike before they are added.
         scaled = float(((scores.cpu() - level) / spread).std(unbiased=False))
-        return cls(*_halved(level, spread * max(scaled, 1e-9)))
+        return cls(*_rounded(level, spread * max(scaled, 1e-9)))
 
     def moved(self, level: float, ratio: float) -> PositionCalibration:
         """The same with a level so much higher and every spread so many times as wide."""
-        return PositionCalibration(*_halved(self.level + level, self.spread * ratio))
+        return PositionCalibration(*_rounded(self.level + level, self.spread * ratio))
+
+    def kept(self) -> dict[str, Tensor]:
+        """What a saved line keeps."""
+        spread = {"spread": self.spread.half()} if self.bits == 16 else packed("spread", self.spread)
+        return {"level": torch.tensor([self.level]), **spread}
+
+    @classmethod
+    def from_kept(cls, kept: Mapping[str, Tensor]) -> PositionCalibration:
+        """The inverse of `kept`, to the bit."""
+        wide = unpacked(kept)
+        bits = 16 if "spread" in kept else 8
+        return cls(float(wide["level"][0]), wide["spread"].clamp_min(LEAST_SPREAD), bits)
 
     def __call__(self, scores: Tensor) -> Tensor:
         """Calibrated scores (B, h, w)."""
         return (scores - self.level) / self.spread.to(scores.device)
 
 
-def _halved(level: float, spread: Tensor) -> tuple[float, Tensor]:
+def _rounded(level: float, spread: Tensor) -> tuple[float, Tensor]:
     """Rounded to what is stored, so that a loaded product is the very same; the spread never underflows."""
-    return float(np.float32(level)), spread.half().float().clamp_min(LEAST_SPREAD)
+    least = (spread.amax(-1, keepdim=True) / levels(8)).clamp_min(LEAST_SPREAD)
+    return float(np.float32(level)), unpack(*pack(spread.maximum(least))).clamp_min(LEAST_SPREAD)
 
 
 def smooth(maps: Tensor, sigma: float) -> Tensor:
