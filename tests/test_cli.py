@@ -22,8 +22,9 @@ from moleflow.cli.screen import amount
 from moleflow.config import with_layers
 from moleflow.data.factory import make_sample, write_product
 from moleflow.data.layouts import read_dataset
-from moleflow.errors import MoleFlowError
+from moleflow.errors import ImageError, MoleFlowError
 from moleflow.evaluation import evaluate
+from moleflow.intake import Intake
 from moleflow.maps.overlay import overlay
 from moleflow.presets import PRESETS, get_preset
 from moleflow.store import LineStore
@@ -256,6 +257,26 @@ def test_predict_names_bad_files_on_stderr_where_stdout_has_the_json(saved, belt
 
 def test_predict_stops_at_a_bad_file_where_it_is_told_to(saved, belt):
     assert "a.png: not an image" in sentence("predict", saved, belt, "--strict")
+
+
+def test_a_map_that_cannot_be_drawn_is_named_and_ends_nothing(saved, belt, tmp_path, monkeypatch):
+    for bad in ("a.png", "c.png"):
+        (belt / bad).unlink()
+    shown = Intake.shown
+
+    def gone(self, source, *args):
+        if Path(source).name == "b.png":
+            raise ImageError(f"{source}: no such file")
+        return shown(self, source, *args)
+
+    monkeypatch.setattr(Intake, "shown", gone)
+    args = "predict", saved, belt, belt / "late", "--json", tmp_path / "r", "--maps", tmp_path / "m"
+    result = run(*args, code=3)
+    assert re.search(r"no map: .*b\.png: no such file", result.stderr)
+    objects = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
+    assert all("pred_score" in one for one in objects)
+    assert len(list((tmp_path / "m").iterdir())) == len(objects) - 1
+    assert "b.png: no such file" in sentence(*args, "--strict")
 
 
 def test_predict_takes_lists(saved, belt):

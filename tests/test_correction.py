@@ -333,14 +333,24 @@ def test_a_product_without_cells_cannot_be_corrected(new_line, pictures, faulty)
         line.correct_task("gear", pictures("gear", 4), missed=faulty)
 
 
-def test_from_a_shell(saved, tmp_path):
+@pytest.mark.parametrize("gone", [False, True], ids=["still-there", "gone-by-the-end"])
+def test_from_a_shell(saved, tmp_path, monkeypatch, gone):
     for i in range(8):
         (tmp_path / "good").mkdir(exist_ok=True)
         Image.fromarray(make_sample("gear", i, size=64).image).save(tmp_path / "good" / f"{i}.png")
-    (tmp_path / "missed").mkdir()
-    fault = make_sample("gear", 600, kind="missing_tooth", size=64).image
-    Image.fromarray(fault).save(tmp_path / "missed" / "0.png")
-    arguments = ["correct", saved, "gear", tmp_path / "good", "--missed", tmp_path / "missed"]
+    missed = tmp_path / "missed" / "0.png"
+    missed.parent.mkdir()
+    Image.fromarray(make_sample("gear", 600, kind="missing_tooth", size=64).image).save(missed)
+    correct = Detector.correct_task
+
+    def learned(*args, **more):
+        info = correct(*args, **more)
+        if gone:
+            missed.unlink()
+        return info
+
+    monkeypatch.setattr(Detector, "correct_task", learned)
+    arguments = ["correct", saved, "gear", tmp_path / "good", "--missed", missed.parent]
     result = CliRunner().invoke(app, [str(argument) for argument in arguments])
     assert result.exit_code == 0, result.output
     assert "of 1 missed images" in result.output

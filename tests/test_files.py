@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from moleflow import Detector, Failure
+from moleflow.data import images as finding
 from moleflow.data.groups import group_labels, parse_rule
 from moleflow.data.images import find_entries
 from moleflow.data.layouts import read_dataset
@@ -253,6 +255,21 @@ def test_a_folder_of_folders_names_the_way_into_them(tmp_path):
     (tmp_path / "b").mkdir()
     with pytest.raises(ImageError, match="no images in it"):
         find_images(tmp_path / "b", recursive=True)
+
+
+def test_a_folder_that_goes_while_it_is_searched_is_named(tmp_path, monkeypatch):
+    touch(tmp_path, "a/1.png", "b/2.png")
+    listed = finding._listed
+
+    def going(folder):
+        found = listed(folder)
+        if folder == tmp_path:
+            shutil.rmtree(tmp_path / "b")
+        return found
+
+    monkeypatch.setattr(finding, "_listed", going)
+    with pytest.raises(ImageError, match=r"b: cannot be listed"):
+        find_images(tmp_path, recursive=True)
 
 
 # Lists

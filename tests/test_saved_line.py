@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from moleflow.errors import (
     MoleFlowError,
     TaskError,
 )
+from moleflow.line.archive import Archive
 from moleflow.results import STAGES
 from moleflow.store import LineStore
 from saying import THREE, by_task, files, said, snapshot, write_index
@@ -48,6 +50,35 @@ def test_a_changed_threshold_rewrites_the_index_only(loaded):
     after = files(loaded.path)
     assert {name for name in before if before[name] != after[name]} == {"line.json"}
     assert after.keys() == before.keys()
+
+
+def test_a_product_that_is_removed_while_the_line_is_saved_goes_with_the_next_save(loaded, monkeypatch):
+    write = Archive.write
+    removing = threading.Thread(target=loaded.remove_task, args=("wood",))
+
+    def meanwhile(*args):
+        removing.start()
+        removing.join(0.5)
+        return write(*args)
+
+    monkeypatch.setattr(Archive, "write", meanwhile)
+    loaded.save()
+    monkeypatch.setattr(Archive, "write", write)
+    removing.join()
+    loaded.save()
+    assert "wood" not in LineStore(loaded.path).names()
+
+
+def test_a_router_that_cannot_be_kept_takes_no_saved_product_with_it(loaded, pictures, monkeypatch):
+    def damaged(*args):
+        raise LineError("unreadable just now")
+
+    loaded.update_task("wood", pictures("wood", 4, first=40))
+    with monkeypatch.context() as patch:
+        patch.setattr(LineStore, "write_derived", damaged)
+        loaded.save()
+    assert LineStore(loaded.path).in_use()["wood"] == "0002"
+    loaded.save()  # it knows that all is there
 
 
 def test_products_added_by_two_processes_both_survive(saved, probe, pictures):

@@ -194,6 +194,14 @@ def test_create_does_not_overwrite_a_line_whose_index_is_gone(line):
     assert (line.path / "base.safetensors").exists()
 
 
+def test_create_syncs_the_entry_of_a_folder_that_was_there(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(line_module, "sync_folder", synced.append)
+    (tmp_path / "line-3").mkdir()
+    LineStore(tmp_path / "line-3").create({}, BASE, fingerprint=PRINT)
+    assert tmp_path in synced
+
+
 def test_create_accepts_an_empty_folder_and_leaves_nothing_behind_when_it_fails(tmp_path):
     bad = [record(), TaskRecord("cable", None, {}, {"x": float("nan")})]
     with pytest.raises(LineError, match="JSON"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -127,6 +128,7 @@ class Detector:
         self._archive = Archive()
         self._damaged: dict[str, str] = {}
         self._learning = threading.Lock()
+        self._saving = threading.Lock()  # line and archive go together, though a lesson is under way
 
     # Products
 
@@ -381,8 +383,9 @@ class Detector:
     def remove_task(self, name: str) -> None:
         """Forgets a product; `TaskError` when there is none of this name. The base stays."""
         with self._learning:
-            self._line = self._line.without(name, self.config.router)
-            self._archive = self._archive.without(check_task_name(name))
+            line = self._line.without(name, self.config.router)
+            with self._saving:
+                self._line, self._archive = line, self._archive.without(check_task_name(name))
 
     def set_threshold(
         self, name: str, *, false_alarm_rate: float | None = None, threshold: float | None = None
@@ -522,7 +525,8 @@ class Detector:
         if path is None and self.path is None:
             raise LineError("expected a folder to save the line to, got none: it was never saved before")
         store = LineStore(path if path is not None else self.path)  # type: ignore[arg-type]
-        self._archive = self._archive.write(self._line, store, self._settings, self.config)
+        with self._saving:
+            self._archive = self._archive.write(self._line, store, self._settings, self.config)
 
     def _save_only(self, name: str, path: Path) -> None:
         """Writes a new line that has this product alone; this one stays as it is."""
@@ -646,12 +650,17 @@ class Detector:
         return begun.extractor, replace(self._line, intake=begun.intake)
 
     def _remembered(self, name: str) -> list[Path]:
-        """Images of a product that `observe` remembered; none where the product on disk is another."""
+        """Images of a product that `observe` remembered; none where the product on disk is another.
+
+        None either where the watch is damaged: they only say what an update changed.
+        """
         version = self._archive.version(self._line, name) if name in self._line.products else None
         store = None if version is None else LineStore(self.path)  # type: ignore[arg-type]
         if version is None or store is None or name not in store.names():
             return []
-        return [Path(path) for path, _ in read_monitor(store, name, version).remembered]
+        with suppress(LineError):
+            return [Path(path) for path, _ in read_monitor(store, name, version).remembered]
+        return []
 
 
 def _require_layers(config: LineConfig, extractor: Extractor) -> None:

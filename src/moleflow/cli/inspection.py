@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 from rich.table import Table
 
-from ..errors import MoleFlowError, reason_of
+from ..errors import ImageError, MoleFlowError, reason_of
 from .app import app, example
 from .options import (
     RUNTIME_VARIABLE,
@@ -161,7 +161,13 @@ def predict(
             else:
                 started = time.perf_counter()
                 write_json(result.to_dict() | _regions_json(result, wanted=regions))
-                write_maps(index, result)
+                try:
+                    write_maps(index, result)
+                except ImageError as error:  # an overlay needs the picture once more, and it is gone
+                    if strict:
+                        raise
+                    complain(f"no map: {error}")
+                    failed += 1
                 taken.append(result.seconds | {"writing": time.perf_counter() - started})
             show(result)
             if watch is not None and not isinstance(result, Failure):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -30,7 +30,7 @@ from .products import read_line, record_of
 from .screen import LESSON_ENDED, NOTHING_CHANGED, interruptible, say, use_threads
 
 if TYPE_CHECKING:
-    from ..detector import Detector
+    from ..results import Failure, Prediction
 
 
 @app.command(
@@ -155,16 +155,19 @@ def correct(
         shown = [entry.path for entry in find_entries(missed, recursive=recursive)]
         detector = Detector.load(line, weights=weights, device=device, runtime=runtime.value)
         before = detector.info(product).version
-        found = [_found(detector, product, shown)]
+        found = [_found(detector.predict(shown, task=product))]
         teach(partial(detector.correct_task, missed=shown, masks=masks), product, photographs, asked)
     with interruptible(NOTHING_CHANGED):
-        found.append(_found(detector, product, shown))
+        # One that has gone by now takes no finished lesson with it.
+        found.append(_found(detector.predict(shown, task=product, errors="yield")))
     save(detector, line)
     tell(detector, product, photographs, asked)
     say(f"of {len(shown)} missed images {found[0]} were found before and {found[1]} now, which it has seen")
     say(f"  to take it back: moleflow rollback {line} {product} {before}")
 
 
-def _found(detector: Detector, product: str, images: Sequence[Path]) -> int:
+def _found(results: Iterable[Prediction | Failure]) -> int:
     """How many of these are called defective."""
-    return sum(found.status == "defective" for found in detector.predict(images, task=product))
+    from ..results import Prediction
+
+    return sum(isinstance(result, Prediction) and result.status == "defective" for result in results)

@@ -168,7 +168,10 @@ def _descendants(folder: Path) -> list[Path]:
     waiting = [folder]
     while waiting:
         current = waiting.pop()
-        status = current.stat()
+        try:
+            status = current.stat()
+        except OSError as error:
+            raise ImageError(f"{current}: cannot be listed: {reason_of(error)}") from error
         if (status.st_dev, status.st_ino) not in seen:
             seen.add((status.st_dev, status.st_ino))
             files, folders = _listed(current)
@@ -185,7 +188,7 @@ def _glob(pattern: str) -> list[Path]:
     if not glob.has_magic(pattern):
         raise ImageError(f"{pattern}: no such file or folder")
     matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
-    images = _select(path for path in matches if not path.is_dir())
+    images = _select(path for path in matches if not os.path.isdir(path))
     if not images:
         matched = f"{len(matches)} matches, none of them an image" if matches else "nothing matches"
         raise ImageError(f"{pattern}: {matched} (looked for {_known_extensions()})")

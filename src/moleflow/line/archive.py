@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,7 @@ class Archive:
             versions = store.in_use()
         _keep_router(store, line, versions, config)
         saved = {
-            name: Saved(versions[name], line.products.place(name), dict(line.overrides.get(name, {})))
+            name: Saved(versions.get(name), line.products.place(name), dict(line.overrides.get(name, {})))
             for name in line.products
         }
         return Archive(store.path.resolve(), saved)
@@ -217,10 +218,14 @@ def _router(store: LineStore, record: LineRecord, shelf: Shelf, config: LineConf
 def _keep_router(
     store: LineStore, line: Line, versions: Mapping[str, str | None], config: LineConfig
 ) -> None:
-    """Keeps the router beside the line, where the products on disk are the line's own."""
-    record = store.read(tensors=False, damaged="quarantine")
-    if line.router is not None and {task.name: task.version for task in record.tasks} == versions:
-        store.write_derived(_key(record, config), line.router.tensors())
+    """Keeps the router beside the line, where the products on disk are the line's own.
+
+    It follows from them, so a line that cannot be read just now is no reason to fail: all is saved.
+    """
+    with suppress(LineError):
+        record = store.read(tensors=False, damaged="quarantine")
+        if line.router is not None and {task.name: task.version for task in record.tasks} == versions:
+            store.write_derived(_key(record, config), line.router.tensors())
 
 
 def _key(record: LineRecord, config: LineConfig) -> str:

@@ -133,7 +133,7 @@ def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
         old, new = before.router.nearest(statistics.witnesses), after.router.nearest(statistics.witnesses)
         if count := sum(a != b for a, b in zip(old, new, strict=True)):
             changed[other] = count
-    own = after.products.statistics()[name].witnesses
+    own = after.products[name].descriptors.witnesses
     if count := sum(nearest != name for nearest in after.router.nearest(own)):
         changed[name] = count
     return changed

@@ -29,7 +29,7 @@ from .arrays import mean_of_highest, network_inputs, part, whole_distance
 from .engines import AT_ONCE, ENGINES, Network, Run, open_network
 from .witness import Witness, drawn, rounded
 
-FORMAT = 2  # 1: patches of a coreset in every channel
+FORMAT = 3  # 2: spreads of places in 16 bits; 1: patches of a coreset in every channel as well
 INDEX = EXPORTED
 NETWORKS = {"onnxruntime": ".onnx", "openvino": ".xml"}  # what each engine reads
 PRODUCTS_AT_ONCE = 64  # whose arrays stay in memory

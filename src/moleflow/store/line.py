@@ -200,7 +200,7 @@ class LineStore:
         with translated(self.path, "create a line in"):
             made = [folder for folder in (self.path, *self.path.parents) if not folder.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
-            for folder in made:
+            for folder in made or [self.path]:  # that is there may have been made a moment ago
                 sync_folder(folder.parent)
         with self.lock(timeout):
             try:

@@ -21,7 +21,7 @@ from ...features.backbones import get_backbone
 from ...features.extractor import Features
 from ...features.finite import require_finite
 from ...verdict.calibration import ScoreCalibration
-from ...verdict.maps import LEAST_SPREAD, PositionCalibration, smooth
+from ...verdict.maps import PositionCalibration, smooth
 from .base import Inspection, PerProduct, Pictures, Setting, State, judged, split
 from .line import FALSE_ALARM_RATE
 
@@ -172,8 +172,7 @@ class _Coreset(PerProduct):
         tensors = {"bank": part.bank.patches.half().cpu()}
         if part.position is None or part.calibration is None:
             return State(tensors)
-        tensors["position.level"] = torch.tensor([part.position.level])
-        tensors["position.spread"] = part.position.spread.half()
+        tensors |= {f"position.{k}": v for k, v in part.position.kept().items()}
         return State(tensors, {"calibration": part.calibration.to_dict()})
 
     def part_from(self, state: State) -> _Part:
@@ -181,8 +180,7 @@ class _Coreset(PerProduct):
         bank = Bank(state.tensors["bank"].to(self.setting.device).float())
         if "calibration" not in state.notes:
             return _Part(bank)
-        spread = state.tensors["position.spread"].float().clamp_min(LEAST_SPREAD)
-        position = PositionCalibration(float(state.tensors["position.level"][0]), spread)
+        position = PositionCalibration.from_kept(state.named("position."))
         return _Part(bank, position, ScoreCalibration.from_dict(state.notes["calibration"]))
 
     def select(self, features: Tensor, images: Sequence[int]) -> Bank:

@@ -170,6 +170,10 @@ class State:
         """How many numbers the tensors hold."""
         return sum(numbers_in(name, t) for name, t in self._of(owner).items())
 
+    def named(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin so, without it."""
+        return {k.removeprefix(prefix): v for k, v in self.tensors.items() if k.startswith(prefix)}
+
     def of(self, product: str) -> State:
         """What of a `PerProduct` method's state belongs to one product."""
         tensors = {name: tensor for name, tensor in self.tensors.items() if name.startswith(f"{product}/")}

@@ -18,7 +18,7 @@ from ...learning.left_out import cells_left_out, whole_left_out
 from ...learning.product import calibrated_without_own
 from ...line.product import combine
 from ...verdict.calibration import TwoVoices, Voice
-from ...verdict.maps import LEAST_SPREAD, PositionCalibration, image_scores, smooth
+from ...verdict.maps import PositionCalibration, image_scores, smooth
 from .base import Inspection, PerProduct, Pictures, Setting, State
 from .line import FALSE_ALARM_RATE, cells_of
 from .single import EWC, Cached, FineTuning, Joint, LwF, Replay, SingleFlow
@@ -122,24 +122,17 @@ class WithCells(PerProduct):
         if part.whole is not None:
             tensors |= {f"whole.{k}": v for k, v in part.whole.tensors().items()}
         for i, position in enumerate(part.positions):
-            tensors[f"position.{i}.level"] = torch.tensor([position.level])
-            tensors[f"position.{i}.spread"] = position.spread.half()
+            tensors |= {f"position.{i}.{k}": v for k, v in position.kept().items()}
         return State(tensors, {"calibration": part.calibration.to_dict()})
 
     def part_from(self, state: State) -> _Part:
         """The inverse of `part_state`."""
         setting, options = self.setting, self.scoring.cells
         assert options is not None
-        kept = _named(state, "cells.")
+        kept = state.named("cells.")
         cells = CellGaussians.from_kept(setting.grid, setting.channels, options, kept).to(setting.device)
-        whole = _named(state, "whole.")
-        first, second = (
-            PositionCalibration(
-                float(state.tensors[f"position.{i}.level"][0]),
-                state.tensors[f"position.{i}.spread"].float().clamp_min(LEAST_SPREAD),
-            )
-            for i in range(2)
-        )
+        whole = state.named("whole.")
+        first, second = (PositionCalibration.from_kept(state.named(f"position.{i}.")) for i in range(2))
         calibration = TwoVoices.from_dict(state.notes["calibration"])
         return _Part(
             cells, WholeGaussian.from_tensors(whole) if whole else None, (first, second), calibration
@@ -172,10 +165,6 @@ class WithCells(PerProduct):
 
 def _numbers(values: Tensor) -> tuple[float, ...]:
     return tuple(values.double().tolist())
-
-
-def _named(state: State, prefix: str) -> dict[str, Tensor]:
-    return {k.removeprefix(prefix): v for k, v in state.tensors.items() if k.startswith(prefix)}
 
 
 class FineTuningWithCells(WithCells):
