@@ -62,10 +62,19 @@ def test_statistics_come_back_to_the_bit(count):
     assert torch.equal(again.covariance(), fitted.covariance())
 
 
+def test_statistics_of_an_earlier_line_are_kept_as_they_were():
+    half = torch.randn(4, 8).half()
+    stored = statistics(gaussian(corner(0), 100), rank=4).tensors()
+    earlier = {name: tensor for name, tensor in stored.items() if not name.startswith("factor")}
+    again = DescriptorStatistics.from_tensors(earlier | {"factor": half})
+    assert torch.equal(again.factor, half.double())
+    assert torch.equal(again.tensors()["factor"], half)
+
+
 def test_stored_statistics_are_small():
     stored = statistics(gaussian(corner(0), 100), rank=4, witnesses=60).tensors()
-    assert stored["factor"].dtype == torch.float16
-    assert stored["factor"].shape == (4, 8)
+    assert stored["factor.codes"].dtype == torch.int8
+    assert stored["factor.codes"].shape == (4, 8)
     assert stored["witnesses"].shape == (WITNESSES, 8)
 
 

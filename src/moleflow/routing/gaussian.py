@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..packing import pack, packed, unpack, unpacked
+
 LEAST_SPREAD = 0.02
 """Smallest believable standard deviation of a descriptor, as a share of its size: a few near-identical
 images must not make a metric that calls every other image foreign."""
@@ -36,12 +38,14 @@ class DescriptorStatistics:
         factor: (r, D).
         noise: variance in every direction outside the factor.
         witnesses: (n, D) descriptors that stand for good images it did not see; see `WITNESSES`.
+        bits: that a file keeps a number of the factor in: 8, or 16 in lines of earlier libraries.
     """
 
     mean: Tensor
     factor: Tensor
     noise: float
     witnesses: Tensor
+    bits: int = 8
 
     @classmethod
     def fit(
@@ -52,7 +56,7 @@ class DescriptorStatistics:
         rank: int,
         earlier: tuple[DescriptorStatistics, int] | None = None,
     ) -> DescriptorStatistics:
-        """From descriptors (N, D) learned from and witnesses (n, D); stored as 16/32-bit numbers.
+        """From descriptors (N, D) learned from and witnesses (n, D), rounded to what is stored.
 
         Args:
             descriptors, witnesses: of these images.
@@ -78,7 +82,7 @@ class DescriptorStatistics:
         factor = (vectors[:, len(values) - rank :] * top.sqrt()).T
         return cls(
             mean.float().double(),
-            factor.half().double(),
+            unpack(*pack(factor.float())).double(),
             float(torch.tensor(noise).float()),
             _kept(witnesses[:WITNESSES], rounded=True).double(),
         )
@@ -89,9 +93,10 @@ class DescriptorStatistics:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a saved line keeps."""
+        factor = self.factor.float()
         return {
             "mean": self.mean.float(),
-            "factor": self.factor.half(),
+            **({"factor": factor.half()} if self.bits == 16 else packed("factor", factor)),
             "noise": torch.tensor([self.noise]),
             "witnesses": _kept(self.witnesses),
         }
@@ -101,9 +106,10 @@ class DescriptorStatistics:
         """The inverse of `tensors`, to the bit."""
         return cls(
             tensors["mean"].double(),
-            tensors["factor"].double(),
+            unpacked(tensors)["factor"].double(),
             float(tensors["noise"][0]),
             tensors["witnesses"].double(),
+            bits=16 if "factor" in tensors else 8,
         )
 
 
