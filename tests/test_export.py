@@ -638,7 +638,7 @@ def test_an_interrupted_export_leaves_the_earlier_one(out, tmp_path, monkeypatch
 def test_an_export_that_was_set_aside_comes_back(saved, out, tmp_path, monkeypatch):
     folder = tmp_path / "out"
     half = Path(shutil.copytree(out, tmp_path / ".out.89abcdef"))  # written, and never compared
-    monkeypatch.setattr("moleflow.export._sync", lambda written: None)
+    monkeypatch.setattr("moleflow.export.sync_tree", lambda written: None)
 
     class Killed(BaseException):
         pass

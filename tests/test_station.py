@@ -5,7 +5,7 @@ import io
 import re
 import shutil
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +14,7 @@ from PIL import Image
 
 from moleflow.errors import LineError
 from moleflow.station.problems import Unready
+from moleflow.station.service import ANSWER_SECONDS
 from station import SMALL, code_of, files, inspect, served
 
 
@@ -94,6 +95,31 @@ def test_no_room_for_the_last_takes_no_answer_from_the_first(shared, probe, monk
     told = shared.post("/api/v1/inspections", files=files(probe[:3])).json()["results"]
     assert told[0]["recorded"]
     assert [one["error"]["code"] for one in told[1:]] == ["busy", "busy"]
+
+
+def test_who_waits_too_long_takes_no_answer_from_the_others(shared, probe, monkeypatch):
+    submit, sent = shared.station.inspecting.submit, []
+
+    class Late(Future):
+        def result(self, timeout=None):
+            assert timeout == ANSWER_SECONDS
+            return super().result(0)
+
+    def second_waits(*shot, **options):
+        sent.append(submit(*shot, **options))
+        return Late() if len(sent) == 2 else sent[-1]
+
+    monkeypatch.setattr(shared.station.inspecting, "submit", second_waits)
+    told = shared.post("/api/v1/inspections", files=files(probe[:3]), data={"key": "late"}).json()["results"]
+    assert told[1]["error"]["code"] == "busy"
+    assert "same key" in told[1]["error"]["message"]
+    assert [one["recorded"] for one in (told[0], told[2])] == [True, True]
+    recorded = sent[1].result(60)["id"]
+    monkeypatch.undo()
+    again = inspect(shared, probe[:3], key="late")
+    assert [one["id"] for one in again] == [told[0]["id"], recorded, told[2]["id"]]
+    monkeypatch.setattr(shared.station.inspecting, "submit", lambda *shot, **options: Late())
+    assert code_of(shared.post("/api/v1/inspections", files=files(probe[:1])), 503) == "busy"
 
 
 def test_damage_found_by_another_route_is_the_stations_too(shared, monkeypatch):

@@ -1,5 +1,6 @@
 """What a station does when something is amiss: a full disk, a read-only line, an old database, a backup."""
 
+import errno
 import hashlib
 import json
 import math
@@ -39,6 +40,7 @@ from moleflow.station.history.retention import Retention
 from moleflow.station.history.table import guarded
 from moleflow.station.problems import Unready
 from moleflow.store import LineStore
+from moleflow.store import files as stored
 from saying import write_index
 from station import SERVER, code_of, eventually, files, inspect, served, settings_of, teach, waits_for
 
@@ -834,6 +836,160 @@ def test_numbers_given_away_since_a_backup_are_not_given_to_others(saved, tmp_pa
         last = inspect(client, probe[:2])[-1]["id"]
         run("restore", tmp_path / "monday", saved)
         assert inspect(client, probe[:1])[0]["id"] == last + 1
+
+
+@pytest.fixture
+def synced(monkeypatch):
+    """The inodes of what was synced so far."""
+    sync, inodes = os.fsync, set()
+
+    def noted(descriptor):
+        inodes.add(os.fstat(descriptor).st_ino)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return inodes
+
+
+def unsynced(folder, synced):
+    return [str(path) for path in (folder, *folder.rglob("*")) if path.stat().st_ino not in synced]
+
+
+def placed(jobs, number):
+    """A folder of a lesson, as it waits in review."""
+    for name in ("photos/00000", "draft/line.json"):
+        (jobs / str(number) / name).parent.mkdir(parents=True)
+        (jobs / str(number) / name).write_bytes(b"x")
+
+
+@pytest.fixture
+def taught(saved):
+    """A function that adds a lesson to the station's database beside the saved line."""
+    settings = settings_of(saved)
+    database = Database(settings.url)
+    lessons, jobs = Jobs(database), settings.data / "jobs"
+    yield lambda: lessons.add(
+        "teach", "x", sources=["a"], base_version=None, place=lambda number: placed(jobs, number)
+    )
+    database.close()
+
+
+@of_sqlite
+@pytest.mark.skipif(os.name == "nt", reason="folders are not synced there")
+def test_a_backup_is_on_the_disk_before_it_is_one(saved, tmp_path, taught, synced, monkeypatch):
+    taught()
+    replace, missing = os.replace, {}
+
+    def noted(source, target):
+        missing[Path(target).name] = unsynced(Path(source), synced)
+        replace(source, target)
+
+    monkeypatch.setattr(backup.os, "replace", noted)
+    out, new = tmp_path / "backups" / "monday", tmp_path / "new"
+    run("backup", saved, out)
+    assert missing["monday"] == []
+    assert {path.stat().st_ino for path in (out.parent, tmp_path)} <= synced
+    os.utime(out / "line", (0, 0))
+    synced.clear()
+    take, unrestored, young = Database.copy_from, [], []
+
+    def taken(self, source):
+        unrestored.extend(unsynced(new.with_name("new.station") / "jobs", synced))
+        take(self, source)
+
+    def said(folder):
+        young.append(time.time() - folder.stat().st_mtime < 3600)
+        stored.sync_tree(folder)
+
+    monkeypatch.setattr(Database, "copy_from", taken)
+    monkeypatch.setattr(backup, "sync_tree", said)
+    run("restore", out, new)
+    assert (missing["new"], unrestored) == ([], [])
+    assert (new.with_name("new.station") / "jobs" / "1" / "draft" / "line.json").is_file()
+    assert young == [True]  # or another process would take it for what a killed one left
+    assert tmp_path.stat().st_ino in synced
+
+
+@pytest.mark.parametrize(("number", "counts"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_a_backup_goes_to_a_drive_that_syncs_nothing(saved, tmp_path, monkeypatch, number, counts):
+    def refuse(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(stored.os, "fsync", refuse)
+    assert ("Input/output" in run("backup", saved, tmp_path / "monday", code=int(counts)).output) == counts
+    assert (tmp_path / "monday").exists() != counts
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@of_sqlite
+def test_of_lessons_that_came_since_a_backup_nothing_is_left(saved, tmp_path, taught):
+    jobs = settings_of(saved).data / "jobs"
+    taught()
+    run("backup", saved, tmp_path / "monday")
+    taught()
+    placed(jobs, 3)  # as of a lesson that is being added, and has no row that others see
+    (jobs / "notes").mkdir()
+    (jobs / "1" / "draft" / "line.json").unlink()
+    run("restore", tmp_path / "monday", saved)
+    assert sorted(path.name for path in jobs.iterdir()) == ["1", "3", "notes"]
+    assert (jobs / "1" / "draft" / "line.json").is_file()
+
+
+def test_what_killed_backups_left_is_cleared_away(saved, tmp_path):
+    old, young, mine = (
+        tmp_path / name
+        for name in (".monday.0123abcd.unfinished", ".monday.4567abcd.unfinished", ".monday.0123abcd")
+    )
+    for command, target in (("backup", tmp_path / "tuesday"), ("restore", tmp_path / "new")):
+        for folder in (old, young, mine):
+            (folder / "line").mkdir(parents=True, exist_ok=True)
+            if folder != young:  # which another process is writing
+                os.utime(folder, (0, 0))
+        run(command, *([saved, target] if command == "backup" else [tmp_path / "tuesday", target]))
+        assert [folder.exists() for folder in (old, young, mine)] == [False, True, True]
+        assert len([path for path in tmp_path.iterdir() if path.name.startswith(".")]) == 2
+
+
+def test_a_backup_is_apart_from_its_line(saved, tmp_path):
+    (tmp_path / "link").symlink_to(saved, target_is_directory=True)
+    before = sorted(saved.rglob("*"))
+    for line, out in (
+        (saved, saved / "b"),
+        (saved, tmp_path / "link" / "tasks" / "b"),
+        ("link", saved / "b"),
+    ):
+        told = run("backup", tmp_path / line, out, code=1).stderr
+        assert "expected a folder apart from that of the line" in told
+    assert sorted(saved.rglob("*")) == before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="folders are not synced there")
+def test_photographs_are_on_the_disk_before_their_lesson_is(tmp_path, database, synced, monkeypatch):
+    files, lessons, seen = [], Jobs(database), []
+    for name in "ab":
+        (tmp_path / name).write_bytes(b"photograph")
+        files.append((name, tmp_path / name))
+    add = lessons.add
+
+    def noted(*given, place, **options):
+        def both(number):
+            before = [path.stat().st_ino in synced for _, path in files]  # nobody else writes from here on
+            place(number)
+            seen.append((before, unsynced(tmp_path / "jobs", synced)))
+
+        return add(*given, place=both, **options)
+
+    monkeypatch.setattr(lessons, "add", noted)
+
+    def prepare(job, home):
+        raise MoleFlowError("nothing is learned here")
+
+    lesson = teaching.Teaching(lessons, tmp_path / "jobs", prepare)
+    try:
+        lesson.add("teach", "x", files, None)
+    finally:
+        lesson.close()
+    assert seen == [([True, True], [])]
 
 
 def test_what_is_no_backup_is_refused_and_changes_nothing(saved, tmp_path, new_line, pictures):

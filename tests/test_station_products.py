@@ -8,7 +8,9 @@ import pytest
 from moleflow import Detector
 from moleflow.errors import LineError
 from moleflow.export import export_line
+from moleflow.results import Failure, Prediction
 from moleflow.station import Station
+from moleflow.station.current import CurrentLine
 from moleflow.store import LineStore
 from station import SMALL, code_of, eventually, files, inspect, served, settings_of
 
@@ -224,6 +226,27 @@ def test_a_damaged_product_of_an_export_is_quarantined_and_the_others_work(saved
         assert len(client.get("/api/v1/inspections").json()["items"]) == 2
         answer = client.post("/api/v1/inspections", files=files(probe[:1]), data={"task": "gear"})
         assert code_of(answer, 503) == "quarantined"
+
+
+@pytest.mark.parametrize(
+    ("kind", "refused"), [(np.uint8, 0), (np.uint16, 1), (np.float32, 2)], ids=["8 bits", "16 bits", "floats"]
+)
+def test_a_line_of_any_kind_of_images_is_warm_before_it_is_swapped_in(
+    new_line, pictures, tmp_path, monkeypatch, kind, refused
+):
+    line = new_line()
+    scale = kind(1 if kind is np.uint8 else 40)
+    line.add_task("gear", [picture.astype(kind) * scale for picture in pictures("gear", 4)])
+    line.save(tmp_path / "line")
+    said, predict = [], Detector.predict
+
+    def noted(self, images, **options):
+        said.extend(predict(self, images, **options))
+        return said[-1:]
+
+    monkeypatch.setattr(Detector, "predict", noted)
+    CurrentLine(settings_of(tmp_path / "line"))
+    assert [type(one) for one in said] == [Failure] * refused + [Prediction]
 
 
 @pytest.mark.long

@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import struct
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -372,6 +373,39 @@ def test_of_a_lessons_photographs_one_is_open_at_a_time(client, monkeypatch):
     assert code_of(answer, 404) == "unknown_product"  # once all of it was read
     assert (len(opened), max(most)) == (SMALL.lesson_images, 1)
     assert all(file.closed for file in opened)
+
+
+def test_who_sends_photographs_keeps_nobody_waiting_for_the_disk(client, monkeypatch):
+    """All that a slow disk may hold up is done beside the loop that answers everybody."""
+    loop, beside = set(), {}
+
+    def noted(what, act):
+        def done(*given, **named):
+            beside.setdefault(what, set()).add(threading.get_ident())
+            return act(*given, **named)
+
+        return done
+
+    class Written(io.FileIO):
+        write = noted("write", io.FileIO.write)
+        close = noted("close", io.FileIO.close)
+
+    async def reading(*given, **named):
+        loop.add(threading.get_ident())
+        return await read_form(*given, **named)
+
+    monkeypatch.setattr(jobs, "read_form", reading)
+    monkeypatch.setattr(jobs, "open", noted("open", Written), raising=False)
+    monkeypatch.setattr("moleflow.station.lessons.CHECKED", 1)
+    monkeypatch.setattr(client.station, "disk_free", noted("look", lambda **_: 1 << 40))
+    monkeypatch.setattr(tempfile, "mkdtemp", noted("make", tempfile.mkdtemp))
+    monkeypatch.setattr(shutil, "rmtree", noted("delete", shutil.rmtree))
+    sent = [("images", (f"{i}.png", GOOD + b"\0" * 200_000, "image/png")) for i in range(4)]
+    answer = client.post("/api/v1/jobs", files=sent, data={"kind": "update", "name": "cable"})
+    assert code_of(answer, 404) == "unknown_product"  # once all of it was read
+    assert sorted(beside) == ["close", "delete", "look", "make", "open", "write"]
+    assert len(loop) == 1
+    assert not [what for what, threads in beside.items() if threads & loop]
 
 
 def test_photographs_stop_where_they_would_take_the_room_that_is_to_stay_free(client, monkeypatch):

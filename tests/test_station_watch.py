@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from contextlib import closing, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +26,8 @@ from typer.testing import CliRunner
 from moleflow import Detector
 from moleflow.cli import app as commands
 from moleflow.cli.station import _outbox_name, _outbox_place
-from moleflow.errors import ConfigError, LineError, MoleFlowError
+from moleflow.errors import ConfigError, LineError, MoleFlowError, TaskError
+from moleflow.export import export_line
 from moleflow.results import Failure
 from moleflow.station.current import CurrentLine
 from moleflow.station.monitoring import Monitoring
@@ -120,6 +122,36 @@ def test_what_stays_half_is_a_result_of_its_own(line, belt, outbox):
     assert settle(watched, 5) == 1
     (told,) = waiting(outbox)
     assert "half.png" in told["error"]
+
+
+def test_a_file_that_cannot_be_judged_ends_nothing_and_takes_no_other_with_it(belt, outbox):
+    """Such as one nearest to a product that is quarantined; and while an export is replaced, for a moment."""
+    replaced, asked = [True], []
+
+    def predict(paths):
+        asked.append(len(paths))
+        for path in paths:
+            if path.name == "never.png" or (path.name == "later.png" and replaced[0]):
+                raise LineError("'gear' is damaged")
+        return [Failure(path, f"{path}: no image") for path in paths]
+
+    for name in ("never.png", "later.png", "other.png"):
+        (belt / name).write_bytes(PICTURE)
+    watched = Watching(predict, belt, outbox, still=0, given_up=0.6)
+    assert watched.look() == 0
+    assert asked == [3, 1, 1, 1]
+    replaced[0] = False
+    assert settle(watched, 5) == 3
+    said = {Path(one["source"]).name: one["error"].partition(": ")[2] for one in waiting(outbox)}
+    assert said == {"never.png": "'gear' is damaged", "later.png": "no image", "other.png": "no image"}
+
+
+def test_a_product_that_is_none_ends_the_watching(line, belt, outbox):
+    (belt / "a.png").write_bytes(PICTURE)
+    predict = partial(line.predict, task="gaer", errors="yield")
+    watched = Watching(predict, belt, outbox, still=0, given_up=0)
+    with pytest.raises(TaskError, match="'gaer' is no product"):
+        watched.look()
 
 
 def encoded(kind, **options):
@@ -879,6 +911,33 @@ def test_watch_writes_a_line_per_image(saved, belt, tmp_path, pictures):
     assert CliRunner().invoke(commands, base).exit_code == 2
     both = [*base, "--json", "-", "--webhook", "http://x/"]
     assert CliRunner().invoke(commands, both).exit_code == 2
+
+
+def test_an_export_with_a_damaged_product_is_watched(saved, belt, tmp_path, probe, monkeypatch):
+    export_line(saved, tmp_path / "out", images=probe[:1])
+    (tmp_path / "out" / "products" / "gear.safetensors").write_bytes(b"")
+    for name, picture in zip(("gear", "wood", "cap"), probe, strict=False):
+        Image.fromarray(picture).save(belt / f"{name}.png")
+    monkeypatch.setitem(Watching.__init__.__kwdefaults__, "given_up", 0.3)
+    lines = tmp_path / "out.jsonl"
+    command = ["watch", str(tmp_path / "out"), str(belt), "--json", str(lines), "--once", "--still", "0"]
+    result = CliRunner().invoke(commands, [*command, "--interval", "0.05"])
+    assert result.exit_code == 0, result.output
+    assert "gear is left out, its images are judged by none: " in result.stderr
+    told = {Path(one["source"]).stem: one for one in map(json.loads, lines.read_text().splitlines())}
+    assert [told["wood"]["task"], told["cap"]["task"]] == ["wood", "bottle_cap"]
+    assert told["gear"]["error"].startswith(f"{belt / 'gear.png'}: 'gear' is damaged")
+    given = CliRunner().invoke(commands, [*command, "--task", "gear"])
+    assert given.exit_code == 1
+    assert "'gear' is damaged and cannot be inspected" in given.stderr
+
+
+def test_a_line_whose_product_is_damaged_says_where_its_images_go(saved, belt, tmp_path):
+    (saved / "tasks" / "gear" / "0001" / "expert.safetensors").write_bytes(b"")
+    command = ["watch", str(saved), str(belt), "--json", str(tmp_path / "out.jsonl"), "--once"]
+    result = CliRunner().invoke(commands, [*command, "--device", "cpu", "--runtime", "torch"])
+    assert result.exit_code == 0, result.output
+    assert "gear is left out, its images are taken for others: " in result.stderr
 
 
 def test_one_outbox_whichever_way_folder_and_file_are_named(belt, tmp_path, monkeypatch):

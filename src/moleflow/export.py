@@ -11,13 +11,10 @@ import json
 import math
 import os
 import shutil
-import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from glob import escape
 from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
@@ -42,9 +39,10 @@ from .runtime import Inspector
 from .runtime.arrays import apart
 from .runtime.engines import installed
 from .runtime.line import FORMAT, INDEX, NETWORKS, Seen
-from .store.files import DEBRIS, LOCK, sync_folder
+from .store.files import DEBRIS, LOCK, sync_folder, sync_tree
 from .store.index import OWN_HASH, hash_of, parse_json
 from .store.names import folded_name
+from .store.places import beside, clear, delete, left_beside, require_apart
 from .store.tensors import dump_tensors, sha256_of
 from .verdict.judgement import Judgement
 
@@ -52,7 +50,6 @@ Format = Literal["onnx", "openvino"]
 ENGINE: dict[str, str] = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 TOLERANCE = 1e-3  # by which a score may differ: in spreads of good images, or as a share of a larger score
-ABANDONED = 86_400.0  # seconds after which nobody writes there any more
 ASIDE = ".old"  # ends the name of an earlier export for the moment in which the new one takes its place
 AT_ONCE = 3  # pictures of a pass, so that a network that takes no other number shows
 OWN = 2  # sets of patches drawn from each product's own cells
@@ -120,18 +117,18 @@ def export_line(
     if not installed(ENGINE[format]):
         raise ConfigError(f"format {format!r} needs {ENGINE[format]}: pip install {ENGINE[format]}")
     out = Path(out).resolve()  # a link goes on leading to the export
-    _refuse_within(Path(line), out)
+    require_apart(Path(line), out, ExportError)
     _refuse_other(out)
     detector = Detector.load(line, weights=weights, device="cpu", runtime="torch")
     if not detector.tasks:
         raise ExportError(f"{line}: expected a product to export, the line knows none")
-    beside = _beside(out)
+    written = beside(out)
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         _clear(out)
-        _write(detector, beside, format, progress)
+        _write(detector, written, format, progress)
         progress("comparing", 0.0)
-        inspector = Inspector(beside, threads=threads)
+        inspector = Inspector(written, threads=threads)
         _open(inspector)
         agreement = compare(detector, inspector, *_pictures(detector, images), progress)
         if not agreement.holds:
@@ -143,19 +140,12 @@ def export_line(
                 "Nothing was written"
             )
         _refuse_other(out)  # a comparison takes its time: what was put there meanwhile stays as well
-        _put(beside, out)
+        _put(written, out)
     except OSError as error:
         raise ExportError(f"{out}: cannot be written: {reason_of(error)}") from error
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(written, ignore_errors=True)
     return agreement
-
-
-def _refuse_within(line: Path, out: Path) -> None:
-    """Refuses a place in the line's folder, or around it: one of both would go with the other."""
-    home = Path(os.path.realpath(line))
-    if home.is_relative_to(out) or out.is_relative_to(home):
-        raise ExportError(f"{out}: expected a folder apart from that of the line, which is {home}")
 
 
 def _refuse_other(out: Path) -> None:
@@ -291,68 +281,34 @@ def _pictures(detector: Detector, images: Any) -> tuple[Iterable[Picture], int]:
     return [Picture(number, pixels, size) for number, pixels in enumerate(drawn)], len(drawn)
 
 
-def _beside(out: Path, end: str = "") -> Path:
-    """A new name beside it."""
-    return out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}{end}")
-
-
 def _clear(out: Path) -> None:
     """Puts an export back that a killed one has set aside, and deletes what others left beside the place."""
-    name = f".{escape(out.name)}.{8 * '[0-9a-f]'}"
-    aside = sorted(out.parent.glob(f"{name}{ASIDE}"), key=_changed)
+    aside = left_beside(out, ASIDE)
     if aside and not out.exists():
         with suppress(OSError):  # another export was faster
             aside.pop().rename(out)
-    for left in (*aside, *out.parent.glob(name)):
-        if time.time() - _changed(left) > ABANDONED:
-            _delete(left, out)
+    clear((*aside, *left_beside(out)), out)
 
 
-def _changed(path: Path) -> float:
-    """When; just now where it is gone, as when another export clears it too."""
-    try:
-        return path.stat().st_mtime
-    except FileNotFoundError:
-        return time.time()
-
-
-def _delete(path: Path, out: Path) -> None:
-    """What is deleted by half is not under a name by which it would be put back."""
-    gone = _beside(out)
-    with suppress(OSError):
-        path.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def _put(beside: Path, out: Path) -> None:
+def _put(written: Path, out: Path) -> None:
     """The new folder in the place of the old one; for a moment there is none."""
-    _sync(beside)
-    old = _beside(out, ASIDE)
+    sync_tree(written)
+    old = beside(out, ASIDE)
     try:
         if out.exists():
             with suppress(OSError):
                 os.utime(out)  # so that it counts as set aside now
             out.rename(old)
-        beside.rename(out)
+        written.rename(out)
         sync_folder(out.parent)
     except BaseException:  # an interruption, too: all is as it was
-        if out.exists() and not beside.exists():
-            out.rename(beside)
+        if out.exists() and not written.exists():
+            out.rename(written)
         if old.exists():
             old.rename(out)
         raise
     if old.exists():
-        _delete(old, out)
-
-
-def _sync(folder: Path) -> None:
-    """Makes a written folder last: the earlier export is deleted for it."""
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir():
-            sync_folder(path)
-        else:
-            with path.open("r+b") as file:
-                os.fsync(file.fileno())
+        delete(old, beside(out))
 
 
 # Writing

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, MoleFlowError
+from ..errors import ConfigError, LineError, MoleFlowError
 from ..station.settings import GB, MB, STILL, Limits, Settings, data_folder
 from .app import app, example
 from .inspection import refuse_of_exports
@@ -223,7 +223,7 @@ def watch(
             weights=weights,
         )
         current = CurrentLine(settings)
-        _say_what_inspects(current)
+        _say_what_inspects(current, task)
         place = outbox or _outbox_place(_made(data_folder(line)), folder, json_file, webhook, mqtt)
         box = Outbox(place)
         stack.callback(box.close)
@@ -242,7 +242,7 @@ def watch(
                 complain(f"{line}: inspects what appears in {folder} (Ctrl-C ends it)")
             while True:
                 if current.look():
-                    _say_what_inspects(current)
+                    _say_what_inspects(current, task)
                 if watching.look():
                     courier.wake()
                 if once and watching.away:
@@ -267,11 +267,18 @@ def _counted(current: CurrentLine, stack: ExitStack) -> Callable[[Prediction], N
     return lambda seen: monitoring.add(current.inspector.observe, seen)  # type: ignore[union-attr]
 
 
-def _say_what_inspects(current: CurrentLine) -> None:
-    """Which products a belt is watched for from now on."""
+def _say_what_inspects(current: CurrentLine, task: str | None) -> None:
+    """Which products a belt is watched for from now on; LineError where the one that is given is damaged."""
+    from ..runtime import is_exported
+
     complain(f"{current.store.path}: inspects {', '.join(current.inspector.tasks)}")
-    for name, reason in current.now.damaged.items():
-        complain(f"{name} is left out, its images are taken for others: {reason}")
+    damaged = current.now.damaged
+    if task in damaged:
+        raise LineError(f"{task!r} is damaged and cannot be inspected: {damaged[task]}")
+    # A line's router goes without a damaged product; an export's still knows it.
+    lot = "judged by none" if is_exported(current.store.path) else "taken for others"
+    for name, reason in damaged.items():
+        complain(f"{name} is left out, its images are {lot}: {reason}")
 
 
 @app.command(epilog=example("moleflow backup line-3 backups/monday"))

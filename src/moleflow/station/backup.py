@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,8 @@ from typing import Any
 
 from ..errors import LineError, MoleFlowError
 from ..store import LineStore, TaskRecord
-from ..store.files import UNLISTED
+from ..store.files import UNLISTED, sync_path, sync_tree
+from ..store.places import beside, clear, left_among, require_apart
 from .history import Database
 from .history.database import require_restorable
 from .history.jobs import LIVE, Jobs
@@ -31,6 +31,7 @@ from .teaching import PAST
 
 FORMAT = 1
 SAYS, LINE, JOBS = "backup.json", "line", "jobs"
+UNFINISHED = ".unfinished"  # ends the name of a folder that is being written beside its place
 ATTEMPTS = 5  # to copy a line or lessons that others change meanwhile
 
 
@@ -42,12 +43,13 @@ def back_up(settings: Settings, out: Path) -> list[str]:
 
     Raises:
         LineError: there is no line, or it is damaged.
-        MoleFlowError: the folder is there already, or cannot be written.
+        MoleFlowError: the folder is there already, lies in the line's, or cannot be written.
     """
     if out.exists():
         raise MoleFlowError(f"{out}: expected a folder that is not there yet")
     if not LineStore(settings.line).exists():
         raise LineError(f"{settings.line}: expected the folder of a line, found none to back up")
+    require_apart(settings.line, out, MoleFlowError)
     with _said(out), _unfinished(out) as folder:
         if settings.database is None and (settings.data / DATABASE).exists():
             with _opened(settings) as database:
@@ -78,11 +80,13 @@ def restore(backup: Path, settings: Settings) -> None:
         _restore_line(LineStore(backup / LINE), settings.line)
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (backup / JOBS).is_dir():
-            shutil.copytree(backup / JOBS, settings.data / JOBS, dirs_exist_ok=True)
+            _put_lessons_back(backup / JOBS, settings.data / JOBS)
         if kept:
             with _opened(settings) as database:
                 database.copy_from(backup / DATABASE)
-                Jobs(database).interrupted()
+                lessons = Jobs(database)
+                lessons.interrupted()
+                _forget_others(lessons, settings.data / JOBS)
 
 
 def _restore_line(source: LineStore, line: Path) -> None:
@@ -193,11 +197,30 @@ def _copy_jobs(jobs: Path, out: Path) -> None:
                     shutil.copy2(Path(folder) / name, target / name)
 
 
+def _put_lessons_back(kept: Path, jobs: Path) -> None:
+    """Their folders, on the disk before the database speaks of them."""
+    shutil.copytree(kept, jobs, dirs_exist_ok=True)
+    copied = [jobs / path.relative_to(kept) for path in kept.rglob("*")]
+    for path in (*copied, jobs, jobs.parent):
+        with suppress(FileNotFoundError):  # a lesson that goes on takes its own away
+            sync_path(path)
+
+
+def _forget_others(lessons: Jobs, jobs: Path) -> None:
+    """Deletes folders of lessons that the database knows no more: nobody else would ever look at them."""
+    if not jobs.is_dir():
+        return
+    folders = {int(folder.name): folder for folder in jobs.iterdir() if folder.name.isdecimal()}
+    for number in lessons.gone(folders):
+        shutil.rmtree(folders[number], ignore_errors=True)
+
+
 def _copy_to_new(source: Path, line: Path) -> None:
     if line.exists() and any(line.iterdir()):
         raise LineError(f"{line}: expected a line, a new folder or an empty one; found something else")
     with _unfinished(line) as folder:
         shutil.copytree(source, folder, dirs_exist_ok=True)
+        os.utime(folder)  # as old as the backup it would count as one that a killed process left
 
 
 def _check(backup: Path) -> None:
@@ -224,17 +247,27 @@ def _opened(settings: Settings) -> Iterator[Database]:
 
 @contextmanager
 def _unfinished(out: Path) -> Iterator[Path]:
-    """A folder beside `out` that becomes it at the end; nothing is left of it after an error."""
+    """A folder beside `out` that becomes it at the end, once it is on the disk.
+
+    Nothing is left of it after an error. What killed processes left of such folders, for any place beside
+    this one, is deleted after a day.
+    """
+    new = [folder for folder in out.parents if not folder.exists()]
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    clear(left_among(out.parent, UNFINISHED), out, UNFINISHED)
+    folder = beside(out, UNFINISHED)
+    folder.mkdir(mode=0o700)
     try:
         yield folder
+        sync_tree(folder)
         with suppress(FileNotFoundError):
             out.rmdir()  # an empty one
         os.replace(folder, out)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+    for parent in (out.parent, *(one.parent for one in new)):
+        sync_path(parent)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..errors import LEARNING, LineError, MoleFlowError
 from ..monitor import reference_of
+from ..results import Prediction
 from ..runtime import Inspector, is_exported
 from ..store import LineStore, TaskRecord
 from ..verdict.calibration import Calibration, calibration_from_dict
@@ -158,8 +159,10 @@ def _warm(inspector: Detector | Inspector) -> None:
     if inspector.tasks:
         task = inspector.tasks[0] if exported else None  # the nearest of an export may be damaged
         blank = np.zeros((*inspector.intake.size, 3))
-        for kind in (np.uint8, np.uint16):  # one of them is of the line's kind
-            inspector.predict([blank.astype(kind)], task=task, errors="yield")
+        for kind in (np.uint8, np.uint16, np.float32):  # those that are not of the line's kind are refused
+            (said,) = inspector.predict([blank.astype(kind)], task=task, errors="yield")
+            if isinstance(said, Prediction):
+                break
     if isinstance(inspector, Inspector):
         inspector.hold()  # as a detector does: its folder may be away later
 

@@ -6,7 +6,6 @@ is the same every time, for those who must not count it twice.
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
 import logging
@@ -27,6 +26,7 @@ from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from ..errors import ConfigError, MoleFlowError
+from ..store.files import UNSYNCED
 
 log = logging.getLogger("moleflow.station")
 
@@ -34,7 +34,6 @@ FIRST_PAUSE, LONGEST_PAUSE = 1.0, 300.0  # seconds between two attempts; each is
 SECONDS = 20.0  # that an attempt takes at most; with MQTT twice, once to connect and once to publish
 PATIENCE = 2 * SECONDS + 5  # seconds without a result being taken, after which closing waits no longer
 MOST_LEFT = 4  # attempts that were given up and go on
-UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # said of what cannot be synced, such as a pipe
 PRAGMAS = """
 pragma locking_mode = exclusive;  -- two couriers would carry the same result twice
 pragma journal_mode = wal;

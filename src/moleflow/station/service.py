@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as LateError  # before Python 3.11 it is not the built-in one
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,7 @@ log = logging.getLogger("moleflow.station")
 LOCK = "station.lock"
 CARE_SECONDS = 60.0
 LOOKED = 1.0  # seconds that a look at the disk counts for
-ANSWER_SECONDS = 300.0
+ANSWER_SECONDS = 300.0  # that a verdict is waited for, of each picture
 
 Told = Callable[[Sequence[Inspection], bool], None]
 
@@ -255,6 +256,9 @@ def _answer(asked: Future[Any]) -> dict[str, Any] | Problem:
         answer: dict[str, Any] = asked.result(ANSWER_SECONDS)
     except Problem as problem:  # of this one: those beside it are recorded
         return problem
+    except LateError:  # it is judged and recorded all the same, and found again by its key
+        late = f"no verdict within {ANSWER_SECONDS:g} s; send it again with the same key"
+        return Unready(late, "busy")
     return answer
 
 

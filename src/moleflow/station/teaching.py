@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from ..errors import MoleFlowError
 from ..sharing import waiting_asleep
+from ..store.files import sync_path
 from .history.inspections import moment
 from .history.jobs import CANCELLED, FAILED, LEARNING, OPEN, QUEUED, RESUMABLE, REVIEW, Jobs
 from .history.models import Job
@@ -77,7 +78,12 @@ class Teaching:
         return self._folder / str(number)
 
     def add(self, kind: str, name: str, photos: Sequence[tuple[str, Path]], base_version: str | None) -> Job:
-        """A new lesson; its photographs, a name and a file each, are moved into its folder."""
+        """A new lesson; its photographs, a name and a file each, are moved into its folder.
+
+        They are on the disk before it is. Their content is synced while nobody waits for the database.
+        """
+        for _, file in photos:
+            sync_path(file)
 
         def place(number: int) -> None:
             home = self.folder(number)
@@ -85,6 +91,8 @@ class Teaching:
             (home / PHOTOS).mkdir(mode=0o700, parents=True)
             for index, (_, file) in enumerate(photos):
                 os.replace(file, home / PHOTOS / f"{index:05d}")
+            for folder in (home / PHOTOS, home, self._folder):
+                sync_path(folder)
 
         sources = [called for called, _ in photos]
         job = self.jobs.add(kind, name, sources=sources, base_version=base_version, place=place)

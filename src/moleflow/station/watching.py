@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..data.images import EXTENSIONS
-from ..errors import MoleFlowError
+from ..data.sources import name_of
+from ..errors import MoleFlowError, TaskError
 from ..results import Failure, Prediction
 from .outputs import Outbox
 from .settings import STILL
@@ -55,7 +56,8 @@ class Watching:
     """Over one folder.
 
     Args:
-        predict: inspects files, as `Detector.predict` with "yield".
+        predict: inspects files, as `Detector.predict` with "yield"; what it raises for one file alone is that
+            file's failure.
         folder: where files appear, also in folders below it with `recursive`.
         outbox: takes results, and remembers which files were inspected, by their real paths.
         recursive: look into folders below.
@@ -217,7 +219,7 @@ class Watching:
         if not paths:
             return 0
         done = 0
-        results = self._predict([self._as_typed(path) for path in paths])
+        results = self._said_of([self._as_typed(path) for path in paths])
         for path, result in zip(paths, results, strict=True):
             growing = self._growing[path]
             growing.tried = now
@@ -234,6 +236,23 @@ class Watching:
             if self._counted is not None and isinstance(result, Prediction):
                 self._counted(result)
         return done
+
+    def _said_of(self, files: list[Path]) -> list[Prediction | Failure]:
+        """A result for each file: one that cannot be judged ends neither the others nor the watching.
+
+        A failure counts after a while only, so that a line that is being replaced has time to be read anew.
+
+        Raises:
+            TaskError: the product that was given is none, which is no matter of any file.
+        """
+        try:
+            return self._predict(files)
+        except TaskError:
+            raise
+        except MoleFlowError as error:
+            if len(files) > 1:
+                return [result for file in files for result in self._said_of([file])]
+            return [Failure(files[0], f"{name_of(files[0])}: {error}")]
 
     def _as_typed(self, path: str) -> Path:
         """A listed file below the folder as it was given, which is how results name it."""

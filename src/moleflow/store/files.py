@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -22,6 +23,7 @@ CREATING = (
 )  # present while a new line is being written: without line.json it is all debris
 UNLISTED = DEBRIS + "unlisted"  # inside a version's folder until line.json has pointed to it
 REMOVED = DEBRIS + "removed"  # inside a product's folder that goes as soon as line.json no longer lists it
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EROFS)  # said of what cannot be synced, such as a pipe
 VERSION = re.compile(r"[0-9]{4,}")
 
 
@@ -79,6 +81,28 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def sync_path(path: Path) -> None:
+    """Makes the content of a file last, or the names in a folder, on a drive that can be synced at all."""
+    if os.name == "nt" and (
+        path.is_dir() or not os.access(path, os.W_OK)
+    ):  # where neither can be opened for it
+        return
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in UNSYNCED:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Makes a written folder last with all that is in it, before it takes another's place."""
+    for path in (*folder.rglob("*"), folder):
+        sync_path(path)
 
 
 @contextmanager

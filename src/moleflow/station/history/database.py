@@ -123,6 +123,12 @@ class Database:
                 if free == before:  # a file from before it could be shrunk
                     return
 
+    def last_given(self, table: str) -> int:
+        """The largest number that a row of a table was ever given, 0 where there was none; SQLite only."""
+        with self.session() as session:
+            asked = text("select seq from sqlite_sequence where name = :name")
+            return int(session.scalar(asked, {"name": table}) or 0)
+
     def copy_to(self, target: Path) -> None:
         """A whole and consistent copy while others write; SQLite only."""
         if self.engine.dialect.name != "sqlite":

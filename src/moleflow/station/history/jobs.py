@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from sqlalchemy import select, update
@@ -93,6 +93,15 @@ class Jobs:
         with self._database.session() as session:
             rows = session.execute(select(Job.id, Job.state, Job.finished))
             return {number: (state, finished) for number, state, finished in rows}
+
+    def gone(self, numbers: Iterable[int]) -> list[int]:
+        """Those of the numbers that were given to lessons which are there no more; SQLite only.
+
+        What was given is asked first: a lesson that is added meanwhile is beyond it.
+        """
+        last = self._database.last_given(Job.__tablename__)
+        known = self.states()
+        return [number for number in numbers if 0 < number <= last and number not in known]
 
     def next(self) -> Job | None:
         """The first that waits; none while the disk is full, which lets nothing be learned."""

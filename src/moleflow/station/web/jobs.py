@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from anyio import to_thread
+from anyio import CancelScope, to_thread
 from fastapi import APIRouter, Path, Query, Request
 from fastapi.responses import Response
 
@@ -17,7 +17,9 @@ from ..problems import Malformed, Unusable
 from ..service import Station
 from . import schemas
 from .parts import WITH_BODY, Admin, Inspector, Serving, Teacher, can_fail
-from .uploads import Bounds, Form, length_of, read_form
+from .uploads import WRITING, Bounds, Form, length_of, read_form
+
+T = TypeVar("T")
 
 router = APIRouter(prefix="/api/v1", tags=["lessons"])
 
@@ -71,17 +73,31 @@ async def begin(request: Request, service: Serving, who: Teacher) -> Any:
     """Begins a lesson: a new product, or more of a known one. Nothing goes live before it is accepted."""
     station = service.station
     limits = station.settings.limits
-    with station.lessons.arriving(length_of(request)) as arriving, ExitStack() as files:
+    coming = station.lessons.arriving(length_of(request))
+    async with _in_threads(coming) as arriving, _in_threads(ExitStack()) as files:
 
         def sink(index: int) -> Any:
             files.close()  # of a thousand photographs one is open at a time
             return files.enter_context(open(arriving.folder / f"{index:05d}", "wb"))
 
         bounds = Bounds(limits.lesson_images, limits.lesson_bytes, limits.bytes)
-        form = await read_form(request, bounds, file_field="images", sink=sink, count=arriving.count)
-        files.close()
+        form = await read_form(
+            request, bounds, file_field="images", sink=sink, count=arriving.count, to_disk=True
+        )
+        await to_thread.run_sync(files.close, limiter=WRITING)
         job = await to_thread.run_sync(_begun, station, who, form, arriving.folder)
     return station.lessons.as_json(job)
+
+
+@asynccontextmanager
+async def _in_threads(held: AbstractContextManager[T]) -> AsyncIterator[T]:
+    """A context that makes or deletes files: it is entered and left where nobody waits for the disk."""
+    value = await to_thread.run_sync(held.__enter__, limiter=WRITING)
+    try:
+        yield value
+    finally:
+        with CancelScope(shield=True):  # also where the sender left
+            await to_thread.run_sync(held.__exit__, None, None, None, limiter=WRITING)
 
 
 def _begun(station: Station, who: Any, form: Form, folder: FilePath) -> Any:

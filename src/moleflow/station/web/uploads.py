@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import Request
 from python_multipart.exceptions import MultipartParseError
 from python_multipart.multipart import MultipartParser, parse_options_header
@@ -21,6 +22,10 @@ from .errors import Denied
 
 GRACE, SILENCE = 30.0, 20.0  # seconds before a body's rate counts; without a single byte
 LEAST_RATE = 16 * 1024  # bytes a second
+GATHERED = 256 * 1024  # bytes, at least, that go to a disk at once: each time costs a change of threads
+WRITING = CapacityLimiter(
+    8
+)  # threads that write what comes in; whoever waits for them holds up no inspection
 FIELD_BYTES, FIELDS, HEADER_BYTES = 16 * 1024, 16, 8 * 1024
 
 
@@ -114,6 +119,7 @@ async def read_form(
     file_field: str,
     sink: Callable[[int], IO[bytes]],
     count: Callable[[int], None] = lambda size: None,
+    to_disk: bool = False,
 ) -> Form:
     """A multipart form.
 
@@ -123,6 +129,8 @@ async def read_form(
         file_field: name of the field that files stand under.
         sink: where a file is written to, by its index.
         count: told every piece's size.
+        to_disk: whether `sink`, its files and `count` may wait for a disk; a thread waits then, and not the
+            loop that answers all others.
     """
     kind, options = parse_options_header(request.headers.get("content-type"))
     boundary = options.get(b"boundary")
@@ -131,15 +139,34 @@ async def read_form(
     reading = _Reading(bounds, file_field, sink)
     try:
         parser = MultipartParser(boundary, reading.callbacks())  # type: ignore[arg-type]
-        async for piece in body_of(request, bounds.bytes):
+
+        def take(piece: bytes) -> None:
             count(len(piece))
             parser.write(piece)
+
+        pieces = body_of(request, bounds.bytes)
+        async for piece in _gathered(pieces) if to_disk else pieces:
+            if to_disk:
+                await to_thread.run_sync(take, piece, limiter=WRITING)
+            else:
+                take(piece)
         parser.finalize()
     except MultipartParseError as error:
         raise Malformed("the form is damaged") from error
     if not reading.ended:
         raise Malformed("the form ends before its last boundary")
     return reading.form
+
+
+async def _gathered(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    held = bytearray()
+    async for piece in pieces:
+        held += piece
+        if len(held) >= GATHERED:
+            yield bytes(held)
+            held.clear()
+    if held:
+        yield bytes(held)
 
 
 class _Reading:
