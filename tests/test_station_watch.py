@@ -31,7 +31,8 @@ from moleflow.export import export_line
 from moleflow.results import Failure
 from moleflow.station.current import CurrentLine
 from moleflow.station.monitoring import Monitoring
-from moleflow.station.outputs import Appended, Broker, Courier, Lines, Outbox, Output, Webhook
+from moleflow.station.outbox import Courier, Outbox
+from moleflow.station.outputs import Appended, Broker, Lines, Output, Webhook
 from moleflow.station.watching import STILL, Watching
 from station import eventually, png
 
@@ -625,7 +626,7 @@ class Held(Output):
 
 
 def test_closing_does_not_wait_for_who_takes_nothing(outbox, monkeypatch):
-    monkeypatch.setattr("moleflow.station.outputs.PATIENCE", 0.1)
+    monkeypatch.setattr("moleflow.station.outbox.PATIENCE", 0.1)
     for at_most in (math.inf, 0.05):
         outbox.add("a.png", "state", {"source": "a"})
         outbox.add("b.png", "state", {"source": "b"})
@@ -643,7 +644,7 @@ def test_closing_does_not_wait_for_who_takes_nothing(outbox, monkeypatch):
 
 
 def test_closing_waits_as_long_as_results_are_taken(outbox, monkeypatch):
-    monkeypatch.setattr("moleflow.station.outputs.PATIENCE", 0.2)
+    monkeypatch.setattr("moleflow.station.outbox.PATIENCE", 0.2)
     for i in range(10):
         outbox.add(f"{i}.png", "state", {"source": i})
     got = []

@@ -202,7 +202,7 @@ def watch(
     """
     from ..runtime import is_exported
     from ..station.current import CurrentLine
-    from ..station.outputs import Courier, Outbox
+    from ..station.outbox import Courier, Outbox
     from ..station.watching import Watching
 
     if sum(one is not None for one in (json_file, webhook, mqtt)) != 1:

@@ -24,7 +24,7 @@ from ..data.images import EXTENSIONS
 from ..data.sources import name_of
 from ..errors import MoleFlowError, TaskError
 from ..results import Failure, Prediction
-from .outputs import Outbox
+from .outbox import Outbox
 from .settings import STILL
 
 log = logging.getLogger("moleflow.station")
