@@ -334,12 +334,7 @@ class Judge:
         )
 
     def _cells(self, ridge: float, rank: int) -> CellGaussians:
-        learned = self.look.learned.patches
-        cells = CellGaussians(
-            (learned.shape[1], learned.shape[2]), learned.shape[3], Cells(ridge=ridge, rank=rank)
-        )
-        cells.fit(learned)
-        return cells
+        return CellGaussians.of(self.look.learned.patches, Cells(ridge=ridge, rank=rank))
 
     def _density(self, cells: CellGaussians, noise: float | None) -> tuple[dict[str, Tensor], float]:
         """Scores of every stack by the flow behind these cells, and how likely the noisy one is."""
