@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import filelock
 
@@ -61,6 +61,12 @@ Damaged = Literal["raise", "quarantine"]
 Load = Callable[[Index, Entry], TaskRecord]
 
 _READ_ATTEMPTS = 10
+
+
+def check_damaged(damaged: object) -> None:
+    """Raises ConfigError for what is no `Damaged`."""
+    if damaged not in get_args(Damaged):
+        raise ConfigError(f'expected damaged to be "raise" or "quarantine", got {damaged!r}')
 
 
 class LineStore:
@@ -393,8 +399,7 @@ class LineStore:
                     found[entry.name] = str(error)
             return LineRecord(index.settings, shared, index.base_info, index.fingerprint, tuple(tasks), found)
 
-        if damaged not in ("raise", "quarantine"):
-            raise ConfigError(f'expected damaged to be "raise" or "quarantine", got {damaged!r}')
+        check_damaged(damaged)
         lenient = False  # at first: what another process replaces just now is not damaged
         try:
             return self._consistently(load)
