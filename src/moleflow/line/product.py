@@ -6,7 +6,7 @@ and itself, never on which other products the line knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,6 @@ from ..verdict.drift import Reference
 from ..verdict.judgement import Judgement, judged, map_threshold
 from ..verdict.maps import PositionCalibration, image_scores, smooth
 from ..verdict.unknown import Familiarity
-
-Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 
 ROUTER = "router."  # names of the router's tensors in a saved line begin so
 

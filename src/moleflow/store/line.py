@@ -194,7 +194,6 @@ class LineStore:
         base: Mapping[str, Tensor],
         *,
         fingerprint: str,
-        base_info: Mapping[str, Any] | None = None,
         tasks: Iterable[TaskRecord] = (),
         timeout: float | None = 600,
     ) -> None:
@@ -211,7 +210,7 @@ class LineStore:
         with self.lock(timeout):
             try:
                 self.refuse_occupied()
-                self._write_new(dict(settings), base, fingerprint, dict(base_info or {}), tasks)
+                self._write_new(dict(settings), base, fingerprint, tasks)
             except BaseException:
                 if made and not self.exists():
                     discard(self.path / LOCK)
@@ -335,12 +334,11 @@ class LineStore:
         settings: dict[str, Any],
         base: Mapping[str, Tensor],
         fingerprint: str,
-        base_info: dict[str, Any],
         tasks: Iterable[TaskRecord],
     ) -> None:
         data = dump_tensors(base, f"{self.path}: the base")
-        dump_json([settings, base_info], f"{self.path}: the settings")
-        index = Index(settings, sha256_of(data), fingerprint, base_info, {})
+        dump_json(settings, f"{self.path}: the settings")
+        index = Index(settings, sha256_of(data), fingerprint, {}, {})
         try:
             with translated(self.path, "create a line in"):
                 discard_unfinished(self.path)
