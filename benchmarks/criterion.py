@@ -48,7 +48,6 @@ from torch import Tensor
 from moleflow.bases.shipped import shipped_base
 from moleflow.bench.drift import Distortion
 from moleflow.bench.pictures import Alteration, AlteredItem, Shelf, has_masks, item_mask
-from moleflow.bench.ranking import Agreement, agreement, areas, drawn_again, ranks
 from moleflow.bench.synthetic import KINDS, SyntheticDefect
 from moleflow.config import Cells, Coreset, LineConfig, ScoringConfig, Whole
 from moleflow.data.factory import write_product
@@ -65,6 +64,7 @@ from moleflow.line.product import combine
 from moleflow.metrics import pixel_ap
 from moleflow.verdict.calibration import TwoVoices, Voice
 from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
+from ranking import Agreement, agreement, areas, drawn_again, ranks
 
 EVAL_SIZE = (128, 128)
 DILUTION = 0.3  # how much of another product's patch a patch is mixed with
