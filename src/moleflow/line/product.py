@@ -23,7 +23,7 @@ from ..flow.cells import CellGaussians
 from ..flow.expert import Base, Expert
 from ..pose import Pose
 from ..routing.gaussian import DescriptorStatistics
-from ..storage import Part, parts_of, total
+from ..sizes import Part, parts_of, total
 from ..verdict.calibration import ScoreCalibration, TwoVoices, calibration_from_dict
 from ..verdict.drift import Reference
 from ..verdict.judgement import Judgement, judged, map_threshold
