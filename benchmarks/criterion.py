@@ -48,7 +48,6 @@ from torch import Tensor
 from moleflow.bases.shipped import shipped_base
 from moleflow.bench.drift import Distortion
 from moleflow.bench.pictures import Alteration, AlteredItem, Shelf, has_masks, item_mask
-from moleflow.bench.ranking import Agreement, agreement, areas, drawn_again, ranks
 from moleflow.bench.synthetic import KINDS, SyntheticDefect
 from moleflow.config import Cells, Coreset, LineConfig, ScoringConfig, Whole
 from moleflow.data.factory import write_product
@@ -65,6 +64,7 @@ from moleflow.line.product import combine
 from moleflow.metrics import pixel_ap
 from moleflow.verdict.calibration import TwoVoices, Voice
 from moleflow.verdict.maps import PositionCalibration, image_scores, smooth
+from ranking import Agreement, agreement, areas, drawn_again, ranks
 
 EVAL_SIZE = (128, 128)
 DILUTION = 0.3  # how much of another product's patch a patch is mixed with
@@ -334,12 +334,7 @@ class Judge:
         )
 
     def _cells(self, ridge: float, rank: int) -> CellGaussians:
-        learned = self.look.learned.patches
-        cells = CellGaussians(
-            (learned.shape[1], learned.shape[2]), learned.shape[3], Cells(ridge=ridge, rank=rank)
-        )
-        cells.fit(learned)
-        return cells
+        return CellGaussians.of(self.look.learned.patches, Cells(ridge=ridge, rank=rank))
 
     def _density(self, cells: CellGaussians, noise: float | None) -> tuple[dict[str, Tensor], float]:
         """Scores of every stack by the flow behind these cells, and how likely the noisy one is."""

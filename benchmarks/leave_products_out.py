@@ -36,7 +36,7 @@ from criterion import (
     print_setting,
     redraw,
 )
-from moleflow.bench.ranking import chosen_on_others, difference, ranks
+from ranking import chosen_on_others, difference, ranks
 
 LABELS, OWN = "labels of the others", "its own labels"
 

@@ -29,7 +29,7 @@ from moleflow.learning.training import fit, likelihood_loss
 from moleflow.line.product import Densities, Product
 from moleflow.presets import PRESETS, get_preset
 from moleflow.routing.gaussian import WITNESSES, DescriptorStatistics
-from moleflow.storage import Part, total
+from moleflow.sizes import Part, total
 from moleflow.verdict.calibration import TwoVoices, Voice
 from moleflow.verdict.maps import PositionCalibration
 from moleflow.verdict.unknown import ORDINARY, Familiarity

@@ -27,10 +27,10 @@ from moleflow.bench.ablation import TABLES, chosen
 from moleflow.bench.benchmark import benchmark, used
 from moleflow.bench.files import number_or_same
 from moleflow.bench.plan import Plan, Unit, Work
-from moleflow.bench.remaining import Remaining
 from moleflow.bench.streams import streams_for
 from moleflow.data.layouts import read_dataset
 from moleflow.errors import BenchError, ConfigError
+from remaining import Remaining
 
 # UCAD brings a transformer along whose trained weights no registry holds: a small one with random weights.
 UCAD = {

@@ -20,7 +20,6 @@ from moleflow.bench.methods.line import MoleFlow
 from moleflow.bench.methods.padim import PaDiM
 from moleflow.bench.methods.single import SingleFlow
 from moleflow.bench.plan import Plan, Unit, Variant, Work
-from moleflow.bench.remaining import Remaining
 from moleflow.bench.reuse import FOLDER, IMAGES
 from moleflow.bench.runner import run
 from moleflow.bench.streams import Stream, Task
@@ -290,7 +289,8 @@ def test_figures_with_every_image_once_are_the_exact_ones(both):
     assert found["uncertainty"]["replicates"] == REPLICATES
 
 
-def test_the_time_left_follows_from_what_is_done(data, both, tmp_path):
+def test_the_time_left_follows_from_what_is_done(data, both, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(BENCHMARKS)
     work, _ = both
     large = Work(
         Plan(work.plan.entries, ORDERS, (0, 1), image_size=(2 * SIZE, 2 * SIZE)),
@@ -298,7 +298,7 @@ def test_the_time_left_follows_from_what_is_done(data, both, tmp_path):
         tmp_path / "large",
         work.cache,
     )
-    left = Remaining([work, large], jobs=2)
+    left = importlib.import_module("remaining").Remaining([work, large], jobs=2)
     assert left.seconds() is None
     units = list(work.plan.units())
     took = {unit: read_json(unit_folder(work, unit) / f"time-{unit.step:02}.json")["unit"] for unit in units}

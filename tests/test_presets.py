@@ -24,7 +24,7 @@ from moleflow.presets import (
     get_preset,
     layered,
 )
-from moleflow.storage import total
+from moleflow.sizes import total
 
 OURS = (DEFAULT, "lean", "layered")
 ORIGINALS = [name for name in PRESETS if name not in OURS]

@@ -32,7 +32,7 @@ def record(name="bottle", value=1.0, **more):
 @pytest.fixture
 def line(tmp_path):
     store = LineStore(tmp_path / "line-3")
-    store.create({"image_size": [256, 256]}, BASE, fingerprint=PRINT, base_info={"seconds": 1.5})
+    store.create({"image_size": [256, 256]}, BASE, fingerprint=PRINT)
     store.put(record("bottle", 1.0))
     return store
 
@@ -283,6 +283,16 @@ def test_a_damaged_list_of_what_went_is_named(line):
     edit(line, lambda document: document["removed"].update(bottle="../1"))
     with pytest.raises(LineError, match=r"line.json: expected a version like '0001' for 'bottle'"):
         line.read()
+
+
+def test_what_another_program_says_of_the_base_stays_through_changes(line):
+    said = json.loads((line.path / "line.json").read_text())
+    del said["sha256"]  # of what is changed here by hand
+    said["base"]["info"] = {"seconds": 1.5}
+    (line.path / "line.json").write_text(json.dumps(said))
+    line.put(record("cable"))
+    assert line.read().base_info == {"seconds": 1.5}
+    assert json.loads((line.path / "line.json").read_text())["base"]["info"] == {"seconds": 1.5}
 
 
 def test_unknown_products_are_named(line):

@@ -35,7 +35,7 @@ from .line.shelf import MEMORY
 from .monitor import observe, read_monitor
 from .presets import DEFAULT, get_preset
 from .results import Failure, Prediction, TaskInfo
-from .storage import total
+from .sizes import total
 from .store import Damaged, LineStore, check_task_name
 from .store.names import folded_name
 from .verdict.promise import promise

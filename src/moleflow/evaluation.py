@@ -140,13 +140,6 @@ def evaluate(
     )
 
 
-def map_at(prediction: Prediction, size: tuple[int, int] | None) -> np.ndarray:
-    """The anomaly map at `size` (H, W), or at the image's own; interpolated from the patches only once."""
-    if size is None:
-        return prediction.anomaly_map
-    return prediction.map_at(size)
-
-
 @dataclass
 class _Count:
     """Counts inspections and passes the count on."""
@@ -192,9 +185,10 @@ class _Run:
                 answer = answer_of(prediction.task, prediction.known)
                 seen.append(_Seen(item.label, prediction.pred_score, prediction.pred_label, answer))
                 if product.has_masks:
-                    mask = load_mask(item, shape=self.size or prediction.image_size)
+                    size = self.size or prediction.image_size
+                    mask = load_mask(item, shape=size)
                     marked |= bool(mask.any())  # a small one may vanish at another size
-                    pixels.add(map_at(prediction, self.size), mask, defective=bool(item.label))
+                    pixels.add(prediction.map_at(size), mask, defective=bool(item.label))
             pixel = _pixel_figures(pixels) if marked else (None, None, None)
         return _figures(_name(product), seen, pixel, routed=task is None)
 

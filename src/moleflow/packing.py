@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CODES, STEP = ".codes", ".step"
-NIBBLES, ODD = ".nibbles", ".nibbles_odd"  # two codes a byte, of rows of even and of odd length
+from .codes import CODES, NIBBLES, ODD, STEP
+
 STEP_BITS = 16  # of a step's fraction: a code of 8 bits times a step is exact in float32
 
 

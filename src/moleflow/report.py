@@ -156,15 +156,14 @@ def matrix(
     names: Sequence[str],
     *,
     low: float = 0.5,
-    high: float = 1.0,
     caption: object = "",
 ) -> Html:
-    """A (rows, names) matrix with cells coloured from `low` (bare) to `high` (full); NaN stays empty."""
+    """A (rows, names) matrix with cells coloured from `low` (bare) to 1 (full); NaN stays empty."""
     numbers = np.asarray(values, dtype=np.float64)
     head = "".join(f'<th scope="col">{escaped(name)}</th>' for name in ("", *names))
     body = "".join(
         f'<tr><th scope="row">{escaped(name)}</th>'
-        + "".join(_heat_cell(float(value), low, high) for value in row)
+        + "".join(_heat_cell(float(value), low) for value in row)
         + "</tr>\n"
         for name, row in zip(rows, numbers, strict=True)
     )
@@ -176,10 +175,10 @@ def _row_cells(row: Sequence[object]) -> str:
     return f'<th scope="row">{escaped(first)}</th>' + "".join(f"<td>{escaped(cell)}</td>" for cell in rest)
 
 
-def _heat_cell(value: float, low: float, high: float) -> str:
+def _heat_cell(value: float, low: float) -> str:
     if math.isnan(value):
         return "<td></td>"
-    share = min(1.0, max(0.0, (value - low) / (high - low)))
+    share = min(1.0, max(0.0, (value - low) / (1 - low)))
     return f'<td style="background:rgb(60 130 220 / {0.04 + 0.5 * share:.3f})">{number(value)}</td>'
 
 

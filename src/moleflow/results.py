@@ -19,7 +19,7 @@ from .verdict.promise import OUT_OF_REACH, Promise
 from .verdict.regions import Region, find_regions, reduced
 
 if TYPE_CHECKING:  # this brings torch, which a result does without
-    from .storage import Part
+    from .sizes import Part
 
 STAGES = ("decode", "backbone", "routing", "expert", "verdict")
 

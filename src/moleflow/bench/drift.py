@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from ..data.layouts import Item, Mask, Product
 from ..errors import ConfigError
-from .pictures import AlteredItem
+from .pictures import altered
 from .streams import Stream, Task
 
 Image = NDArray[np.uint8]
@@ -109,13 +109,7 @@ def drifted(product: Product, kind: str, step: int) -> Product:
     Its items keep their paths and are distorted when they are read.
     """
     distortion = Distortion(kind, step)
-    name = f"{product.name}@{distortion.name}"
-
-    def seen(items: tuple[Item, ...]) -> tuple[Item, ...]:
-        changed = (replace(item, product=name) for item in items)
-        return tuple(AlteredItem(**vars(item), alteration=distortion) for item in changed)
-
-    return Product(name, seen(product.train), seen(product.validation), seen(product.test))
+    return altered(product, f"{product.name}@{distortion.name}", distortion)
 
 
 def drift(product: Product, kind: str) -> tuple[Stream, dict[str, Product]]:

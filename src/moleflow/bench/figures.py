@@ -70,17 +70,6 @@ class Examined:
         return cls(Figures(**values["figures"]), tuple(values["aupimo"]))
 
 
-def measure(
-    products: Sequence[Product],
-    inspections: Sequence[Sequence[Inspection]],
-    eval_size: tuple[int, int] | None,
-    *,
-    spill: Path | None = None,
-) -> Figures:
-    """The figures of `examine`."""
-    return examine(products, inspections, eval_size, spill=spill).figures
-
-
 def examine(
     products: Sequence[Product],
     inspections: Sequence[Sequence[Inspection]],

@@ -6,13 +6,13 @@ thing only, and what that does to patches and pooled features is as small as it 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..data.layouts import Item, Mask, Product
 from ..errors import ConfigError
-from .pictures import AlteredItem
+from .pictures import altered
 
 TWINS = ("mirrored", "cast")
 """Ways to make a second product of one: left and right change places, or another white balance."""
@@ -67,13 +67,7 @@ def twin_of(product: Product, kind: str) -> Product:
 
     Its items keep their paths and are changed when they are read. ConfigError for an unknown kind.
     """
-    twin, name = Twin(kind), twin_name(product.name, kind)
-
-    def seen(items: tuple[Item, ...]) -> tuple[Item, ...]:
-        changed = (replace(item, product=name) for item in items)
-        return tuple(AlteredItem(**vars(item), alteration=twin) for item in changed)
-
-    return Product(name, seen(product.train), seen(product.validation), seen(product.test))
+    return altered(product, twin_name(product.name, kind), Twin(kind))
 
 
 def with_twins(products: dict[str, Product], wanted: str) -> Product:

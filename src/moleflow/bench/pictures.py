@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -54,6 +54,16 @@ class AlteredItem(Item):
     """An item that is changed after reading."""
 
     alteration: Alteration | None = None
+
+
+def altered(product: Product, name: str, alteration: Alteration) -> Product:
+    """The product under another name, with items that keep their paths and are changed when they are read."""
+
+    def seen(items: tuple[Item, ...]) -> tuple[Item, ...]:
+        renamed = (replace(item, product=name) for item in items)
+        return tuple(AlteredItem(**vars(item), alteration=alteration) for item in renamed)
+
+    return Product(name, seen(product.train), seen(product.validation), seen(product.test))
 
 
 def item_image(item: Item) -> np.ndarray:

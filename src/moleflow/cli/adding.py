@@ -19,6 +19,7 @@ from ..errors import (
     LineError,
     TaskError,
     TrainingError,
+    reason_of,
 )
 from .app import app, example
 from .lesson import Asked, Photographs, Strict, good_images, save, teach, tell
@@ -374,7 +375,7 @@ def _first_to_create(line: Path) -> Iterator[None]:
     try:
         line.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise LineError(f"{line}: cannot create a line there: {error.strerror or error}") from error
+        raise LineError(f"{line}: cannot create a line there: {reason_of(error)}") from error
     lock = FileLock(line / ".tmp-first.lock")
     try:
         with lock:

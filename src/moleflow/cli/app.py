@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import LEARNING, MoleFlowError, without_learning
+from ..errors import LEARNING, MoleFlowError, reason_of, without_learning
 from ..sharing import wait_asleep
 from .screen import INTERRUPTED, failed
 
@@ -62,7 +62,7 @@ class _Commands(TyperGroup):
             if error.errno == errno.EPIPE:  # the reader of our output has left: no error of ours
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            raise failed(f"{where}{error.strerror or error}") from None
+            raise failed(f"{where}{reason_of(error)}") from None
         except ModuleNotFoundError as error:
             if error.name not in LEARNING:
                 raise

@@ -12,13 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from ..errors import ConfigError, DatasetError
 from ..presets import DEFAULT
 from .app import app, example
 from .options import Preset, as_image_size
-from .screen import complain, interruptible, new_screen, new_table, say
+from .screen import complain, interruptible, new_screen, new_table, progress_on, say
 
 if TYPE_CHECKING:
     from ..bench.plan import Unit, Variant, Work
@@ -492,8 +491,7 @@ def _bars(what: str) -> Iterator[tuple[Callable[[str, int, int], None], Callable
 
         yield say_features, lambda done, total, about: complain(f"{done} of {total}: {about}")
         return
-    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=screen, transient=True) as progress:
+    with progress_on(screen) as progress:
         features = progress.add_task("features", total=None, visible=False)
         whole = progress.add_task(what, total=None)
 

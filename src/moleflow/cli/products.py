@@ -312,6 +312,6 @@ def _base_bytes(line: Path) -> int:
 
 def _task_bytes(line: Path, record: TaskRecord) -> int:
     """As a station and `Detector.info` say it."""
-    from ..storage import bytes_on_disk
+    from ..sizes import bytes_on_disk
 
     return bytes_on_disk(line / "tasks" / record.name / str(record.version), record.info)

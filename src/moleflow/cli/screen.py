@@ -88,7 +88,8 @@ def use_threads(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def _progress(screen: Console) -> Progress:
+def progress_on(screen: Console) -> Progress:
+    """Bars that say what is done, how much of how much, and how long the rest takes; gone at the end."""
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     return Progress(*columns, console=screen, transient=True)
 
@@ -104,7 +105,7 @@ def bar(
             complain(f"{what} ...")
         yield lambda done, total: None
         return
-    with _progress(screen) as progress:
+    with progress_on(screen) as progress:
         bar = progress.add_task(what, total=None)
         yield lambda done, total: progress.update(bar, completed=done, total=total)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..errors import ConfigError, LineError, MoleFlowError
+from ..errors import ConfigError, LineError, MoleFlowError, reason_of
 from ..station.settings import GB, MB, STILL, Limits, Settings, data_folder
 from .app import app, example
 from .inspection import refuse_of_exports
@@ -383,7 +383,7 @@ def _made(folder: Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise MoleFlowError(f"{folder}: {error.strerror or error}") from error
+        raise MoleFlowError(f"{folder}: {reason_of(error)}") from error
     return folder
 
 

@@ -274,11 +274,11 @@ def read_values(path: str | Path) -> np.ndarray:
         return _decode(image, held, _to_values)
 
 
-def has_8_bits(path: str | Path | bytes, *, where: str = "image") -> bool:
+def has_8_bits(path: str | Path) -> bool:
     """Whether `read_raw` gives uint8, judged by the header alone; its errors are those of `read_image`."""
-    held = _held(path)
-    with _opened(held, where) as (image, _):
-        return not _is_deep_grey(image) and not deep.is_deep_colour(image, _named(held, where))
+    held = Path(path)
+    with _opened(held) as (image, _):
+        return not _is_deep_grey(image) and not deep.is_deep_colour(image, held)
 
 
 def bytes_a_pixel(path: str | Path | bytes, *, where: str = "image") -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from ..errors import ImageError
+from ..errors import ImageError, reason_of
 
 LIST_ENDINGS = frozenset({".csv", ".txt"})
 """Endings (lower case) of files that are lists of images."""
@@ -57,7 +57,7 @@ def read_list(path: Path, *, missing: Missing = "raise") -> list[Entry]:
         line = error.object[: error.start].count(b"\n") + 1
         raise ImageError(f"{path}, line {line}: expected a list in UTF-8, found other bytes") from error
     except OSError as error:
-        raise ImageError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise ImageError(f"{path}: cannot be read: {reason_of(error)}") from error
     rows = _rows(path, text) if path.suffix.lower() == ".csv" else _lines(text)
     entries = [_entry(path, line, name, columns, missing) for line, name, columns in rows]
     if not entries:

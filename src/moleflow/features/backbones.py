@@ -24,7 +24,7 @@ from huggingface_hub.utils import get_session
 from timm.models import get_pretrained_cfg, is_model, is_model_in_modules
 from torch import nn
 
-from moleflow.errors import BackboneError, ConfigError
+from moleflow.errors import BackboneError, ConfigError, reason_of
 from moleflow.threads import seeded
 
 _HALF = (0.5, 0.5, 0.5)
@@ -365,7 +365,7 @@ def _read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.T
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise BackboneError(f"weights file {path} cannot be read: {error.strerror or error}") from error
+        raise BackboneError(f"weights file {path} cannot be read: {reason_of(error)}") from error
     found = hashlib.sha256(content).hexdigest() if sha256 else None
     if found != sha256:
         raise BackboneError(f"weights file {path} was changed: its SHA-256 is {found}, expected {sha256}")

@@ -65,11 +65,15 @@ class CellGaussians(nn.Module):
         self._known: tuple[Tensor, int, tuple[Tensor, Tensor, Tensor]] | None = None
         self._places: tuple[Tensor, int, Tensor] | None = None
 
+    @classmethod
+    def of(cls, features: Tensor, config: Cells) -> CellGaussians:
+        """Learned from raw patch features (N, h, w, D) of good images, in closed form, where these lie."""
+        return fit_without_each(features, [None] * len(features), config)[0]
+
     @torch.no_grad()
     def fit(self, features: Tensor) -> None:
-        """Learns from raw patch features (N, h, w, D) of good images, in closed form."""
-        fitted, _ = fit_without_each(features, [None] * len(features), self.config)
-        self.load_state_dict(fitted.state_dict())
+        """Learns the same in place."""
+        self.load_state_dict(CellGaussians.of(features, self.config).state_dict())
 
     def forward(self, features: Tensor) -> Tensor:
         """Mahalanobis distance of every patch, (B, h, w), for raw features (B, h, w, D)."""

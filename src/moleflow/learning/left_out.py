@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..config import Cells, LineConfig, ScoringConfig
+from ..config import LineConfig, ScoringConfig
 from ..data.sources import evenly
 from ..densities.coreset import Candidates, PatchCoreset
 from ..densities.correction import Correction, Defects
@@ -69,7 +69,7 @@ def learn_first_base(
     blocks = blocks or make_blocks(len(patches), config.scoring, groups=groups, copies=copies)
     cells = None
     if config.flow.cells is not None:
-        cells = _cells_of(patches, config.flow.cells)
+        cells = CellGaussians.of(patches, config.flow.cells)
     learn = partial(learn_base, flow=config.flow, training=config.training, cells=cells)
     if blocks.count < 2:
         share = _share_of_lone(config)
@@ -350,12 +350,6 @@ def _together(patches: Tensor, memory: Tensor) -> Tensor:
     return torch.cat([patches, memory]) if len(memory) else patches
 
 
-def _cells_of(patches: Tensor, config: Cells) -> CellGaussians:
-    cells = CellGaussians((patches.shape[1], patches.shape[2]), patches.shape[3], config).to(patches.device)
-    cells.fit(patches)
-    return cells
-
-
 class CoresetLeftOut:
     """A product's coreset, and what one without its block says of every image; computed beside the flow.
 
@@ -463,7 +457,7 @@ def cells_left_out(
         return None, None
     together, labels = _together(patches, memory), [*blocks.left_out, *[None] * len(memory)]
     if blocks.count < 2 and not len(memory):
-        cells = _cells_of(together, scoring.cells)
+        cells = CellGaussians.of(together, scoring.cells)
         return cells, torch.cat([cells(image) for image in patches.split(1)])
     cells, without = fit_without_each(together, labels, scoring.cells)
     left_out = torch.empty(patches.shape[:3], device=patches.device)

@@ -171,10 +171,10 @@ def _judged(
     """Asks the left-out images of one half, and of the other if the first says yes."""
     before, after = [], []
     for (learn, judge), placements in zip((halves.parts, halves.parts[::-1]), halves.placements, strict=True):
-        density = _fitted(plain[learn], cells)
+        density = CellGaussians.of(plain[learn], cells)
         before.append(_score(density, plain[judge]))
         moved = see(placements, _window(looks, placements))
-        after.append(_score(_fitted(moved[learn], cells), moved[judge]))
+        after.append(_score(CellGaussians.of(moved[learn], cells), moved[judge]))
         if after[-1] > (1 - MARGIN) * before[-1]:
             break
     helps = after[-1] <= (1 - MARGIN) * before[-1]
@@ -185,13 +185,6 @@ def _judged(
         before=float(np.mean(before)),
         after=float(np.mean(after)),
     )
-
-
-def _fitted(features: Tensor, config: Cells) -> CellGaussians:
-    density = CellGaussians((features.shape[1], features.shape[2]), features.shape[3], config)
-    density = density.to(features.device)
-    density.fit(features)
-    return density
 
 
 @torch.no_grad()

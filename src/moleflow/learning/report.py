@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import report
 from ..data.images import as_image
-from ..errors import ImageError, MoleFlowError
+from ..errors import ImageError, MoleFlowError, reason_of
 from ..photographs.review import Lesson
 from ..photographs.suspects import Suspect
 
@@ -67,7 +67,7 @@ def write_teaching_report(
         # A file's name may hold bytes that are no text in any encoding.
         Path(path).write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
-        raise MoleFlowError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise MoleFlowError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 def _headline(lesson: Lesson, unreadable: Sequence[str]) -> list[tuple[str, str, str]]:

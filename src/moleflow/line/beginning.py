@@ -130,8 +130,7 @@ def unexplained(extractor: Extractor, pictures: Sequence[Picture]) -> float:
     """Share of the variance of left-out images' patches that Gaussians of the places do not account for."""
     seen = [see(extractor, pictures[i : i + BATCH]) for i in range(0, len(pictures), BATCH)]
     features = Features.of(seen).patches
-    cells = CellGaussians(extractor.grid, extractor.dim, Cells(bits=16)).to(features.device)
-    cells.fit(features[::2])
+    cells = CellGaussians.of(features[::2], Cells(bits=16))
     rest, all_patches = [], []
     for picture, image in zip(pictures[1::2], features[1::2], strict=True):
         own = picture.cells(extractor.grid)

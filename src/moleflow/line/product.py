@@ -6,13 +6,14 @@ and itself, never on which other products the line knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..codes import part
 from ..config import LineConfig, ScoringConfig
 from ..densities.coreset import PatchCoreset
 from ..densities.correction import Correction
@@ -22,14 +23,12 @@ from ..flow.cells import CellGaussians
 from ..flow.expert import Base, Expert
 from ..pose import Pose
 from ..routing.gaussian import DescriptorStatistics
-from ..storage import Part, parts_of, total
+from ..sizes import Part, parts_of, total
 from ..verdict.calibration import ScoreCalibration, TwoVoices, calibration_from_dict
 from ..verdict.drift import Reference
 from ..verdict.judgement import Judgement, judged, map_threshold
 from ..verdict.maps import PositionCalibration, image_scores, smooth
 from ..verdict.unknown import Familiarity
-
-Progress = Callable[[str, float], None]  # stage and the share of it done, 0..1
 
 ROUTER = "router."  # names of the router's tensors in a saved line begin so
 
@@ -51,7 +50,7 @@ class Densities:
     def scores(self, base: Base, patches: Tensor) -> list[Tensor]:
         """Patch scores (B, h, w) of flow, cells and coreset for raw features (B, h, w, D)."""
         scores = [base.score(self.expert, base.prepare(patches))]
-        return scores + [part(patches) for part in (self.cells, self.coreset) if part is not None]
+        return scores + [density(patches) for density in (self.cells, self.coreset) if density is not None]
 
     def known(self, patches: Tensor) -> Tensor:
         """What known defects add to the map, (B, h, w); a single 0 where none were shown."""
@@ -188,20 +187,20 @@ class Product:
         options = config.flow.cells or config.scoring.cells
         cells = None
         if options is not None:
-            kept = _part(tensors, "cells.")
+            kept = part(tensors, "cells.")
             cells = CellGaussians.from_kept(_grid(base), base.channels, options, kept).to(device)
-        expert = Expert.from_kept(base, _part(tensors, "flow."))
+        expert = Expert.from_kept(base, part(tensors, "flow."))
         if config.flow.cells is not None:
             assert cells is not None
             expert, cells = expert.beginning_with(cells), None
-        coreset = _part(tensors, "coreset.")
+        coreset = part(tensors, "coreset.")
         layers = () if config.scoring.coreset is None else config.scoring.coreset.compared
         positions = tuple(
-            PositionCalibration.from_kept(_part(tensors, f"position.{i}."))
+            PositionCalibration.from_kept(part(tensors, f"position.{i}."))
             for i in range(1 + (cells is not None) + bool(coreset))
         )
-        pose = {name: tensor.numpy() for name, tensor in _part(tensors, "pose.").items()}
-        whole, correction = _part(tensors, "whole."), _part(tensors, "correction.")
+        pose = {name: tensor.numpy() for name, tensor in part(tensors, "pose.").items()}
+        whole, correction = part(tensors, "whole."), part(tensors, "correction.")
         return cls(
             config=config,
             densities=Densities(
@@ -225,7 +224,7 @@ class Product:
 
 def statistics_of(tensors: Mapping[str, Tensor]) -> DescriptorStatistics:
     """What the router keeps of a product, of the tensors that a saved line keeps."""
-    return DescriptorStatistics.from_tensors(_part(tensors, ROUTER))
+    return DescriptorStatistics.from_tensors(part(tensors, ROUTER))
 
 
 def combine(
@@ -260,7 +259,3 @@ def _densities(scoring: ScoringConfig) -> int:
 
 def _grid(base: Base) -> tuple[int, int]:
     return base.position.shape[0], base.position.shape[1]
-
-
-def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ..errors import MoleFlowError
+from ..errors import MoleFlowError, reason_of
 from ..results import Prediction
 
 _DESCRIPTION = 270  # the TIFF tag ImageDescription
@@ -72,7 +72,7 @@ def save_tiff(prediction: Prediction, path: str | Path) -> None:
     }
     tags = {_DESCRIPTION: json.dumps(described)}
     grey = Image.fromarray(counts.encode(prediction.anomaly_map))
-    _save(grey, path, format="TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
+    save_image(grey, path, format="TIFF", compression="tiff_adobe_deflate", tiffinfo=tags)
 
 
 def save_npy(prediction: Prediction, path: str | Path) -> None:
@@ -85,7 +85,7 @@ def save_npy(prediction: Prediction, path: str | Path) -> None:
         with open(path, "wb") as file:
             np.save(file, prediction.anomaly_map, allow_pickle=False)
     except OSError as error:
-        raise MoleFlowError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise MoleFlowError(f"{path}: cannot be written: {reason_of(error)}") from error
 
 
 def save_mask(prediction: Prediction, path: str | Path) -> None:
@@ -95,11 +95,12 @@ def save_mask(prediction: Prediction, path: str | Path) -> None:
         MoleFlowError: `path` cannot be written.
     """
     mask = Image.fromarray(prediction.pred_mask.astype(np.uint8) * np.uint8(255))
-    _save(mask, path, format="PNG", compress_level=3)
+    save_image(mask, path, format="PNG", compress_level=3)
 
 
-def _save(image: Image.Image, path: str | Path, **options: Any) -> None:
+def save_image(image: Image.Image, path: str | Path, **options: Any) -> None:
+    """Write a picture, with options as of Pillow. Raises MoleFlowError where `path` cannot be written."""
     try:
         image.save(path, **options)
     except OSError as error:
-        raise MoleFlowError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise MoleFlowError(f"{path}: cannot be written: {reason_of(error)}") from error

@@ -12,6 +12,7 @@ from PIL import Image
 from ..data.images import as_image, resize
 from ..errors import MoleFlowError
 from ..results import Prediction
+from .files import save_image
 from .legend import Entry, with_legend
 from .scale import OUTLINE, Pixels, Scale, painted
 
@@ -68,10 +69,7 @@ def save_overlay(prediction: Prediction, path: str | Path, *, image: Any = None,
         MoleFlowError: `path` cannot be written.
     """
     drawn = Image.fromarray(draw_prediction(prediction, image, legend=legend))
-    try:
-        drawn.save(path, format="PNG", compress_level=3)
-    except OSError as error:
-        raise MoleFlowError(f"{path}: cannot be written: {error.strerror or error}") from error
+    save_image(drawn, path, format="PNG", compress_level=3)
 
 
 def _contour(mask: NDArray[np.bool_], width: int) -> NDArray[np.bool_]:

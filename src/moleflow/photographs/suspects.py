@@ -11,6 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from PIL import Image
 
+from ..spreads import robust_spread
 from .copies import grain_of, grey_thumbnail
 
 Kind = Literal["one colour", "camera", "size", "defect", "light", "sharpness", "copies"]
@@ -288,10 +289,8 @@ def _outliers(
 
 
 def _spreads(values: np.ndarray, usual: np.ndarray, *, least: float) -> np.ndarray:
-    """How many robust spreads (1.48 times the median absolute deviation) values lie above the median."""
-    middle = np.median(usual)
-    spread = 1.4826 * np.median(np.abs(usual - middle))
-    return np.asarray((values - middle) / max(float(spread), least))
+    """How many robust spreads values lie above the median."""
+    return np.asarray((values - np.median(usual)) / max(robust_spread(usual), least))
 
 
 def _moments(histogram: list[int]) -> tuple[float, float]:

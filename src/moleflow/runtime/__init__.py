@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from ..inspection import check_stream, inspect_all
 from ..intake import Intake, Picture, without_border
 from ..results import Failure, Prediction
-from ..store import Damaged
+from ..store import Damaged, check_damaged
 from .line import ExportedLine, Seen, is_exported
 
 __all__ = ["Inspector", "is_exported"]
@@ -41,8 +41,7 @@ class Inspector:
     def __init__(self, path: str | Path, *, threads: int | None = None, damaged: Damaged = "raise") -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise ConfigError(f"expected at least 1 thread, got {threads!r}")
-        if damaged not in ("raise", "quarantine"):
-            raise ConfigError(f'expected damaged to be "raise" or "quarantine", got {damaged!r}')
+        check_damaged(damaged)
         self._line = ExportedLine(path, threads=threads or os.cpu_count() or 1, damaged=damaged)
 
     @property

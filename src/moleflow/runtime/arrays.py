@@ -10,17 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from ..codes import CODES, LEAST_SPREAD, NIBBLES, ODD, STEP, part
 from ..interpolation import bilinear
 
 Arrays = dict[str, np.ndarray]
-
-CODES, STEP = ".codes", ".step"
-NIBBLES, ODD = ".nibbles", ".nibbles_odd"  # two codes a byte, of rows of even and of odd length
-
-
-def part(arrays: Mapping[str, np.ndarray], prefix: str) -> Arrays:
-    """Those whose names begin so, without it."""
-    return {name[len(prefix) :]: value for name, value in arrays.items() if name.startswith(prefix)}
 
 
 def unpacked(kept: Mapping[str, np.ndarray]) -> Arrays:
@@ -70,9 +63,6 @@ def network_inputs(
     for name, values in unpacked(part(tensors, "position.")).items():
         inputs[f"position.{name}"] = np.maximum(values, LEAST_SPREAD) if name.endswith("spread") else values
     return inputs
-
-
-LEAST_SPREAD = np.float32(2.0**-13)  # as of `verdict.maps`
 
 
 def _cells(kept: Arrays, grid: tuple[int, int], mean_side: int) -> Arrays:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from ..errors import ConfigError, MoleFlowError
+from ..errors import ConfigError, MoleFlowError, reason_of
 from ..store.files import UNSYNCED
 
 SECONDS = 20.0  # that an attempt takes at most; with MQTT twice, once to connect and once to publish
@@ -61,7 +61,7 @@ class Appended:
             if not path.is_fifo():  # that waits for who reads, and is opened when there is something to say
                 self._file = self._opened()
         except OSError as error:
-            raise MoleFlowError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise MoleFlowError(f"{path}: cannot be written: {reason_of(error)}") from error
 
     def _opened(self) -> FileIO:
         return self._path.open("ab", buffering=0)  # a buffer would keep what could not be written

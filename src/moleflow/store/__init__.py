@@ -7,7 +7,7 @@ with `.tmp-`, and the next writer removes it.
 """
 
 from .index import FORMAT
-from .line import Damaged, LineStore
+from .line import Damaged, LineStore, check_damaged
 from .names import check_task_name
 from .records import LineRecord, TaskRecord
 from .tensors import fingerprint
@@ -20,6 +20,7 @@ __all__ = [
     "LineStore",
     "TaskRecord",
     "Transaction",
+    "check_damaged",
     "check_task_name",
     "fingerprint",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import filelock
 
@@ -61,6 +61,12 @@ Damaged = Literal["raise", "quarantine"]
 Load = Callable[[Index, Entry], TaskRecord]
 
 _READ_ATTEMPTS = 10
+
+
+def check_damaged(damaged: object) -> None:
+    """Raises ConfigError for what is no `Damaged`."""
+    if damaged not in get_args(Damaged):
+        raise ConfigError(f'expected damaged to be "raise" or "quarantine", got {damaged!r}')
 
 
 class LineStore:
@@ -188,7 +194,6 @@ class LineStore:
         base: Mapping[str, Tensor],
         *,
         fingerprint: str,
-        base_info: Mapping[str, Any] | None = None,
         tasks: Iterable[TaskRecord] = (),
         timeout: float | None = 600,
     ) -> None:
@@ -205,7 +210,7 @@ class LineStore:
         with self.lock(timeout):
             try:
                 self.refuse_occupied()
-                self._write_new(dict(settings), base, fingerprint, dict(base_info or {}), tasks)
+                self._write_new(dict(settings), base, fingerprint, tasks)
             except BaseException:
                 if made and not self.exists():
                     discard(self.path / LOCK)
@@ -329,12 +334,11 @@ class LineStore:
         settings: dict[str, Any],
         base: Mapping[str, Tensor],
         fingerprint: str,
-        base_info: dict[str, Any],
         tasks: Iterable[TaskRecord],
     ) -> None:
         data = dump_tensors(base, f"{self.path}: the base")
-        dump_json([settings, base_info], f"{self.path}: the settings")
-        index = Index(settings, sha256_of(data), fingerprint, base_info, {})
+        dump_json(settings, f"{self.path}: the settings")
+        index = Index(settings, sha256_of(data), fingerprint, {}, {})
         try:
             with translated(self.path, "create a line in"):
                 discard_unfinished(self.path)
@@ -393,8 +397,7 @@ class LineStore:
                     found[entry.name] = str(error)
             return LineRecord(index.settings, shared, index.base_info, index.fingerprint, tuple(tasks), found)
 
-        if damaged not in ("raise", "quarantine"):
-            raise ConfigError(f'expected damaged to be "raise" or "quarantine", got {damaged!r}')
+        check_damaged(damaged)
         lenient = False  # at first: what another process replaces just now is not damaged
         try:
             return self._consistently(load)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
 from ..errors import CalibrationError
+from ..spreads import robust_spread
 
 A = TypeVar("A", bound=Any)  # an array, a tensor or a number
 
@@ -187,7 +188,7 @@ class Predictive:
         if count < 2:
             # nothing is known but that its own score is no defect
             return cls(0.0, 0.5 * math.sqrt(2), 1.0, float(count))
-        middle, reach = float(np.median(bent)), OUTLIER * max(_mad(bent), 1e-3)
+        middle, reach = float(np.median(bent)), OUTLIER * max(robust_spread(bent), 1e-3)
         bent = np.clip(bent, middle - reach, middle + reach)
         centre, variance, freedom = _next_of_blocks(bent, np.asarray(blocks))
         independent = min(float(count), 1 + freedom)
@@ -256,7 +257,7 @@ class Voice:
         """Robust standard deviation of raw good scores (1.4826 MAD); a tenth of the level for one image."""
         if len(self.scores) < 2:
             return max(0.1 * abs(self.level), self.floor, 1e-6)
-        return max(_mad(np.array(self.scores)), self.floor, 1e-6 * abs(self.level), 1e-9)
+        return max(robust_spread(np.array(self.scores)), self.floor, 1e-6 * abs(self.level), 1e-9)
 
     def units(self, raw: float) -> float:
         """A raw score in spreads above the typical good image."""
@@ -364,11 +365,6 @@ class TwoVoices:
 
 def _voice(values: dict[str, Any]) -> Voice:
     return Voice(tuple(float(score) for score in values["scores"]), float(values["floor"]))
-
-
-def _mad(values: NDArray[np.float64]) -> float:
-    """Median absolute deviation, scaled to the standard deviation of a normal distribution."""
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
 
 
 def _check_rate(rate: float) -> float:

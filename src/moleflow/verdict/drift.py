@@ -263,11 +263,11 @@ class Norm:
         total = max(_spread(scaled), channel.floor)
         medians = np.array([np.median(scaled[blocks == block]) for block in np.unique(blocks)])
         between = _between(medians, total, len(scaled))
-        ordered = sorted(_rounded(value) for value in values)
+        ordered = sorted(rounded(value) for value in values)
         return cls(
-            centre=_rounded(float(np.median(scaled))),
-            within=_rounded(math.sqrt(max(total**2 - between**2, channel.floor**2))),
-            between=_rounded(between),
+            centre=rounded(float(np.median(scaled))),
+            within=rounded(math.sqrt(max(total**2 - between**2, channel.floor**2))),
+            between=rounded(between),
             count=len(scaled),
             blocks=len(medians),
             low=tuple(ordered[:EXTREMES]),
@@ -354,7 +354,8 @@ def _neighbours(count: int) -> list[int]:
     return [index * blocks // count for index in range(count)]
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
+    """To as many digits as are kept."""
     return float(f"{value:.{DIGITS}g}")
 
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from scipy import ndimage
 from torch import Tensor
 
+from ..codes import LEAST_SPREAD
 from ..config import ScoringConfig
 from ..packing import levels, pack, packed, unpack, unpacked
 
-LEAST_SPREAD = 2.0**-13  # of calibrated positions; a power of two, so that 16 bits hold it
 POSITION_SIGMA = 2.0  # patches over which the spread of good scores is smoothed
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..spreads import robust_spread
 from .calibration import upper_limit
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class Familiarity:
             return middle + 2 * (upper_limit(list(self.values), self.rate) - middle)
         if len(values) < 2:
             return float("inf")
-        spread = 1.4826 * float(np.median(np.abs(values - np.median(values))))
+        spread = robust_spread(values)
         limit = float(values.max()) + REACH * max(spread, self.floor)
         return limit if self.few is None else max(limit, upper_limit(list(self.values), self.few))
 

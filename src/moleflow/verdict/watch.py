@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .drift import CHANNELS, LEAST_TAUGHT, Channel, Facts, Norm, Reference, finding
+from .drift import CHANNELS, LEAST_TAUGHT, Channel, Facts, Norm, Reference, finding, rounded
 
 KEPT = 200  # images of a product
 RECENT = 30  # good images whose middle is compared
@@ -27,7 +27,6 @@ REMEMBERED = 8  # paths of alarmed and of good images
 MANY_ALARMS = 0.15  # of the recent images: worth a word
 CHART = 24  # points of a channel's history
 CLIPPED_AT = 3.0  # spreads: one image's weight in finding when a move began
-DIGITS = 5  # of kept numbers
 GOOD, DEFECTIVE, UNKNOWN, DRIFTING = "good", "defective", "unknown", "drifting"
 FACTS = tuple(field.name for field in dataclasses.fields(Facts))
 
@@ -125,7 +124,7 @@ def _seen(row: list[Any], names: list[str]) -> Seen:
 
 
 def _rounded(value: float | None) -> float | None:
-    return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else None
+    return rounded(value) if value is not None and math.isfinite(value) else None
 
 
 # Is it moving?

@@ -149,15 +149,6 @@ class WithCells(PerProduct):
         self.single.restore(State(shared, state.notes["flow"]))
         super().restore(state)
 
-    def without(self, product: str) -> WithCells:
-        """Only what stands beside the flow can be taken away."""
-        other = type(self)(self.setting)
-        other.__dict__.update(self.__dict__)
-        other.parts = {k: v for k, v in self.parts.items() if k != product}
-        other.statistics = {k: v for k, v in self.statistics.items() if k != product}
-        other._router = None
-        return other
-
     def _flow_scores(self, patches: Tensor) -> Tensor:
         assert self.single.flow is not None
         return self.single.flow.scores(patches)

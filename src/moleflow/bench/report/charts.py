@@ -94,7 +94,7 @@ def plot(
     return _figure(title, [*parts, *keys[0]], height + keys[1], caption)
 
 
-def bars(title: str, values: Sequence[tuple[str, float]], unit: str, *, caption: object = "") -> Html:
+def bars(title: str, values: Sequence[tuple[str, float]], unit: str) -> Html:
     """A horizontal bar for each name, to the right above 0 and to the left below, with its value."""
     if not values:
         return Html("")
@@ -114,18 +114,18 @@ def bars(title: str, values: Sequence[tuple[str, float]], unit: str, *, caption:
         parts.append(_text(at + (4 if right else -4), top + 12, signed(value), "start" if right else "end"))
     parts.append(_line(zero, 0, zero, height - 28, "var(--soft)"))
     parts.append(_text((left + WIDTH - RIGHT) / 2, height - 8, unit, "middle"))
-    return _figure(title, parts, height, caption)
+    return _figure(title, parts, height)
 
 
-def signed(value: float | None, digits: int = 3) -> str:
+def signed(value: float | None) -> str:
     """A difference with its sign, a true minus; a dash where there is none."""
     if value is None:
         return number(None)
-    rounded = round(value, digits) + 0.0  # no minus before a zero
-    return ("+" if rounded > 0 else "−" if rounded < 0 else "±") + f"{abs(rounded):.{digits}f}"
+    rounded = round(value, 3) + 0.0  # no minus before a zero
+    return ("+" if rounded > 0 else "−" if rounded < 0 else "±") + f"{abs(rounded):.3f}"
 
 
-def _figure(title: str, parts: Sequence[str], height: float, caption: object) -> Html:
+def _figure(title: str, parts: Sequence[str], height: float, caption: object = "") -> Html:
     below = f"<figcaption>{escaped(caption)}</figcaption>" if caption else ""
     return Html(
         f'<figure class="chart" style="margin:14px 0 24px"><svg role="img" aria-label="{escaped(title)}" '

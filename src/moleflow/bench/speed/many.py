@@ -62,9 +62,7 @@ def multiplied(one: Path, path: Path, count: int) -> Path:
     draw = torch.Generator().manual_seed(count)
     tasks = [_another(source.tasks[0], number, draw) for number in range(count)]
     store = LineStore(path)
-    store.create(
-        source.settings, source.base, fingerprint=source.fingerprint, base_info=source.base_info, tasks=tasks
-    )
+    store.create(source.settings, source.base, fingerprint=source.fingerprint, tasks=tasks)
     Detector.load(path, device="cpu").save()  # keeps the router beside it, as every save does
     return path
 

@@ -97,11 +97,11 @@ def varied(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
     return r, g, b
 
 
-def relief(height: FloatArray, light: Point = LIGHT) -> FloatArray:
+def relief(height: FloatArray) -> FloatArray:
     """How much a surface of this height turns to the light: positive is lit, negative in shade."""
     down, right = (np.asarray(d, np.float32) for d in np.gradient(height))
     scale = np.float32(-height.shape[0] / 2)
-    return scale * (right * np.float32(light[0]) + down * np.float32(light[1]))
+    return scale * (right * np.float32(LIGHT[0]) + down * np.float32(LIGHT[1]))
 
 
 def softened(values: FloatArray, blur: float, shift: Point = (0.0, 0.0)) -> FloatArray:

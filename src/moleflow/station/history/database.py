@@ -26,7 +26,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 from sqlalchemy.orm import Session, sessionmaker
 
-from ...errors import ConfigError
+from ...errors import ConfigError, reason_of
 from ..problems import Unready
 
 log = logging.getLogger("moleflow.station")
@@ -251,7 +251,7 @@ def _open(url: str) -> Engine:
             found += ": pip install 'moleflow[postgresql]'"
         raise ConfigError(found) from error
     except OSError as error:
-        raise ConfigError(f"{parsed.database}: {error.strerror or error}") from error
+        raise ConfigError(f"{parsed.database}: {reason_of(error)}") from error
     if engine.dialect.name == "sqlite":
         event.listen(engine, "connect", _prepare)
     return engine

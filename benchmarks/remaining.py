@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean
 
-from .files import read_json
-from .plan import Unit, Work
-from .unit import figures_path, unit_folder
+from moleflow.bench.files import read_json
+from moleflow.bench.plan import Unit, Work
+from moleflow.bench.unit import figures_path, unit_folder
 
 Kind = tuple[int, str, int]  # which run, entry, step
 
