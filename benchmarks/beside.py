@@ -5,7 +5,7 @@
 Photographs are drawn. A line of one product inspects one photograph after the other while another line is
 taught, each with as many threads as there are processors, which is what they take by themselves. Threads wait
 for each other as GNU's OpenMP has them (300,000 turns, then asleep) or as `moleflow` has them
-(`moleflow.sharing`), in both processes; then two lessons at once. Milliseconds are means over the whole
+(`moleflow.waiting`), in both processes; then two lessons at once. Milliseconds are means over the whole
 lesson, all figures medians over rounds; the machine should be quiet.
 """
 
@@ -26,7 +26,7 @@ from pathlib import Path
 from PIL import Image
 
 from moleflow.data.factory import make_sample
-from moleflow.sharing import TURNS
+from moleflow.waiting import TURNS
 
 AWAKE = "300000"  # libgomp's own
 WAITING = {"awake": AWAKE, "asleep": TURNS}

@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import LEARNING, MoleFlowError, reason_of, without_learning
-from ..sharing import wait_asleep
+from ..waiting import wait_asleep
 from .screen import INTERRUPTED, failed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)

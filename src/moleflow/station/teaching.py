@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import MoleFlowError
-from ..sharing import waiting_asleep
 from ..store.files import sync_path
+from ..waiting import waiting_asleep
 from .history.inspections import moment
 from .history.jobs import CANCELLED, FAILED, LEARNING, OPEN, QUEUED, RESUMABLE, REVIEW, Jobs
 from .history.models import Job

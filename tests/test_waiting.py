@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from moleflow.sharing import TURNS, waiting_asleep
 from moleflow.station import teaching
+from moleflow.waiting import TURNS, waiting_asleep
 
 UNTIL_TORCH = """
 import os, sys
