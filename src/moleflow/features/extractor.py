@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from timm.models import EfficientNet, ResNet
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -18,10 +17,12 @@ from moleflow.errors import BackboneError, ConfigError, ImageError
 from moleflow.features.backbones import (
     BackboneSpec,
     Network,
+    Outline,
     Weights,
     build_network,
     get_backbone,
     layer_channels,
+    require_embedded,
 )
 from moleflow.features.runtime import (
     Compiled,
@@ -114,32 +115,51 @@ class Extractor:
         self.device = resolve_device(device)
         self._wish = check_runtime(runtime)
         packaged = self.spec.embedded and weights is None
-        built = _packaged(self.spec) if packaged else _finished(self.spec, weights, seed)
-        self.weights_hash, self.pooled_hash, self.pooled = built.patch_hash, built.pooled_hash, built.pooled
-        self.module: nn.Module = built.module
-        self.step = _fit_to_size(self.module.network, self.spec, self.image_size)  # type: ignore[arg-type]
-        if self.device.type != "cpu":
-            self.module = copy.deepcopy(self.module).to(self.device)
-        self._at_once = self.module
-        network: Any = self.module.network
-        self.widths = self.spec.widths(layer_channels(network, self.spec.layers))
+        built = None if packaged else _finished(self.spec, weights, seed)
+        outline = _packaged_outline(self.spec) if built is None else built.outline
+        self.weights_hash, self.pooled_hash, self.pooled = (
+            outline.patch_hash,
+            outline.pooled_hash,
+            outline.pooled,
+        )
+        self.step = _step_of(outline, self.spec, self.image_size)
+        if built is not None:
+            _fit_to_size(built.module.network, self.image_size)  # type: ignore[arg-type]
+        self._built = built
+        self.widths = self.spec.widths([outline.channels[layer] for layer in self.spec.layers])
         self.dim = sum(self.widths)
-        self.pooled_dim = 2 * sum(layer_channels(network, self.pooled))  # a mean and a spread of each
-        self.cell = min(int(network.feature_info[layer]["reduction"]) for layer in self.spec.layers)
+        self.pooled_dim = 2 * sum(outline.channels[layer] for layer in self.pooled)  # a mean and a spread
+        self.cell = min(outline.reductions[layer] for layer in self.spec.layers)
         self._tile_grid = self._grid_of(self.image_size)
         counts = None if tiles == (1, 1) else tiles
         self.tiling = None if counts is None else Tiling.of(counts, self.image_size, self.step)
         if self.tiling is not None:
-            self.module = Tiled(self.module, self.tiling, self._tile_grid).eval().to(self.device)
             self.image_size = self.tiling.size
         self.grid = self._grid_of(self.image_size)
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()  # to start may be to build
+        self._module: nn.Module | None = None
         self._running: nn.Module | None = None
         self._expected: Witness | None = None
 
     def _grid_of(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of patches of a picture: those of the finest layer taken."""
         return size[0] // self.cell, size[1] // self.cell
+
+    @property
+    def module(self) -> nn.Module:
+        """See `Extractor`; that of embedded weights is built when it is first asked for."""
+        with self._starting:
+            if self._module is None:
+                module = self._at_once()
+                if self.tiling is not None:
+                    module = Tiled(module, self.tiling, self._tile_grid).eval().to(self.device)
+                self._module = module
+            return self._module
+
+    def _at_once(self) -> nn.Module:
+        """What computes a picture, or a tile."""
+        module = (self._built or _packaged(self.spec)).module
+        return module if self.device.type == "cpu" else copy.deepcopy(module).to(self.device)
 
     def features(self, images: torch.Tensor) -> torch.Tensor:
         """The patch features alone, float32 (B, h', w', D); otherwise as `see`."""
@@ -291,12 +311,23 @@ def _packaged(spec: BackboneSpec) -> Network:
     return _finished(spec, None, 0)
 
 
+@functools.lru_cache(maxsize=3)
+def _packaged_outline(spec: BackboneSpec) -> Outline:
+    """Of the same, without building it where the row knows it."""
+    if spec.outline is None:
+        return _packaged(spec).outline
+    require_embedded(spec)
+    return spec.outline
+
+
 def _finished(spec: BackboneSpec, weights: Weights, seed: int) -> Network:
     """As `build_network`, its module all that features are computed with, on the processor."""
+    from timm.models import EfficientNet, ResNet
+
     built = build_network(spec, weights, seed=seed)
     if isinstance(built.module, EfficientNet | ResNet):
         fold_batch_norms(built.module)
-    module = _GridFeatures(built.module, spec, built.pooled).eval().requires_grad_(False)
+    module = _GridFeatures(built.module, spec, built.outline.pooled).eval().requires_grad_(False)
     return replace(built, module=module.to(memory_format=torch.channels_last))
 
 
@@ -419,12 +450,9 @@ def _as_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _fit_to_size(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> int:
-    """Refuse a size whose layers would not align; give a transformer the position table of this size.
-
-    Returns the step that sizes are multiples of.
-    """
-    step = max(network.feature_info[layer]["reduction"] for layer in spec.layers)  # type: ignore[index]
+def _step_of(outline: Outline, spec: BackboneSpec, size: tuple[int, int]) -> int:
+    """The step that sizes are multiples of; one whose layers would not align is refused."""
+    step = max(outline.reductions[layer] for layer in spec.layers)
     if any(side % step for side in size):
         near = [sorted({max(step, side // step * step), -(-side // step) * step}) for side in size]
         allowed = " and ".join(" or ".join(map(str, sides)) for sides in near)
@@ -432,7 +460,11 @@ def _fit_to_size(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) 
             f"backbone {spec.name!r} takes heights and widths in multiples of {step}, "
             f"got {size[0]}x{size[1]}; nearest allowed: {allowed}"
         )
+    return step
+
+
+def _fit_to_size(network: nn.Module, size: tuple[int, int]) -> None:
+    """Gives a transformer the position table of this size."""
     if hasattr(network, "set_input_size"):
         network.set_input_size(img_size=size)  # type: ignore[operator]
         network.requires_grad_(False)
-    return int(step)

@@ -7,6 +7,7 @@ drawn pictures.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -57,14 +58,15 @@ def torch_runtime() -> str:
 
 
 def compiled(
-    module: nn.Module, size: tuple[int, int], *, identity: dict[str, Any], wish: RuntimeName
+    module: Callable[[], nn.Module], size: tuple[int, int], *, identity: dict[str, Any], wish: RuntimeName
 ) -> Compiled | None:
     """A compiled copy of a backbone's module, kept or made; None where eager torch is to run it.
 
     With "auto" whatever goes wrong leaves it to eager torch, with a warning that says why.
 
     Args:
-        module: on the processor: uint8 images (B, 3, h, w) to (B, h', w', D) and (B, E).
+        module: builds it where a copy has to be made; on the processor: uint8 images (B, 3, h, w) to
+            (B, h', w', D) and (B, E).
         size: (h, w).
         identity: all that determines the module but the size.
         wish: the runtime that was asked for.
@@ -79,8 +81,8 @@ def compiled(
         "backbones",
         identity["name"],
         {"size": size, **identity},
-        make=lambda: exported_backbone(module, pictures[:2]),
-        differ=lambda run: float(np.max([_difference(module, run, p) for p in (pictures, pictures[:1])])),
+        make=lambda: exported_backbone(module(), pictures[:2]),
+        differ=lambda run: float(np.max([_difference(module(), run, p) for p in (pictures, pictures[:1])])),
     )
     for name in COMPILED if wish == "auto" else (wish,):
         if not installed(name):

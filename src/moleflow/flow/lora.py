@@ -19,7 +19,9 @@ class LowRank(nn.Module):
 
     def __init__(self, inputs: int, outputs: int, config: Lora) -> None:
         super().__init__()
-        self.A = nn.Parameter(torch.randn(config.rank, inputs) / math.sqrt(inputs))
+        self.A = nn.Parameter(torch.empty(config.rank, inputs))
+        if not self.A.is_meta:  # for an outline, without numbers, torch would import its compiler: seconds
+            self.A.data = torch.randn(config.rank, inputs) / math.sqrt(inputs)
         self.B = nn.Parameter(torch.zeros(outputs, config.rank))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.scale = config.alpha / config.rank
