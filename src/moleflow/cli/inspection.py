@@ -34,6 +34,7 @@ from .options import (
     Weights,
     refuse_target,
 )
+from .products import read_line
 from .screen import (
     NOTHING_CHANGED,
     SOME_FAILED,
@@ -224,6 +225,7 @@ def evaluate(
             if place.is_dir() or not place.absolute().parent.is_dir():
                 raise MoleFlowError(f"{json_file}: expected a file in a folder that exists")
             refuse_target(json_file, "--json", line=line)
+        read_line(line)
         dataset = read_dataset(data, layout=layout)
         use_threads(threads)
         from .. import evaluation
@@ -308,6 +310,7 @@ def _line_or_export(
     from ..runtime import Inspector, is_exported
 
     if not is_exported(line):
+        read_line(line)  # one that is none is told at once: to import torch takes seconds
         use_threads(threads)
         from ..detector import Detector
 
