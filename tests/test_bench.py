@@ -263,6 +263,32 @@ def test_two_runs_in_one_folder_are_refused(work):
         benchmark(job, command="moleflow benchmark")
 
 
+def test_a_folder_that_only_an_error_came_of_goes_again(tmp_path):
+    def fail():
+        raise ConfigError("no such weights")
+
+    new, own = tmp_path / "a" / "b", tmp_path / "own"
+    with pytest.raises(ConfigError), alone(new):
+        fail()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(ConfigError), alone(new):
+        (new / "results.json").write_text("{}") and fail()
+    assert (new / "results.json").exists()
+    own.mkdir()
+    with pytest.raises(ConfigError), alone(own):
+        fail()
+    assert own.is_dir()
+
+
+def test_an_unknown_method_leaves_no_folder(tmp_path):
+    write_product("gear", tmp_path / "data", train=2, test_good=1, test_defective=1, size=64)
+    for args in (["benchmark", "--methods", "foo"], ["sweep", "--method", "foo"]):
+        done = CliRunner().invoke(app, [*args, str(tmp_path / "data"), "--out", str(tmp_path / "out")])
+        assert done.exit_code == 1
+        assert "unknown method 'foo'; known are " in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_cannot_be_written_is_named_and_leaves_no_draft(tmp_path, monkeypatch):
     def full(*paths):
         raise OSError(28, "No space left on device")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import subprocess
 import sys
 import types
 from dataclasses import replace
@@ -11,14 +12,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer
+from filelock import FileLock, Timeout
 from PIL import Image
 from typer.testing import CliRunner
 
 from moleflow import Cells, Coreset, Detector, FlowConfig, LineConfig, ScoringConfig, TrainingConfig
-from moleflow.cli import app
+from moleflow.cli import adding, app
 from moleflow.cli import products as module
 from moleflow.cli.inspection import map_names
-from moleflow.cli.screen import amount
+from moleflow.cli.screen import LESSON_ENDED, amount
 from moleflow.config import with_layers
 from moleflow.data.factory import make_sample, write_product
 from moleflow.data.layouts import read_dataset
@@ -132,12 +134,14 @@ def test_predict_shows_a_line_per_image_and_writes_nothing(saved, data, tmp_path
 
 def test_predict_writes_json_lines_in_the_order_of_the_images(saved, data, tmp_path):
     folder = data / "gear" / "test" / "good"
-    run("predict", saved, folder, "--json", tmp_path / "r.jsonl", "--batch-size", 2)
+    told = run("predict", saved, folder, "--json", tmp_path / "r.jsonl", "--batch-size", 2).stderr
+    assert told.endswith(f"drifting\nresults: {tmp_path / 'r.jsonl'}\n")
     objects = [json.loads(line) for line in (tmp_path / "r.jsonl").read_text().splitlines()]
     assert [o["source"] for o in objects] == [str(folder / f"00{i}.png") for i in range(3)]
     assert objects[0].keys() >= {"task", "known", "pred_score", "p_value", "threshold", "pred_label"}
-    to_stdout = run("predict", saved, folder, "--json", "-", "--task", "gear").stdout
-    routed = [json.loads(line)["routing"] for line in to_stdout.splitlines()]
+    to_stdout = run("predict", saved, folder, "--json", "-", "--task", "gear")
+    assert "results:" not in to_stdout.stderr
+    routed = [json.loads(line)["routing"] for line in to_stdout.stdout.splitlines()]
     assert routed == [None] * 3
 
 
@@ -239,6 +243,7 @@ def test_predict_goes_on_after_a_bad_file(saved, belt, tmp_path):
     assert [Path(name).name for name in rows] == ["a.png", "b.png", "c.png", "z.png"]
     assert "error: not an image" in rows[str(belt / "a.png")]
     assert "2 of 4 images could not be inspected" in result.stderr
+    assert result.stderr.endswith(f"maps: {tmp_path / 'm'}\nresults: {tmp_path / 'r'}\n")
     objects = [json.loads(line) for line in (tmp_path / "r").read_text().splitlines()]
     assert ["error" in one for one in objects] == [True, False, True, False]
     assert objects[0].keys() == {"source", "error"}
@@ -296,10 +301,21 @@ def test_predict_names_the_way_into_folders(saved, data):
 
 @pytest.mark.parametrize(
     ("extra", "said"),
-    [(["nowhere"], "no such file"), (["--task", "cable"], "no product"), (["--device", "tpu9"], "device")],
+    [(["nowhere"], "no such file"), (["--task", "cable"], "no product"), (["--device", "cuda:99"], "device")],
 )
 def test_predict_says_what_is_wrong(saved, data, extra, said):
     assert said in sentence("predict", saved, good(data), *extra)
+
+
+def test_predict_says_before_inspecting_that_a_watch_cannot_be_kept(line, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("moleflow.detector.Detector.load", lambda *a, **k: pytest.fail("loaded"))
+    (line / ".lock").unlink(missing_ok=True)
+    (line / ".lock").mkdir()  # as a folder that cannot be written to, for root as well
+    earlier = tmp_path / "earlier.jsonl"
+    earlier.write_text("kept")
+    said = sentence("predict", line, good(data), "--monitor", "--json", earlier)
+    assert "cannot lock the line" in said
+    assert earlier.read_text() == "kept"
 
 
 def test_predict_refuses_to_write_over_an_image(saved, tmp_path, data):
@@ -395,6 +411,71 @@ def test_add_names_the_ways_into_folders(data, tmp_path):
     said = sentence("add", tmp_path / "line", "gear", data)
     assert "--recursive" in said
     assert "--each" in said
+
+
+def test_learning_a_folder_of_products_is_advised_to_add_alone(saved, data):
+    for command in (["update"], ["correct", "--missed", good(data)]):
+        said = sentence(*command, saved, "gear", data)
+        assert "--recursive" in said
+        assert "--each" not in said
+
+
+def test_the_second_to_create_a_line_says_that_it_waits(tmp_path, monkeypatch):
+    line, told = tmp_path / "line", []
+    line.mkdir()
+    first = FileLock(line / ".tmp-first.lock")
+    first.acquire()
+
+    def said(text):
+        told.append(text)
+        first.release()
+
+    monkeypatch.setattr(adding, "complain", said)
+    for _ in range(2):  # the second time nobody else is there
+        with (
+            adding._first_to_create(line),
+            pytest.raises(Timeout),
+            FileLock(line / ".tmp-first.lock", timeout=0),
+        ):
+            pytest.fail("the lock is free")
+    assert told == [f"{line}: another process is creating this line; this one waits until it has"]
+
+
+@pytest.mark.parametrize(
+    ("command", "stopped", "said"),
+    [
+        ("add", "moleflow.data.images.find_entries", "Error: interrupted; the line is as before"),
+        ("add", "moleflow.detector.Detector.load", "Error: interrupted; the line is as before"),
+        ("add", "moleflow.detector.Detector.add_task", f"Error: interrupted; {LESSON_ENDED}"),
+        ("update", "moleflow.detector.Detector.load", "Error: interrupted; the line is as before"),
+        ("update", "moleflow.detector.Detector.update_task", f"Error: interrupted; {LESSON_ENDED}"),
+        ("correct", "moleflow.detector.Detector.load", "Error: interrupted; the line is as before"),
+        ("correct", "moleflow.detector.Detector.correct_task", f"Error: interrupted; {LESSON_ENDED}"),
+    ],
+)
+def test_what_the_backbone_saw_is_spoken_of_once_it_saw_anything(
+    saved, data, monkeypatch, command, stopped, said
+):
+    def stop(*args, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, stop)
+    missed = ["--missed", data / "gear" / "test" / "good"] if command == "correct" else []
+    product = "cap" if command == "add" else "gear"
+    assert sentence(command, saved, product, good(data), *missed, code=130) == said
+
+
+def test_correct_says_that_fewer_good_images_are_given_than_taught(saved, data, tmp_path, monkeypatch):
+    def stop(*args, **more):
+        raise MoleFlowError("no")
+
+    monkeypatch.setattr(Detector, "correct_task", stop)
+    for i in range(6):
+        shutil.copy(good(data) / f"00{i}.png", tmp_path)
+    missed = ["--missed", data / "gear" / "test" / "good" / "000.png"]
+    note = "note: gear was learned from 8 good images, and 6 are given"
+    assert note in run("correct", saved, "gear", tmp_path, *missed, code=1).stderr
+    assert "note:" not in run("correct", saved, "gear", good(data), *missed, code=1).stderr
 
 
 @pytest.fixture
@@ -618,6 +699,11 @@ def test_update_then_rollback(line, data, tmp_path):
     assert "no product" in sentence("update", line, "cable", good(data))
 
 
+def test_only_the_number_of_a_version_is_filled_up(line):
+    assert "no version 'abc'" in sentence("rollback", line, "gear", "abc")
+    assert "no version '0009'" in sentence("rollback", line, "gear", "9")
+
+
 # What needs no model
 
 
@@ -665,11 +751,20 @@ def test_threshold_agrees_with_the_library(line):
 def test_remove_asks_first(line, no_models):
     before = tree(line)
     sentence("remove", line, "gear", input="n\n")
-    run("remove", line, "gear", input="", code=1)
+    assert "--yes removes without asking" in sentence("remove", line, "gear", input="")
     assert tree(line) == before
     run("remove", line, "gear", "--yes")
     assert "gear" not in run("list", line).stdout
     assert "no product" in sentence("remove", line, "gear", "--yes")
+
+
+def test_an_interrupted_question_is_no_answer(monkeypatch):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sys.modules[typer.confirm.__module__], "visible_prompt_func", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        module._confirmed("Remove it?")
 
 
 def test_a_damaged_product_keeps_nobody_from_the_others_and_can_go(line, no_models):
@@ -689,9 +784,24 @@ def test_a_damaged_product_keeps_nobody_from_the_others_and_can_go(line, no_mode
     assert store.names() == ("gear",)
 
 
-@pytest.mark.parametrize("name", ["list", "info"])
-def test_no_line_is_one_sentence(name, tmp_path):
-    assert "expected the index of a line" in sentence(name, tmp_path / "none")
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("list", []), ("info", []), ("drift", []), ("remove", ["gear"]), ("update", ["gear", "images"])],
+)
+def test_no_line_is_one_sentence(name, more, data, tmp_path):
+    line, more = tmp_path / "none", [good(data) if one == "images" else one for one in more]
+    said = f"Error: {line}: there is no line here; moleflow add {line} PRODUCT IMAGES begins one"
+    assert sentence(name, line, *more) == said
+    line.mkdir()
+    assert sentence(name, line, *more) == said
+    (line / "base.safetensors").touch()  # where no line could be begun
+    assert "line.json: expected the index of a line, found no such file" in sentence(name, line, *more)
+
+
+def test_an_export_is_named_where_a_line_is_expected(data, tmp_path):
+    (tmp_path / "exported.json").touch()
+    for args in (["add", tmp_path, "gear", good(data)], ["list", tmp_path]):
+        assert "expected a line, found an exported one" in sentence(*args)
 
 
 @pytest.mark.parametrize(
@@ -723,6 +833,45 @@ def test_wrong_usage_is_2(args):
     run(*args, code=2)
 
 
+@pytest.mark.parametrize(
+    ("args", "option"),
+    [
+        (["add", "a", "b", "c", "--tiles", "3"], "--tiles"),
+        (["add", "a", "b", "c", "--image-size", "x"], "--image-size"),
+        (["add", "a", "b", "c", "--intensity", "x"], "--intensity"),
+        (["evaluate", "a", "b", "--eval-size", "x"], "--eval-size"),
+        (["predict", "a", "b", "--device", "gpu"], "--device"),
+        (["benchmark", "a", "--device", "gpu"], "--device"),
+    ],
+)
+def test_a_value_that_is_none_names_its_option(args, option):
+    said = run(*args, code=2).stderr
+    assert re.search(f"Invalid value for '?{option}'?: ", said)
+    assert option != "--device" or "expected auto, cpu, cuda, cuda:N or mps, got 'gpu'" in said
+
+
+def test_the_sizes_of_a_benchmark_name_their_options(data, tmp_path):
+    for option in ("--image-size", "--eval-size"):
+        said = run("benchmark", data, "--out", tmp_path / "out", option, "x", code=2).stderr
+        assert f"Invalid value for {option}: expected a side" in said
+
+
+def test_an_interrupt_while_the_command_line_is_imported_is_one_sentence():
+    """Typer stands for all that the command line imports; the entry point itself imports none of it."""
+    code = (
+        "import importlib.abc, runpy, sys\n"
+        "class Interrupted(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name == 'typer': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupted())\n"
+        "runpy.run_module('moleflow', run_name='__main__')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (130, "Error: interrupted\n")
+    project = (DOCS.parent.parent / "pyproject.toml").read_text()
+    assert '\nmoleflow = "moleflow.entry:main"\n' in project
+
+
 def test_interrupts_are_130(saved, monkeypatch):
     def stop(*args):
         raise KeyboardInterrupt
@@ -735,7 +884,9 @@ def test_interrupts_are_130(saved, monkeypatch):
 
 
 def test_evaluate(saved, data, tmp_path):
-    shown = run("evaluate", saved, data, "--oracle", "--json", tmp_path / "f.json").stdout
+    result = run("evaluate", saved, data, "--oracle", "--json", tmp_path / "f.json")
+    shown = result.stdout
+    assert f"results: {tmp_path / 'f.json'}\n" in result.stderr
     assert "oracle" in shown
     assert "AUPRO@0.3" in shown
     figures = json.loads((tmp_path / "f.json").read_text())

@@ -902,10 +902,13 @@ def test_watch_writes_a_line_per_image(saved, belt, tmp_path, pictures):
         "--interval",
         "0.05",
     ]
-    for _ in range(2):  # the second time there is nothing new
+    for count in (3, 0):  # the second time there is nothing new
         result = CliRunner().invoke(commands, [*base, "--json", str(out)])
         assert result.exit_code == 0, result.output
         told = [json.loads(line) for line in out.read_text().splitlines()]
+        bad = sum(one["status"] == "defective" for one in told) if count else 0
+        said = f"{count} inspected, {bad} defective, 0 unreadable, all handed on to {out}\n"
+        assert result.stderr.endswith(said)
         assert sorted(one["source"] for one in told) == [str(belt / f"{i}.png") for i in range(3)]
         assert {one["task"] for one in told} == {"gear"}
     assert len(list((tmp_path / "line.station").glob("outbox-*.db"))) == 1
@@ -1067,14 +1070,17 @@ def test_a_backlog_holds_up_neither_the_end_nor_a_changed_line(saved, belt, tmp_
     assert len(lines) == len(done)
 
 
-def test_watching_once_says_what_was_not_taken(saved, belt, tmp_path, pictures):
+def test_watching_once_says_what_was_not_taken(saved, belt, pictures, monkeypatch):
     Image.fromarray(pictures("gear", 1, first=300)[0]).save(belt / "0.png")
     nobody = "http://127.0.0.1:9/"  # the port of "discard", which no system listens at any more
     options = ["--device", "cpu", "--runtime", "torch", "--interval", "0.05", "--once"]
-    for _ in range(2):  # the second time there is nothing new to inspect
+    (belt / "broken.png").write_text("no picture")
+    monkeypatch.setitem(Watching.__init__.__kwdefaults__, "given_up", 0.3)
+    for counts in ("1 inspected, {} defective, 1 unreadable\n", "0 inspected, 0 defective, 0 unreadable\n"):
         result = CliRunner().invoke(commands, ["watch", str(saved), str(belt), "--webhook", nobody, *options])
         assert result.exit_code == 3, result.output
-        assert "results not taken yet: 1; the same command sends them" in result.output
+        assert "results not taken yet: 2; the same command sends them" in result.output
+        assert any(counts.format(defective) in result.stderr for defective in (0, 1))
 
 
 @pytest.mark.slow

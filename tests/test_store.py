@@ -4,6 +4,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import pickle
 import shutil
 import signal
 import threading
@@ -12,7 +13,7 @@ import time
 import pytest
 import torch
 
-from moleflow.errors import LineBusyError, LineError, TaskError
+from moleflow.errors import LineBusyError, LineError, NoLineError, TaskError
 from moleflow.store import LineStore, TaskRecord, check_task_name, files, fingerprint
 from moleflow.store import line as line_module
 from moleflow.store.tensors import sha256_of
@@ -220,8 +221,10 @@ def test_no_line(tmp_path):
     assert not store.exists()
     calls = [store.read, lambda: store.put(record()), lambda: store.remove("a"), lambda: store.versions("a")]
     for call in calls:
-        with pytest.raises(LineError, match="found no folder"):
+        with pytest.raises(NoLineError, match=r"none/line\.json: expected .*, found no folder") as caught:
             call()
+        again = pickle.loads(pickle.dumps(caught.value))  # as it comes from another process
+        assert (again.line, str(again)) == (store.path, str(caught.value))
     with pytest.raises(LineError, match="no folder"), store.lock():
         pass
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,5 @@
 """`python -m moleflow`, where the script is not on the path."""
 
-from .cli import main
+from .entry import main
 
 main()

@@ -12,8 +12,16 @@ MoleFlowError
  |- ExportError      a line cannot be exported, or the export would say something else
  |- BenchError       a benchmark's folder holds another run, or a damaged one
  `- LineError        a saved line cannot be read or written
-     `- LineBusyError   another process holds it
+     |- LineBusyError   another process holds it
+     `- NoLineError     there is none, and one could be begun
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 class MoleFlowError(Exception):
@@ -66,6 +74,14 @@ class LineError(MoleFlowError):
 
 class LineBusyError(LineError):
     """Another process is writing to this line and did not finish in time."""
+
+
+class NoLineError(LineError):
+    """There is no line in a folder where one could be begun; `line` is its path as it was given."""
+
+    def __init__(self, text: str, line: Path | None = None) -> None:  # pickle gives it later
+        super().__init__(text)
+        self.line = line
 
 
 LEARNING = ("torch", "timm")  # what the extra `learn` brings

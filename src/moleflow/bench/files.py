@@ -19,7 +19,7 @@ from ..errors import BenchError, ConfigError
 from .methods.base import State
 
 _NOTES = "notes"
-DRAFT = ".draft-"
+DRAFT, LOCK = ".draft-", ".lock"
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -81,13 +81,15 @@ def read_state(path: Path) -> State:
 def alone(folder: Path) -> Iterator[None]:
     """Keeps a second run out of a folder; the lock goes with the process that holds it.
 
-    What a killed run left half written in it is removed.
+    What a killed run left half written in it is removed. A folder that is made here goes again where
+    nothing but an error came of it.
 
     Raises BenchError where another process works in it, or the folder cannot be made.
     """
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".lock")
+        lock = FileLock(folder / LOCK)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BenchError(f"{folder}: another process runs a benchmark in this folder") from error
@@ -97,6 +99,13 @@ def alone(folder: Path) -> Iterator[None]:
         for left in folder.rglob(f"{DRAFT}*"):  # by a run that was killed
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
         yield
+    except BaseException:
+        with suppress(OSError):  # another process may have come, or the system keeps an open file
+            if made and [path.name for path in folder.iterdir()] == [LOCK]:
+                (folder / LOCK).unlink()
+                for one in made:
+                    one.rmdir()
+        raise
     finally:
         lock.release()
 

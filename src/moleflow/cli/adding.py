@@ -17,6 +17,7 @@ from ..errors import (
     ConfigError,
     ImageError,
     LineError,
+    OnlyFoldersError,
     TaskError,
     TrainingError,
     reason_of,
@@ -43,7 +44,17 @@ from .options import (
     as_tiles,
 )
 from .products import intake_of, setting_of, tiles_of
-from .screen import LESSON_ENDED, SOME_FAILED, as_text, complain, interruptible, say, stages, use_threads
+from .screen import (
+    LESSON_ENDED,
+    LINE_AS_BEFORE,
+    SOME_FAILED,
+    as_text,
+    complain,
+    interruptible,
+    say,
+    stages,
+    use_threads,
+)
 from .shapes import settled_in_words
 
 if TYPE_CHECKING:
@@ -177,7 +188,7 @@ def add(
         raise typer.BadParameter("expected --image-size or --smallest-defect, got both")
     wishes = {
         "backbone": backbone,
-        "image_size": None if image_size is None else as_image_size(image_size),
+        "image_size": None if image_size is None else as_image_size(image_size, "--image-size"),
         "smallest_defect": smallest_defect,
         "fit": fit,
         "tiles": as_tiles(tiles),
@@ -215,23 +226,43 @@ def add(
     elif product is None or not images:
         raise typer.BadParameter("expected PRODUCT and IMAGES, --each FOLDER or --mixed FOLDER")
     else:
-        _add(asked, product, images)
+        with _each_advised():
+            _add(asked, product, images)
 
 
-def _add(asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, said: str = LESSON_ENDED) -> None:
-    """Learn one product and save it; `said` is true where it is interrupted before that."""
-    with interruptible(said):
+@contextmanager
+def _each_advised() -> Iterator[None]:
+    """Names the way to learn a folder of products, where one was given in place of a folder of images."""
+    try:
+        yield
+    except OnlyFoldersError as error:
+        raise OnlyFoldersError(f"{error}; moleflow add LINE --each learns every one as a product") from None
+
+
+def _add(
+    asked: _AskedOfAdd, product: str, images: Sequence[str | Path], *, interrupted: str | None = None
+) -> None:
+    """Learn one product and save it.
+
+    Args:
+        asked: the options.
+        product: its name.
+        images: where its images are.
+        interrupted: what is true where it is interrupted before it is saved; that of the line by default.
+    """
+    with interruptible(interrupted or LINE_AS_BEFORE):
         from ..store import LineStore, check_task_name
 
         store, product = LineStore(asked.line), check_task_name(product)
         photographs = good_images(images, asked)
-    with nullcontext() if store.exists() else _first_to_create(asked.line):
-        with interruptible(said):
+    with nullcontext() if store.exists() else _first_to_create(asked.line, interrupted):
+        with interruptible(interrupted or LINE_AS_BEFORE):
             exists = _may_be_saved(store)
             if exists:
                 _refuse_taken(store, product)
                 _refuse_other_settings(store, asked.wishes)
             detector = _line_ready(asked, photographs, exists=exists)
+        with interruptible(interrupted or LESSON_ENDED):
             teach(partial(detector.add_task, pose=asked.pose), product, photographs, asked)
             if exists and asked.false_alarm_rate is not None:
                 detector.set_threshold(product, false_alarm_rate=asked.false_alarm_rate)
@@ -277,7 +308,7 @@ def _add_one_of(asked: _AskedOfAdd, place: Path) -> str:
             return "skipped"
     complain(f"{name}: from {images}")
     try:
-        _add(asked, name, [images], said=f"{name} was not learned, those before it are")
+        _add(asked, name, [images], interrupted=f"{name} was not learned, those before it are")
     except (ImageError, TaskError, TrainingError, CalibrationError) as error:
         complain(f"Error: {name}: {error}")
         return "failed"
@@ -286,7 +317,7 @@ def _add_one_of(asked: _AskedOfAdd, place: Path) -> str:
 
 def _add_mixed(asked: _AskedOfAdd, images: str, names: Sequence[str] | None) -> None:
     """Learn every product that unsorted images show, and save all of them at once."""
-    with interruptible(LESSON_ENDED):
+    with interruptible(LINE_AS_BEFORE), _each_advised():
         from ..learning.mixed import check_names
         from ..store import LineStore
 
@@ -294,13 +325,14 @@ def _add_mixed(asked: _AskedOfAdd, images: str, names: Sequence[str] | None) -> 
         photographs = good_images([images], asked)
     of_each: dict[str, list[Path]] = {}
     with nullcontext() if store.exists() else _first_to_create(asked.line):
-        with interruptible(LESSON_ENDED):
+        with interruptible(LINE_AS_BEFORE):
             exists = _may_be_saved(store)
             if exists:
                 _refuse_other_settings(store, asked.wishes)
             for name in wanted or () if exists else ():
                 _refuse_taken(store, name)
             detector = _line_ready(asked, photographs, exists=exists)
+        with interruptible(LESSON_ENDED):
             with stages() as progress:
                 detector.add_tasks(
                     photographs.paths,
@@ -364,12 +396,13 @@ def _line_to_teach(asked: _AskedOfAdd, *, exists: bool) -> Detector:
 
 
 @contextmanager
-def _first_to_create(line: Path) -> Iterator[None]:
+def _first_to_create(line: Path, interrupted: str | None = None) -> Iterator[None]:
     """Hold a line that does not exist yet, so that of two processes the second adds to the first one's.
 
     The line's own lock is left to saving. This lock's name is one that counts for nothing in a line.
+    `interrupted` is true where it is interrupted while it waits; that of the line by default.
     """
-    from filelock import FileLock
+    from filelock import FileLock, Timeout
 
     made = [folder for folder in (line, *line.parents) if not folder.exists()]
     try:
@@ -378,12 +411,18 @@ def _first_to_create(line: Path) -> Iterator[None]:
         raise LineError(f"{line}: cannot create a line there: {reason_of(error)}") from error
     lock = FileLock(line / ".tmp-first.lock")
     try:
-        with lock:
-            try:
-                yield
-            finally:
-                with suppress(OSError):
-                    os.unlink(lock.lock_file)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            complain(f"{line}: another process is creating this line; this one waits until it has")
+            with interruptible(interrupted or LINE_AS_BEFORE):
+                lock.acquire()
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                os.unlink(lock.lock_file)
+            lock.release()
     finally:
         if not (line / "line.json").exists():
             with suppress(OSError):

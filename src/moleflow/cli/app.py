@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from ..errors import LEARNING, MoleFlowError, reason_of, without_learning
+from ..errors import LEARNING, MoleFlowError, NoLineError, reason_of, without_learning
 from ..waiting import wait_asleep
 from .screen import INTERRUPTED, failed
 
@@ -56,6 +56,9 @@ class _Commands(TyperGroup):
         """Run the chosen command."""
         try:
             return super().invoke(ctx)
+        except NoLineError as error:
+            begun = f"moleflow add {error.line} PRODUCT IMAGES begins one"
+            raise failed(f"{error.line}: there is no line here; {begun}") from None
         except MoleFlowError as error:
             raise failed(str(error)) from None
         except OSError as error:

@@ -16,7 +16,7 @@ import typer
 from ..errors import ConfigError, DatasetError
 from ..presets import DEFAULT
 from .app import app, example
-from .options import Preset, as_image_size
+from .options import Preset, as_device, as_image_size
 from .screen import complain, interruptible, new_screen, new_table, progress_on, say
 
 if TYPE_CHECKING:
@@ -46,7 +46,9 @@ BackboneWeights = Annotated[
 FeatureDevice = Annotated[
     str,
     typer.Option(
-        "--device", help="Where features are computed, methods learn and score: cpu, auto, cuda, mps."
+        "--device",
+        callback=as_device,
+        help="Where features are computed, methods learn and score: cpu, auto, cuda, mps.",
     ),
 ]
 ImageSize = Annotated[str | None, typer.Option(metavar="N|HxW", help="Size images are brought to.")]
@@ -152,8 +154,8 @@ def benchmark(
             seeds=_numbers(seeds),
             backbone=backbone,
             weights=weights,
-            image_size=_size(image_size),
-            eval_size=_size(eval_size),
+            image_size=_size(image_size, "--image-size"),
+            eval_size=_size(eval_size, "--eval-size"),
             preset=preset,
             options=_settings(settings or []),
         )
@@ -213,8 +215,8 @@ def ablate(
             seeds=_numbers(seeds),
             backbone=backbone,
             weights=weights,
-            image_size=_size(image_size),
-            eval_size=_size(eval_size),
+            image_size=_size(image_size, "--image-size"),
+            eval_size=_size(eval_size, "--eval-size"),
             preset=preset,
             options=set_options,
         )
@@ -287,8 +289,8 @@ def sweep(
                 options=_settings(settings or []),
                 backbone=backbone,
                 weights=weights,
-                image_size=_size(image_size),
-                eval_size=_size(eval_size),
+                image_size=_size(image_size, "--image-size"),
+                eval_size=_size(eval_size, "--eval-size"),
                 device=device,
                 told=told,
                 done=lambda done, total: show(done, total, "runs"),
@@ -424,8 +426,8 @@ def _numbers(text: str) -> tuple[int, ...]:
         raise ConfigError(f"expected seeds such as 0,1,2, got {text!r}") from None
 
 
-def _size(text: str | None) -> tuple[int, int] | None:
-    return None if text is None else as_image_size(text)
+def _size(text: str | None, option: str) -> tuple[int, int] | None:
+    return None if text is None else as_image_size(text, option)
 
 
 def _settings(pairs: Sequence[str]) -> dict[str, Any]:

@@ -173,10 +173,18 @@ def predict(
             show(result)
             if watch is not None and not isinstance(result, Failure):
                 watch(result)
+    _say_written(json_file, maps)
     if timings and taken:
         _say_timings(taken, to_stderr=json_file == "-")
     if failed:
         raise typer.Exit(SOME_FAILED)
+
+
+def _say_written(json_file: str | None, maps: Path | None = None) -> None:
+    """Where one finds what was written; stdout one need not be told of."""
+    for what, place in (("maps", maps), ("results", json_file)):
+        if place not in (None, "-"):
+            complain(f"{what}: {place}")
 
 
 def _say_timings(taken: Sequence[dict[str, float]], *, to_stderr: bool) -> None:
@@ -247,6 +255,7 @@ def evaluate(
             write(_evaluation_json(result, detector, dataset))
     if json_file != "-":
         _print_evaluation(result, dataset)
+    _say_written(json_file)
     if result.unreadable:
         for failure in result.unreadable:
             complain(failure.error)
@@ -313,7 +322,11 @@ def _line_or_export(
         read_line(line)  # one that is none is told at once: to import torch takes seconds
         use_threads(threads)
         from ..detector import Detector
+        from ..store import LineStore
 
+        store = LineStore(line)
+        if monitor and store.exists():
+            store.require_writable()  # before anything is inspected, and earlier results are replaced
         return Detector.load(line, weights=weights, device=device, runtime=runtime.value)
     refuse_of_exports(weights, device, runtime, monitor=monitor)
     return Inspector(line, threads=threads)

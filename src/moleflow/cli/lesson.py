@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import OnlyFoldersError
 from .learned import refuse_report, say_groups, say_learned, write_report
 from .screen import interruptible, stages
 
@@ -53,10 +52,7 @@ def good_images(images: Sequence[str | Path], asked: Asked) -> Photographs:
     from ..data.groups import group_labels
     from ..data.images import find_entries
 
-    try:
-        found = find_entries(images, recursive=asked.recursive, missing="raise" if asked.strict else "keep")
-    except OnlyFoldersError as error:
-        raise OnlyFoldersError(f"{error}; moleflow add LINE --each learns every one as a product") from None
+    found = find_entries(images, recursive=asked.recursive, missing="raise" if asked.strict else "keep")
     paths = [entry.path for entry in found]
     groups = group_labels(paths, asked.group, columns=[entry.columns for entry in found])
     if groups is not None:

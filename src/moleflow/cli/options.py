@@ -61,11 +61,13 @@ class Alignment(str, Enum):
     off = "off"
 
 
-def as_image_size(text: str) -> tuple[int, int]:
-    """A side, or "HxW", as (h, w)."""
+def as_image_size(text: str, option: str) -> tuple[int, int]:
+    """A side, or "HxW", as (h, w); what else was given is wrong usage of the option."""
     found = re.fullmatch(r"([1-9][0-9]{0,4})(?:[xX]([1-9][0-9]{0,4}))?", text.strip())
     if found is None:
-        raise typer.BadParameter(f"expected a side such as 256, or HxW such as 192x256, got {text!r}")
+        raise typer.BadParameter(
+            f"expected a side such as 256, or HxW such as 192x256, got {text!r}", param_hint=option
+        )
     height, width = found.groups()
     return int(height), int(width or height)
 
@@ -76,7 +78,7 @@ def as_tiles(text: str | None) -> tuple[int, int] | None:
         return None
     found = re.fullmatch(r"([1-9][0-9]?)[xX]([1-9][0-9]?)", text.strip())
     if found is None:
-        raise typer.BadParameter(f"expected ROWSxCOLUMNS such as 2x3, got {text!r}")
+        raise typer.BadParameter(f"expected ROWSxCOLUMNS such as 2x3, got {text!r}", param_hint="--tiles")
     return int(found[1]), int(found[2])
 
 
@@ -87,7 +89,14 @@ def as_intensity(text: str | None) -> str | None:
     try:
         return None if text is None else parse_intensity(text)
     except ConfigError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint="--intensity") from None
+
+
+def as_device(text: str) -> str:
+    """The name of a device; whether this machine has it shows once it is to be used."""
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?|mps", text) is None:
+        raise typer.BadParameter(f"expected auto, cpu, cuda, cuda:N or mps, got {text!r}")
+    return text
 
 
 def _rate(value: float | None) -> float | None:
@@ -123,7 +132,9 @@ Groups = Annotated[
     str,
     typer.Option("--group", callback=_rule, metavar="RULE", help=f"Which images belong together: {RULES}."),
 ]
-Device = Annotated[str, typer.Option(help="Where to compute: auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str, typer.Option(callback=as_device, help="Where to compute: auto, cpu, cuda, cuda:1, mps.")
+]
 Runtime = Annotated[
     RuntimeChoice,
     typer.Option(

@@ -47,8 +47,8 @@ def remove(
         product = _listed(read_line(line), product)
         versions = store.versions(product)
         question = f"Remove {product} ({len(versions)} version(s)) from {line} for good?"
-        if not yes and not typer.confirm(question, err=True):
-            raise failed(f"not confirmed, {NOTHING_CHANGED}")
+        if not yes and not _confirmed(question):
+            raise failed(f"not confirmed, {NOTHING_CHANGED}; --yes removes without asking")
     store.remove(product)
     say(f"{product} is no longer on {line}.")
 
@@ -66,7 +66,7 @@ def rollback(
     with store.transaction() as change:  # so that no other process comes between looking and changing
         name = _listed(read_line(line), product)
         available, current = store.versions(name), store.in_use()[name]
-        chosen = _before(available, current, name) if version is None else version.zfill(len(current))
+        chosen = _before(available, current, name) if version is None else _as_version(version, current)
         change.point(name, chosen)
     say(f"{name}: version {chosen} is in use" + (f", before it was {current}." if chosen != current else "."))
 
@@ -297,6 +297,22 @@ def _calibration(record: TaskRecord) -> str:
 
     calibration = calibration_from_dict(record.info["calibration"])
     return counted(calibration.images, f"{calibration.kind} image")
+
+
+def _confirmed(question: str) -> bool:
+    """The answer; none at all, as without a terminal, is a no."""
+    try:
+        return typer.confirm(question, err=True)
+    except typer.Abort as ended:
+        complain("")  # behind the question
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        return False
+
+
+def _as_version(text: str, current: str) -> str:
+    """A version's number in the digits of the current one; what is no number as it was typed."""
+    return text.zfill(len(current)) if text.isascii() and text.isdigit() else text
 
 
 def _before(available: Sequence[str], current: str, product: str) -> str:

@@ -15,7 +15,8 @@ from rich.table import Table
 SOME_FAILED = 3  # exit code: the work was done, but not on everything that was named
 INTERRUPTED = 130
 NOTHING_CHANGED = "nothing on disk was changed"
-LESSON_ENDED = "the line is as before; what the backbone saw is kept, and the same command goes on with it"
+LINE_AS_BEFORE = "the line is as before"
+LESSON_ENDED = f"{LINE_AS_BEFORE}; what the backbone saw is kept, and the same command goes on with it"
 PIPED_WIDTH = 240  # columns for tables that go to a file or another program
 
 

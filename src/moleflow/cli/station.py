@@ -24,7 +24,7 @@ from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
 from .screen import SOME_FAILED, complain, say, use_threads
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..results import Prediction
     from ..station.current import CurrentLine
@@ -252,10 +252,27 @@ def watch(
         finally:
             courier.close(ENDING if ending.is_set() else math.inf)
         rest = box.count()
+        complain(
+            _in_words(watching.counts) + ("" if rest else f", all handed on to {_receiver(json_file, mqtt)}")
+        )
         if rest:  # kept, and whoever ends the watching should know
             complain(f"{place}: results not taken yet: {rest}; the same command sends them")
             if once:
                 raise typer.Exit(SOME_FAILED)
+
+
+def _in_words(counts: Mapping[str, int]) -> str:
+    """How many files were inspected, and what was said of them."""
+    inspected = sum(counts.values()) - counts["failed"]
+    unknown = f", {counts['unknown']} of an unknown product" if counts["unknown"] else ""
+    return f"{inspected} inspected, {counts['defective']} defective{unknown}, {counts['failed']} unreadable"
+
+
+def _receiver(json_file: str | None, mqtt: str | None) -> str:
+    """Who takes the results; addresses may hold passwords and are not said."""
+    if json_file is not None:
+        return "stdout" if json_file == "-" else json_file
+    return "the webhook" if mqtt is None else "the broker"
 
 
 def _counted(current: CurrentLine, stack: ExitStack) -> Callable[[Prediction], None]:

@@ -27,10 +27,19 @@ from .options import (
     Weights,
 )
 from .products import read_line, record_of
-from .screen import LESSON_ENDED, NOTHING_CHANGED, interruptible, say, use_threads
+from .screen import (
+    LESSON_ENDED,
+    LINE_AS_BEFORE,
+    NOTHING_CHANGED,
+    complain,
+    counted,
+    interruptible,
+    say,
+    use_threads,
+)
 
 if TYPE_CHECKING:
-    from ..results import Failure, Prediction
+    from ..results import Failure, Prediction, TaskInfo
 
 
 @app.command(
@@ -71,7 +80,7 @@ def update(
         runtime=runtime.value,
         threads=threads,
     )
-    with interruptible(LESSON_ENDED):
+    with interruptible(LINE_AS_BEFORE):
         from ..store import LineStore
 
         photographs = good_images(images, asked)
@@ -82,6 +91,7 @@ def update(
 
         detector = Detector.load(line, weights=weights, device=device, runtime=runtime.value)
         before = detector.info(product).version
+    with interruptible(LESSON_ENDED):
         teach(detector.update_task, product, photographs, asked)
     save(detector, line)
     tell(detector, product, photographs, asked)
@@ -142,7 +152,7 @@ def correct(
         runtime=runtime.value,
         threads=threads,
     )
-    with interruptible(LESSON_ENDED):
+    with interruptible(LINE_AS_BEFORE):
         from ..store import LineStore
 
         photographs = good_images([*images, *(false_alarms or [])], asked)
@@ -154,8 +164,10 @@ def correct(
 
         shown = [entry.path for entry in find_entries(missed, recursive=recursive)]
         detector = Detector.load(line, weights=weights, device=device, runtime=runtime.value)
-        before = detector.info(product).version
-        found = [_found(detector.predict(shown, task=product))]
+        taught = detector.info(product)
+        _note_fewer(len(photographs.paths), taught)
+        before, found = taught.version, [_found(detector.predict(shown, task=product))]
+    with interruptible(LESSON_ENDED):
         teach(partial(detector.correct_task, missed=shown, masks=masks), product, photographs, asked)
     with interruptible(NOTHING_CHANGED):
         # One that has gone by now takes no finished lesson with it.
@@ -164,6 +176,15 @@ def correct(
     tell(detector, product, photographs, asked)
     say(f"of {len(shown)} missed images {found[0]} were found before and {found[1]} now, which it has seen")
     say(f"  to take it back: moleflow rollback {line} {product} {before}")
+
+
+def _note_fewer(given: int, taught: TaskInfo) -> None:
+    """Says that a product is learned anew from fewer good images than it was; far fewer are refused later."""
+    if given < taught.images:
+        complain(
+            f"note: {taught.name} was learned from {counted(taught.images, 'good image')}, and {given} are "
+            f"given: it is learned anew from these alone, and what the others showed is lost to it"
+        )
 
 
 def _found(results: Iterable[Prediction | Failure]) -> int:

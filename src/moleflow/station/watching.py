@@ -14,6 +14,7 @@ import math
 import os
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -66,6 +67,8 @@ class Watching:
             written. A network drive tells of changes as late as its cache of attributes says.
         given_up: seconds without a change after which one that cannot be decoded is a result.
         counted: is given every prediction that became a result.
+
+    `counts` has how many results were of each status, and how many "failed".
     """
 
     def __init__(
@@ -94,6 +97,7 @@ class Watching:
         self._tidied = -math.inf
         self._passed: dict[str, str] = {}
         self._turn, self._turns = 0, 1
+        self.counts: Counter[str] = Counter()
         if not old:
             self._passed = self._listed()
 
@@ -233,6 +237,7 @@ class Watching:
             self._gone.discard(path)
             del self._growing[path]
             done += 1
+            self.counts["failed" if isinstance(result, Failure) else result.status] += 1
             if self._counted is not None and isinstance(result, Prediction):
                 self._counted(result)
         return done

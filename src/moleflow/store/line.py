@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import filelock
 
-from moleflow.errors import ConfigError, LineBusyError, LineError, reason_of
+from moleflow.errors import ConfigError, LineBusyError, LineError, NoLineError, reason_of
 
 from .debris import sweep
 from .derived import read_derived, write_derived
@@ -367,6 +367,8 @@ class LineStore:
             present = {entry.name for entry in self.path.iterdir()}
         except OSError as error:
             raise LineError(f"{self.path}: cannot be listed: {reason_of(error)}") from error
+        if EXPORTED in present:
+            raise self._an_export()
         foreign = present - {LOCK} - ({BASE, TASKS} if CREATING in present else set())
         foreign = {name for name in foreign if not name.startswith(DEBRIS)}
         if foreign:
@@ -375,12 +377,20 @@ class LineStore:
     def _require_line(self) -> None:
         if not self.exists():
             if (self.path / EXPORTED).is_file():
-                raise LineError(
-                    f"{self.path}: expected a line, found an exported one, which inspects and nothing else: "
-                    f"ask the line that it was written from"
-                )
+                raise self._an_export()
             found = "no such file" if self.path.is_dir() else "no folder"
-            raise LineError(f"{self.path / INDEX}: expected the index of a line, found {found}")
+            text = f"{self.path / INDEX}: expected the index of a line, found {found}"
+            try:
+                self.refuse_occupied()
+            except LineError:
+                raise LineError(text) from None
+            raise NoLineError(text, self.path)
+
+    def _an_export(self) -> LineError:
+        return LineError(
+            f"{self.path}: expected a line, found an exported one, which inspects and nothing else: "
+            f"ask the line that it was written from"
+        )
 
     def _read(self, loader: Callable[[], Load], *, base: bool, damaged: Damaged) -> LineRecord:
         """All of the line, its products by what `loader` makes for every attempt."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ..files import number_or_same, read_yaml
+from ..methods import METHODS
 from ..plan import check_option
 
 Options = dict[str, Any]
@@ -230,8 +231,10 @@ _SPACES: Mapping[str, Mapping[str, Any]] = {
 def default_space(method: str = "moleflow") -> Space:
     """What is tried of a method: for ours the options its original research searched, around our defaults.
 
-    Raises ConfigError for a method with nothing to choose.
+    Raises ConfigError for a method that is none, or with nothing to choose.
     """
+    if method not in METHODS:
+        raise ConfigError(f"unknown method {method!r}; known are {', '.join(METHODS)}")
     if method not in _SPACES:
         raise ConfigError(f"{method} has no options that are searched by default; expected a space")
     return Space.from_dict(_SPACES[method])
