@@ -367,7 +367,7 @@ def test_the_export_of_a_line_that_remembers_nothing_has_what_was_seen_as_it_was
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": 3, "library": "9.9"}, r"expected format 2 or earlier, got 3: .* moleflow 9\.9"),
+        ({"format": 4, "library": "9.9"}, r"expected format 3 or earlier, got 4: .* moleflow 9\.9"),
         ({"engine": "abacus"}, "expected an engine among onnxruntime, openvino"),
         ({"router": None}, "expected a complete exported line"),
         ({"scoring": {}}, "expected a complete exported line"),
