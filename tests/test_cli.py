@@ -20,6 +20,7 @@ from moleflow import Cells, Coreset, Detector, FlowConfig, LineConfig, ScoringCo
 from moleflow.cli import adding, app
 from moleflow.cli import products as module
 from moleflow.cli.inspection import map_names
+from moleflow.cli.learned import _say_rerouted
 from moleflow.cli.screen import LESSON_ENDED, amount
 from moleflow.config import with_layers
 from moleflow.data.factory import make_sample, write_product
@@ -30,6 +31,8 @@ from moleflow.intake import Intake
 from moleflow.maps.overlay import overlay
 from moleflow.presets import PRESETS, get_preset
 from moleflow.store import LineStore
+from moleflow.verdict.calibration import calibration_from_dict
+from moleflow.verdict.changes import Changes
 
 DOCS = Path(__file__).parent.parent / "docs" / "cli.md"
 COMMANDS = typer.main.get_command(app).commands
@@ -517,7 +520,9 @@ def test_one_photograph_is_told_in_the_singular_and_nothing_reaches_its_threshol
     alone = tmp_path / "alone"
     alone.mkdir()
     shutil.copy(next((data / "gear" / "train" / "good").iterdir()), alone)
-    told = run("add", tmp_path / "line", "gear", alone, "--image-size", 64).stdout
+    result = run("add", tmp_path / "line", "gear", alone, "--image-size", 64)
+    assert "note: with 1 independent photograph hardly any defect is found; give 15 or more" in result.stderr
+    told = result.stdout
     assert "learned from 1 good image\n" in told
     assert "threshold out of reach for 1.000% false alarms, from 1 in-sample image\n" in told
     assert "1 photograph shows by itself a false-alarm rate" in told
@@ -690,7 +695,13 @@ def test_update_then_rollback(line, data, tmp_path):
     assert "got 3 among 3 images; nothing changed" in said
     assert tree(line) == before
     Image.fromarray(make_sample("gear", 900, size=64).image).save(new / "003.png")
-    assert "version 0002" in run("update", line, "gear", new).stdout
+    first = Detector.load(line).info("gear").threshold
+    told = run("update", line, "gear", new)
+    assert "version 0002" in told.stdout
+    second = Detector.load(line).info("gear").threshold
+    assert f"  threshold {second:.5g}, before it was {first:.5g}\n" in told.stdout
+    assert told.stdout.endswith(f"  to take it back: moleflow rollback {line} gear 0001\n")
+    assert "hardly any defect" not in told.stderr  # of four photographs
     assert "before it was 0002" in run("rollback", line, "gear").stdout
     assert "no version before 0001" in sentence("rollback", line, "gear")
     run("rollback", line, "gear", 2)
@@ -746,6 +757,67 @@ def test_threshold_agrees_with_the_library(line):
         f"threshold {changed:.5g}, for 10" in run("threshold", line, "gear", "--false-alarm-rate", 0.1).stdout
     )
     assert Detector.load(line).info("gear").threshold == changed
+
+
+def test_a_threshold_set_by_hand_says_what_it_makes_of_good_images(line):
+    calibrated = "of the 8 good images that calibrated it would be called defective"
+    for value, above in ((-1e6, 8), (1e6, 0)):
+        told = run("threshold", line, "gear", "--value", value).stdout
+        assert told.splitlines()[1:] == [f"gear: {above} {calibrated}"]
+    scores = np.sort(
+        calibration_from_dict(LineStore(line).read_task("gear").info["calibration"]).scores_of_good()
+    )
+    assert f"gear: 3 {calibrated}" in run("threshold", line, "gear", "--value", scores[4]).stdout
+    back = run("threshold", line, "gear", "--false-alarm-rate", 0.01).stdout
+    assert calibrated not in back
+    assert "a false-alarm rate of" in back
+
+
+def test_a_damaged_expert_is_told_with_a_way_out(line, data):
+    expert = line / "tasks" / "wood" / "0001" / "expert.safetensors"
+    expert.write_bytes(expert.read_bytes()[:-1] + b"?")
+    for command in (("predict", line, good(data)), ("add", line, "third", good(data))):
+        said = sentence(*command)
+        assert "expert.safetensors: damaged or changed" in said
+        assert said.endswith("; roll 'wood' back or remove it")
+
+
+@pytest.mark.parametrize(
+    ("rerouted", "version_before", "told"),
+    [
+        (
+            {"gear": 5, "new": 8},
+            None,
+            [
+                "warning: most images of gear are now taken for new: 5 of 8 good images",
+                "warning: most images of new are now taken for another product: 8 of 8 good images",
+                "note: where this is not meant: moleflow remove 'a line' new",
+            ],
+        ),
+        (
+            {"gear": 4},
+            None,
+            ["note: now taken for new: 4 of 8 good images of gear", "note: where this is not"],
+        ),
+        ({"gear": 4}, "0001", ["note: now taken for new: 4 of 8 good images of gear"]),
+        ({}, None, []),
+    ],
+)
+def test_who_takes_the_images_of_whom_is_told(rerouted, version_before, told, capsys):
+    learned = types.SimpleNamespace(
+        name="new", images=8, rerouted=rerouted, changes=None if version_before is None else Changes(8)
+    )
+    detector = types.SimpleNamespace(tasks=("gear", "wood", "new"), info=lambda name: learned)
+    _say_rerouted(detector, learned, Path("a line"))
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == len(told)
+    assert all(line.startswith(start) for line, start in zip(lines, told, strict=True))
+
+
+def test_the_same_photographs_under_a_second_name_are_a_warning(quick, line, data):
+    told = run("add", line, "cog", good(data)).stderr
+    assert "warning: most images of gear are now taken for cog: 8 of 8 good images\n" in told
+    assert f"where this is not meant: moleflow remove {line} cog\n" in told
 
 
 def test_remove_asks_first(line, no_models):

@@ -546,7 +546,7 @@ def test_a_taken_name_is_refused(loaded, pictures, name):
     assert loaded.tasks == THREE
 
 
-@pytest.mark.parametrize("name", ["", " gear", "a/b", "..", "con", "x" * 200, "a\nb", None, 3])
+@pytest.mark.parametrize("name", ["", " gear", "a/b", "..", "con", "Unknown", "x" * 200, "a\nb", None, 3])
 def test_an_unusable_name_is_refused_before_anything_is_learned(new_line, name):
     with pytest.raises(TaskError):
         new_line().add_task(name, iter_that_must_not_be_read())

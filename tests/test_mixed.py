@@ -62,6 +62,7 @@ def test_the_product_of_its_own_is_one(new_line, pictures):
         ("ab", "a list of names"),
         (["gear", "GEAR"], "differ in more than case, got gear, GEAR"),
         (["gear", "a/b"], "cannot name a product"),
+        (["gear", "unknown"], "an image of no product"),
     ],
 )
 def test_names_that_do_not_fit(new_line, heap, names, message):

@@ -1,6 +1,7 @@
 """Which product is in the picture: statistics that come back to the bit, and a metric that fits all."""
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from sklearn.covariance import ledoit_wolf as sklearn_ledoit_wolf
 
 from moleflow.config import RouterConfig
+from moleflow.line.record import rerouted_by
 from moleflow.routing.gaussian import WITNESSES, DescriptorStatistics, describe, ledoit_wolf
 from moleflow.routing.router import Router
 
@@ -240,3 +242,21 @@ def test_deciding_together_equals_deciding_alone(products):
         (alone,) = router.decide(row[None])
         assert alone.task == together.task
         assert alone.distance == pytest.approx(together.distance, rel=1e-12)
+
+
+def test_only_what_goes_to_a_wrong_product_counts_as_rerouted():
+    """Its witnesses in turn: home again, from one wrong product to another, astray as before, astray now."""
+
+    def routed(*nearest):
+        known = SimpleNamespace(witnesses=["witness"] * 4)
+        products = Products(old=known, new=SimpleNamespace(descriptors=known))
+        asked = {"old": list(nearest)}
+        router = SimpleNamespace(nearest=lambda rows: asked.pop("old", ["new"] * 4))
+        return SimpleNamespace(router=router, products=products)
+
+    class Products(dict):
+        def statistics(self):
+            return {"old": self["old"]}
+
+    before, after = routed("new", "third", "new", "old"), routed("old", "new", "new", "new")
+    assert rerouted_by("new", before, after) == {"old": 2}

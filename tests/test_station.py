@@ -48,6 +48,17 @@ def test_an_unusable_image_is_a_result_of_its_own_and_all_are_an_error(shared, p
     assert code_of(shared.post("/api/v1/inspections", files=sent[1:]), 415) == "not_an_image"
 
 
+def test_a_whole_image_of_another_depth_is_told_from_none(shared, probe):
+    png = io.BytesIO()
+    Image.fromarray(probe[0][:, :, 0].astype(np.uint16) * 257).save(png, "PNG")
+    deep = ("images", ("deep.png", png.getvalue(), "image/png"))
+    answer = shared.post("/api/v1/inspections", files=[deep])
+    assert code_of(answer, 415) == "wrong_depth"
+    assert "expected 8-bit values" in answer.json()["error"]["message"]
+    told = shared.post("/api/v1/inspections", files=[*files(probe[:1]), deep]).json()["results"]
+    assert told[1]["error"]["code"] == "wrong_depth"
+
+
 @pytest.fixture
 def unreadable(shared, monkeypatch):
     """Of the next batches each that holds a certain picture meets a damaged file on the disk."""

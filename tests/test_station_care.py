@@ -546,8 +546,8 @@ def test_a_full_queue_says_so(saved, pictures):
 # Backup and restore
 
 
-def run(*arguments, code=0):
-    result = CliRunner().invoke(commands, [str(one) for one in arguments])
+def run(*arguments, code=0, **more):
+    result = CliRunner().invoke(commands, [str(one) for one in arguments], **more)
     assert result.exit_code == code, result.output
     return result
 
@@ -564,7 +564,7 @@ def test_a_backup_is_restored_while_the_station_runs(saved, pictures, tmp_path, 
         line = Detector.load(saved, device="cpu")
         line.add_task("board", pictures("circuit_board", 4))
         line.save()
-        run("restore", tmp_path / "monday", saved)
+        run("restore", tmp_path / "monday", saved, "--yes")
         assert eventually(lambda: "wood" in client.station.line.now.tasks)
         names = [one["name"] for one in client.get("/api/v1/line").json()["products"]]
         assert sorted(names) == ["bottle_cap", "gear", "wood"]
@@ -605,6 +605,58 @@ def test_what_is_damaged_is_restored(saved, tmp_path, probe, line):
         "bottle_cap": "0001",  # whole, and left alone
     }
     assert not list(saved.glob(".tmp-*"))
+
+
+@pytest.fixture
+def another(saved, tmp_path):
+    """A backup of one line, and another line on the same base: gear as there and updated, gasket, no wood."""
+    run("backup", saved, tmp_path / "monday")
+    other = Path(shutil.copytree(saved, tmp_path / "other"))
+    store = LineStore(other)
+    store.put(store.read_task("bottle_cap"))
+    store.adopt(other / "tasks" / "wood" / "0001", "gasket")
+    store.remove("wood")
+    return other
+
+
+@pytest.mark.parametrize("answer", ["n\n", "y\n", None])
+def test_what_restoring_takes_off_another_line_is_asked_for(another, tmp_path, monkeypatch, answer):
+    monkeypatch.setattr("moleflow.cli.station._somebody_there", lambda: answer is not None)
+    before = (another / "line.json").read_bytes()
+    agreed = answer == "y\n"
+    told = run("restore", tmp_path / "monday", another, code=0 if agreed else 1, input=answer or "")
+    assert "has none of: gasket\n" in told.stderr
+    assert "from then on: bottle_cap (before it was 0002)\n" in told.stderr
+    assert ("--yes" in told.stderr) == (answer is None)
+    if agreed:
+        assert sorted(LineStore(another).names()) == ["bottle_cap", "gear", "wood"]
+    else:
+        assert "nothing on disk was changed" in told.stderr
+        assert (another / "line.json").read_bytes() == before
+
+
+def test_what_restoring_did_is_said(another, tmp_path):
+    told = run("restore", tmp_path / "monday", another, "--yes")
+    assert told.stdout.splitlines()[1:] == [
+        "  taken off: gasket",
+        "  put back: wood",
+        "  in the version of the backup: bottle_cap (before it was 0002)",
+    ]
+    assert told.stderr == ""
+    run("restore", tmp_path / "monday", another)  # what it says is the same, by another number
+
+
+def test_restoring_asks_for_nothing_where_nothing_goes(saved, tmp_path):
+    store = LineStore(saved)
+    store.put(store.read_task("gear"))
+    run("backup", saved, tmp_path / "monday")
+    store.point("gear", "0001")  # which is in the backup as well
+    store.remove("wood")
+    told = run("restore", tmp_path / "monday", saved)
+    assert told.stdout.splitlines()[1:] == [
+        "  put back: wood",
+        "  in the version of the backup: gear (before it was 0001)",
+    ]
 
 
 def test_a_base_that_is_to_be_found_nowhere_is_named(saved, tmp_path):

@@ -270,6 +270,7 @@ def test_what_cannot_be_a_lesson_is_refused(shared, pictures, probe):
 
     assert code_of(begin(kind="teach", name="../evil"), 422) == "unusable_name"
     assert code_of(begin(kind="teach", name="con"), 422) == "unusable_name"
+    assert code_of(begin(kind="teach", name="unknown"), 422) == "unusable_name"
     assert code_of(begin(kind="teach", name="GEAR"), 409) == "taken"
     assert code_of(begin(kind="update", name="cable"), 404) == "unknown_product"
     assert code_of(begin(kind="unteach", name="gear"), 422) == "unusable"

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from moleflow.errors import LineBusyError, LineError, NoLineError, TaskError
-from moleflow.store import LineStore, TaskRecord, check_task_name, files, fingerprint
+from moleflow.store import LineStore, TaskRecord, check_new_name, check_task_name, files, fingerprint
 from moleflow.store import line as line_module
 from moleflow.store.tensors import sha256_of
 from saying import write_index
@@ -92,6 +92,18 @@ BAD_NAMES += ["", " a", "a ", "a\u00a0", "a\n", "a\0b", "\u202egnp", "Aux .x", "
 def test_bad_names_are_refused(name):
     with pytest.raises(TaskError, match="product"):
         check_task_name(name)
+
+
+def test_a_line_that_has_a_product_called_as_none_is_read(line):
+    for name in ("unknown", "Unknown"):
+        with pytest.raises(TaskError, match="an image of no product"):
+            check_new_name(name)
+    assert check_new_name("unknown part") == "unknown part"
+    line.put(record("unknown", 2.0))
+    assert names(line) == ["bottle", "unknown"]
+    line.override("unknown", {"threshold": 2.5})
+    line.remove("unknown")
+    assert names(line) == ["bottle"]
 
 
 def test_fingerprint_depends_on_names_types_shapes_and_bytes_only():

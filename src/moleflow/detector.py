@@ -36,7 +36,7 @@ from .monitor import observe, read_monitor
 from .presets import DEFAULT, get_preset
 from .results import Failure, Prediction, TaskInfo
 from .sizes import total
-from .store import Damaged, LineStore, check_task_name
+from .store import Damaged, LineStore, check_new_name, check_task_name
 from .store.names import folded_name
 from .verdict.promise import promise
 from .verdict.watch import Report, judge
@@ -239,7 +239,7 @@ class Detector:
 
         Whatever is raised, the line is as it was before.
         """
-        name = check_task_name(name)
+        name = check_new_name(name)
         _check_pose(pose)
         with self._learning:
             if folded_name(name) in map(folded_name, self.tasks):

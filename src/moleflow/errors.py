@@ -3,6 +3,7 @@
 MoleFlowError
  |- ConfigError      an option has an impossible value, or a key nobody knows
  |- ImageError       an image cannot be read or used
+ |   |- DepthError        its numbers are of another kind than the line's
  |   `- OnlyFoldersError  a folder holds no images itself, only folders
  |- DatasetError     a folder does not hold what its layout promises
  |- BackboneError    weights are missing, of another kind, or another model's
@@ -34,6 +35,10 @@ class ConfigError(MoleFlowError):
 
 class ImageError(MoleFlowError):
     """An image cannot be read or used; the text carries its path or position."""
+
+
+class DepthError(ImageError):
+    """An image holds numbers of another kind than the line's: of more bits, of fewer, or floats."""
 
 
 class OnlyFoldersError(ImageError):

@@ -239,7 +239,7 @@ class TaskInfo:
         bytes: all of these in a saved line, in bytes, file headers apart.
         parts: both by part: `statistics`, `whitening`, `lora`, `dia`, `cells`, `coreset`, `correction`,
             `whole`, `router`, `pose`, `calibration`, as far as the product has them.
-        rerouted: witnesses that lost their way, by product: of an older one those that are routed differently
+        rerouted: witnesses that lost their way, by product: of an older one those that go to another product
             since this one came; under its own name those that are taken for another product. They stand for
             good images, 32 at most of each product; see `routing.gaussian.WITNESSES`.
         promise: which false-alarm rate its images support, and what more of them would change.

@@ -251,9 +251,9 @@ def _add(
         interrupted: what is true where it is interrupted before it is saved; that of the line by default.
     """
     with interruptible(interrupted or LINE_AS_BEFORE):
-        from ..store import LineStore, check_task_name
+        from ..store import LineStore, check_new_name
 
-        store, product = LineStore(asked.line), check_task_name(product)
+        store, product = LineStore(asked.line), check_new_name(product)
         photographs = good_images(images, asked)
     with nullcontext() if store.exists() else _first_to_create(asked.line, interrupted):
         with interruptible(interrupted or LINE_AS_BEFORE):

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import ConfigError
+from ..errors import ConfigError, MoleFlowError
 from .options import refuse_target
-from .products import light_in_words, read_line, record_of
+from .products import light_in_words, read_line, record_of, verdict_in
 from .screen import amount, as_text, as_threshold, complain, counted, say
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 NAMED = 8  # images in a note on changes
 SHOWN_COPIES = 5  # groups of near-copies named on the screen; the report has all
+FEW = 4  # independent photographs, below which the threshold is so high that a defect hardly reaches it
+ENOUGH = 15  # independent photographs of a first lesson
 NOTABLE_SHARE = 0.02  # of pixels beyond the line's intensity; a band itself leaves a few in a thousand aside
 NOTABLE_SQUEEZE = 2.0  # of one side against the other
 
@@ -68,13 +71,38 @@ def say_learned(detector: Detector, product: str, line: Path, *, images: Sequenc
         say(f"  {sentence}")
     for unreadable in learned.unreadable:
         complain(f"note: left out: {unreadable}")
-    for name, count in learned.rerouted.items():
-        if name == learned.name:
-            complain(f"note: looks like another product and is taken for it: {counted(count, 'good image')}")
-        else:
-            complain(f"note: now taken for another product: {counted(count, 'good image')} of {name}")
+    if learned.calibration_images < FEW:
+        photographs = counted(learned.calibration_images, "independent photograph")
+        complain(f"note: with {photographs} hardly any defect is found; give {ENOUGH} or more")
+    _say_rerouted(detector, learned, line)
     _say_beyond(intake, images)
     _say_squeezed(intake, images)
+
+
+def _say_rerouted(detector: Detector, learned: TaskInfo, line: Path) -> None:
+    """Which products take images of which, and for a new product how to undo it.
+
+    What learns more of a product says last how to take it back, whatever happened.
+    """
+    from ..routing.gaussian import WITNESSES
+
+    others = [name for name in detector.tasks if name != learned.name]
+    takes_own = others[0] if len(others) == 1 else "another product"
+    for name, count in learned.rerouted.items():
+        kept = max(count, min(detector.info(name).images, WITNESSES))
+        share = f"{count} of {counted(kept, 'good image')}"
+        taker = takes_own if name == learned.name else learned.name
+        if count > kept / 2:
+            complain(f"warning: most images of {name} are now taken for {taker}: {share}")
+        else:
+            complain(f"note: now taken for {taker}: {share} of {name}")
+    if learned.rerouted and learned.changes is None:
+        complain(f"note: where this is not meant: {_command('remove', line, learned.name)}")
+
+
+def _command(name: str, line: Path, *more: str) -> str:
+    """A command of this program as a shell takes it."""
+    return shlex.join(["moleflow", name, str(line), *more])
 
 
 def _say_lesson(learned: TaskInfo) -> None:
@@ -116,7 +144,16 @@ def _say_squeezed(intake: Intake, images: Sequence[Path]) -> None:
 
 
 def say_changes(learned: TaskInfo, line: Path, before: str | None) -> None:
-    """Names what the update made good, and how to take it back."""
+    """The threshold before, what the update made good, and how to take it back."""
+    then = None if before is None else _threshold_of(line, learned.name, before)
+    if then is not None:
+        say(f"  threshold {as_threshold(learned.threshold)}, before it was {as_threshold(then)}")
+    _say_what_changed(learned, line, before)
+    if before is not None:
+        say(f"  to take it back: {_command('rollback', line, learned.name, before)}")
+
+
+def _say_what_changed(learned: TaskInfo, line: Path, before: str | None) -> None:
     changes = learned.changes
     if changes is None:
         return
@@ -134,6 +171,16 @@ def say_changes(learned: TaskInfo, line: Path, before: str | None) -> None:
         )
     if changes.swallowed or any(flip.after == "good" for flip in changes.flipped):
         complain(f"note: if there are defects among them: moleflow rollback {line} {learned.name} {before}")
+
+
+def _threshold_of(line: Path, product: str, version: str) -> float | None:
+    """That of an earlier version; None where it can no longer be read."""
+    from ..store import LineStore
+
+    try:
+        return verdict_in(read_line(line), LineStore(line).read_task(product, version))[0]
+    except MoleFlowError:
+        return None
 
 
 def _named(flips: Sequence[Flip]) -> str:

@@ -93,7 +93,7 @@ def threshold(
         _store(line).override(record.name, {"false_alarm_rate": false_alarm_rate, "threshold": value})
     read = read_line(line)
     record = record_of(read, product)
-    score, rate = _verdict(read, record)
+    score, rate = verdict_in(read, record)
     origin = BY_HAND if rate is None else f"for {_rate(rate)} false alarms, from {_calibration(record)}"
     say(f"{record.name}: threshold {as_threshold(score)}, {origin}")
     _say_promise(record, rate, score)
@@ -105,7 +105,7 @@ def list_products(line: Line) -> None:
     read = read_line(line)
     table = new_table("product", "version", "images", "threshold", "false alarms", numbers=2)
     for record in read.tasks:
-        score, rate = _verdict(read, record)
+        score, rate = verdict_in(read, record)
         shown = BY_HAND if rate is None else _rate(rate)
         table.add_row(
             printable(record.name), record.version, str(record.info.get("images")), as_threshold(score), shown
@@ -152,7 +152,7 @@ def info(
         say(f"{record.name}: pose {_pose_in_words(record)}")
         for unreadable in record.info.get("unreadable", ()):
             say(f"{record.name}: left out when it was learned: {unreadable}")
-        score, rate = _verdict(read, record)
+        score, rate = verdict_in(read, record)
         _say_promise(record, rate, score)
     if product is None:
         name_damaged(read)
@@ -262,7 +262,7 @@ def _rate(share: float) -> str:
     return as_percent(share, 3)
 
 
-def _verdict(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]:
+def verdict_in(read: LineRecord, record: TaskRecord) -> tuple[float, float | None]:
     """The threshold of a product, and the false-alarm rate it follows from; None where it was set by hand."""
     from ..verdict.calibration import calibration_from_dict, verdict_of
 
@@ -285,10 +285,17 @@ def _images(record: TaskRecord) -> str:
 
 
 def _say_promise(record: TaskRecord, rate: float | None, threshold: float) -> None:
+    """What the good images support, or of a threshold set by hand what it makes of them."""
     from ..verdict.calibration import calibration_from_dict
     from ..verdict.promise import promise
 
-    for sentence in promise(calibration_from_dict(record.info["calibration"]), rate, threshold).sentences():
+    calibration = calibration_from_dict(record.info["calibration"])
+    if rate is None:
+        scores = calibration.scores_of_good()
+        above, good = sum(score > threshold for score in scores), counted(len(scores), "good image")
+        say(f"{record.name}: {above} of the {good} that calibrated it would be called defective")
+        return
+    for sentence in promise(calibration, rate, threshold).sentences():
         say(f"{record.name}: {sentence}")
 
 

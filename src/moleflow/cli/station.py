@@ -21,12 +21,13 @@ from ..station.settings import GB, MB, STILL, Limits, Settings, data_folder
 from .app import app, example
 from .inspection import refuse_of_exports
 from .options import Device, Line, Runtime, RuntimeChoice, Threads, Weights
-from .screen import SOME_FAILED, complain, say, use_threads
+from .screen import NOTHING_CHANGED, SOME_FAILED, complain, failed, say, use_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from ..results import Prediction
+    from ..station.backup import Restoring
     from ..station.current import CurrentLine
     from ..station.outputs import Output
     from ..station.web import Access
@@ -320,17 +321,55 @@ def backup(
 def restore(
     saved: Annotated[Path, typer.Argument(metavar="BACKUP", help="Folder that moleflow backup wrote.")],
     line: Line,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     data: Data = None,
     database: DatabaseUrl = None,
 ) -> None:
-    """Make LINE and its inspections what they were when BACKUP was written, also while it is served."""
+    """Make LINE and its inspections what they were when BACKUP was written, also while it is served.
+
+    Where products or versions on LINE are not in BACKUP they are listed first, and it asks.
+    """
     with _installed():
         from ..station.backup import restore as restore_all
+        from ..station.backup import restoring
 
-    restore_all(saved, _settings(line, data, database))
+    settings = _settings(line, data, database)
+    if not yes:
+        _ask_for_what_goes(restoring(saved, settings), saved, line)
+    done = restore_all(saved, settings)
     say(f"{line}: as it was in {saved}")
+    for what, names in (
+        ("taken off", done.taken_off),
+        ("put back", done.put_back),
+        ("in the version of the backup", _with_versions(done.replaced)),
+    ):
+        if names:
+            say(f"  {what}: {', '.join(names)}")
     if database is not None:
         complain("the database is left as it is: restore it with its own tools")
+
+
+def _ask_for_what_goes(would: Restoring, saved: Path, line: Path) -> None:
+    """Lists what is on the line and not in the backup, and asks; nothing is asked where there is nothing."""
+    if not would.loses:
+        return
+    if would.taken_off:
+        complain(f"taken off with all versions, for {saved} has none of: {', '.join(would.taken_off)}")
+    if would.replaced:
+        complain(f"in another version from then on: {', '.join(_with_versions(would.replaced))}")
+    if not _somebody_there():
+        raise failed(f"there is nobody to ask: --yes restores all the same; {NOTHING_CHANGED}")
+    if not typer.confirm(f"Make {line} what it was in {saved}?", err=True):
+        raise failed(f"not confirmed, {NOTHING_CHANGED}")
+
+
+def _with_versions(replaced: Mapping[str, str]) -> list[str]:
+    return [f"{name} (before it was {version})" for name, version in replaced.items()]
+
+
+def _somebody_there() -> bool:
+    """Whether a question would be read: a script's or a service's would wait for ever."""
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _settings(line: Path, data: Path | None, database: str | None) -> Settings:

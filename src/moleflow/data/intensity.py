@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..errors import ConfigError, ImageError
+from ..errors import ConfigError, DepthError, ImageError
 
 Depth = Literal["8-bit", "integer", "float", "any"]
 
@@ -75,7 +75,7 @@ class Intensity:
     def apply(self, raw: np.ndarray, *, where: str = "image") -> np.ndarray:
         """An image's numbers (H, W) or (H, W, 3) as (H, W, 3) uint8; a larger number is never darker.
 
-        Raises ImageError for numbers of another kind than the line's.
+        Raises DepthError for numbers of another kind than the line's.
         """
         self.check(raw, where=where)
         if raw.dtype == np.uint8 and self.plain:
@@ -98,10 +98,10 @@ class Intensity:
         return count / (raw.shape[0] * raw.shape[1])
 
     def check(self, raw: np.ndarray, *, where: str = "image") -> None:
-        """Raises ImageError for numbers of another kind than the line's."""
+        """Raises DepthError for numbers of another kind than the line's."""
         found = depth_of(raw)
         if self.depth not in (found, "any"):
-            raise ImageError(
+            raise DepthError(
                 f"{where}: expected {_NUMBERS[self.depth]} ({self}) as in this line's first images, "
                 f"got {_NUMBERS[found]} ({raw.min():.10g}..{raw.max():.10g})"
             )

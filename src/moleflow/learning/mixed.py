@@ -20,7 +20,7 @@ from ..line.record import Line
 from ..results import Failure
 from ..routing.clusters import LEAST_IMAGES, find_products
 from ..routing.gaussian import describe
-from ..store import check_task_name
+from ..store import check_new_name
 from ..store.names import folded_name
 from .lesson import EXTRACT_BATCH, LessonOptions, Progress, Sources, learn
 from .sight import Sight, in_32_bits
@@ -101,7 +101,7 @@ def check_names(names: Sequence[str]) -> tuple[str, ...]:
     """Names that each become a folder of their own; TaskError for one that cannot, or that comes twice."""
     if isinstance(names, str):
         raise TaskError(f"expected a list of names, one for each product, got the text {names!r}")
-    checked = tuple(map(check_task_name, names))
+    checked = tuple(map(check_new_name, names))
     folded = [folded_name(name) for name in checked]
     if twice := [name for name, own in zip(checked, folded, strict=True) if folded.count(own) > 1]:
         raise TaskError(f"expected names that differ in more than case, got {', '.join(twice)}")

@@ -121,8 +121,8 @@ class Line:
 def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
     """How many witnesses of each product, which stand for good images, lost their way as `name` was learned.
 
-    Of older products those that are routed differently now; of `name` those that are taken for another one,
-    which says that the two look alike as a whole.
+    Of older products those that are taken for another one now and were not before, or for yet another; of
+    `name` all that are taken for another one, which says that the two look alike as a whole.
     """
     if before.router is None or after.router is None:
         return {}
@@ -131,7 +131,7 @@ def rerouted_by(name: str, before: Line, after: Line) -> dict[str, int]:
         if other == name:
             continue
         old, new = before.router.nearest(statistics.witnesses), after.router.nearest(statistics.witnesses)
-        if count := sum(a != b for a, b in zip(old, new, strict=True)):
+        if count := sum(other != b != a for a, b in zip(old, new, strict=True)):
             changed[other] = count
     own = after.products[name].descriptors.witnesses
     if count := sum(nearest != name for nearest in after.router.nearest(own)):

@@ -13,14 +13,15 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ..errors import LineError, MoleFlowError
-from ..store import LineStore, TaskRecord
+from ..store import LineRecord, LineStore, TaskRecord
 from ..store.files import UNLISTED, sync_path, sync_tree
 from ..store.places import beside, clear, left_among, require_apart
 from .history import Database
@@ -62,22 +63,57 @@ def back_up(settings: Settings, out: Path) -> list[str]:
         return _damaged_earlier(LineStore(folder / LINE))
 
 
-def restore(backup: Path, settings: Settings) -> None:
+@dataclass(frozen=True)
+class Restoring:
+    """What restoring a backup does to the products of a line.
+
+    Attributes:
+        taken_off: products on the line that the backup has not; with all their versions, for good.
+        replaced: products of which the line has another version in use than the backup had, with that
+            version, which stays on the disk.
+        foreign: those among them whose version in use is not in the backup.
+        put_back: products of the backup that the line has not, or not whole.
+    """
+
+    taken_off: tuple[str, ...] = ()
+    replaced: dict[str, str] = field(default_factory=dict)
+    foreign: tuple[str, ...] = ()
+    put_back: tuple[str, ...] = ()
+
+    @property
+    def loses(self) -> bool:
+        """Whether something on the line goes, or goes out of use, that the backup has not."""
+        return bool(self.taken_off or self.foreign)
+
+
+def restoring(backup: Path, settings: Settings) -> Restoring:
+    """What `restore` would do to the line as it stands; nothing is changed. Raises what `restore` raises."""
+    _check_all(backup, settings)
+    source, store = LineStore(backup / LINE), LineStore(settings.line)
+    record = _whole(source)
+    if not store.exists():
+        return Restoring(put_back=tuple(task.name for task in record.tasks))
+    there = store.read(tensors=False, damaged="quarantine")
+    _require_one_base(there, record, settings.line)
+    return _compared(record, source, store.names(), there)
+
+
+def restore(backup: Path, settings: Settings) -> Restoring:
     """Makes line and database what they were; products that came since are taken off the line.
 
     Another database than SQLite is left alone.
+
+    Returns:
+        What became of the products.
 
     Raises:
         MoleFlowError: there is no backup, or its database is damaged or of a later library.
         LineError: the backup is damaged, the line there is another one, with another base, or its index is
             damaged.
     """
-    _check(backup)
-    kept = settings.database is None and (backup / DATABASE).is_file()
-    if kept:  # before anything is changed
-        require_restorable(backup / DATABASE)
+    kept = _check_all(backup, settings)  # before anything is changed
     with _said(settings.line):
-        _restore_line(LineStore(backup / LINE), settings.line)
+        done = _restore_line(LineStore(backup / LINE), settings.line)
         settings.data.mkdir(mode=0o700, parents=True, exist_ok=True)
         if (backup / JOBS).is_dir():
             _put_lessons_back(backup / JOBS, settings.data / JOBS)
@@ -87,28 +123,81 @@ def restore(backup: Path, settings: Settings) -> None:
                 lessons = Jobs(database)
                 lessons.interrupted()
                 _forget_others(lessons, settings.data / JOBS)
+    return done
 
 
-def _restore_line(source: LineStore, line: Path) -> None:
-    record = source.read()  # every file is checked before anything is changed
+def _restore_line(source: LineStore, line: Path) -> Restoring:
+    record = _whole(source)  # every file is checked before anything is changed
     store = LineStore(line)
     if not store.exists():
         _copy_to_new(source.path, line)
-        return
-    if store.read(tensors=False, damaged="quarantine").fingerprint != record.fingerprint:
-        raise LineError(f"{line}: expected the line of the backup, found one with another base")
+        return Restoring(put_back=tuple(task.name for task in record.tasks))
+    _require_one_base(store.read(tensors=False, damaged="quarantine"), record, line)
     with store.transaction() as change:
         store.mend_base(source)
-        for name in store.names():
-            if name not in {task.name for task in record.tasks}:
-                change.remove(name)
-        now = {task.name: task for task in store.open(damaged="quarantine").tasks}  # the whole ones
+        there = store.open(damaged="quarantine")
+        done = _compared(record, source, store.names(), there)
+        for name in done.taken_off:
+            change.remove(name)
+        now = {task.name: task for task in there.tasks}  # the whole ones
         for task in record.tasks:
-            there = now.get(task.name)
-            if there is None or _said_of(there) != _said_of(task):
+            if task.name in done.replaced or task.name in done.put_back:
                 change.adopt(source.path / "tasks" / task.name / str(task.version))
-            before = there.overrides if there is not None else {}
+            before = now[task.name].overrides if task.name in now else {}
             change.override(task.name, dict.fromkeys(before, None) | task.overrides)
+    return done
+
+
+def _compared(record: LineRecord, source: LineStore, names: Collection[str], there: LineRecord) -> Restoring:
+    """What restoring a line of products `names`, of which those in `there` are whole, comes to."""
+    now = {task.name: task for task in there.tasks}
+    kept = {task.name: task for task in record.tasks}
+    replaced = {
+        name: str(now[name].version)
+        for name, task in kept.items()
+        if name in now and _said_of(now[name]) != _said_of(task)
+    }
+    return Restoring(
+        taken_off=tuple(name for name in names if name not in kept),
+        replaced=replaced,
+        foreign=tuple(name for name in replaced if not _has(source, kept[name], now[name])),
+        put_back=tuple(name for name in kept if name not in now),
+    )
+
+
+def _has(source: LineStore, kept: TaskRecord, task: TaskRecord) -> bool:
+    """Whether a backup, with `kept` in use, has a version of the product, in use or not."""
+    if (task.sha256, task.info) == (kept.sha256, kept.info):  # as of an earlier restoring, numbered anew
+        return True
+    try:
+        return _said_of(source.read_task(task.name, task.version)) == _said_of(task)
+    except MoleFlowError:  # it has none of this number, or a damaged one
+        return False
+
+
+def _whole(source: LineStore) -> LineRecord:
+    """The line of a backup, every file of it checked; LineError for the first that is damaged.
+
+    That of a line advises to roll back what is damaged, which is no way out for a backup.
+    """
+    record = source.open(damaged="quarantine")
+    for reason in record.damaged.values():
+        raise LineError(reason)
+    return record
+
+
+def _require_one_base(there: LineRecord, record: LineRecord, line: Path) -> None:
+    if there.fingerprint != record.fingerprint:
+        raise LineError(f"{line}: expected the line of the backup, found one with another base")
+
+
+def _check_all(backup: Path, settings: Settings) -> bool:
+    """Whether the backup has a database to go with the line; MoleFlowError where it cannot be used."""
+    _check(backup)
+    kept = settings.database is None and (backup / DATABASE).is_file()
+    if kept:
+        require_restorable(backup / DATABASE)
+    return kept
 
 
 def _said_of(task: TaskRecord) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import TaskError
-from ..store import check_task_name
+from ..store import check_new_name
 from ..store.names import folded_name
 from .history.audit import Person
 from .history.clock import Moment
@@ -166,7 +166,7 @@ class Lessons:
                 raise Conflict(f"{name!r} is quarantined: roll it back or remove it", "quarantined")
             return name, now.version(name)
         try:
-            name = check_task_name(name)
+            name = check_new_name(name)
         except TaskError as error:
             raise Unusable(str(error), "unusable_name") from error
         if folded_name(name) in {folded_name(known) for known in now.names}:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ..data.images import as_image, as_raw, bytes_a_pixel, size_of
-from ..errors import ImageError
+from ..errors import DepthError, ImageError
 from ..intake import Intake
 from ..interpolation import bilinear
 from ..maps.scale import STOPS, Scale, layer
@@ -61,11 +61,18 @@ def size_in_memory(file: Path | bytes, source: str, *, most_pixels: int) -> int:
 
 
 def take(data: bytes, source: str, *, intake: Intake) -> Shot:
-    """Decodes a file whose size was found to be bearable; NotAnImage where it is damaged."""
+    """Decodes a file whose size was found to be bearable.
+
+    Raises:
+        NotAnImage: it is damaged; or, with the code "wrong_depth", whole, and of another kind of numbers than
+            the line's images.
+    """
     decode = as_image if intake.intensity.depth == "any" else as_raw
     try:
         pixels = decode(data, where=source)
         shown = intake.shown(Path(source), pixels)
+    except DepthError as error:
+        raise NotAnImage(_reason(error, source, data), "wrong_depth") from error
     except ImageError as error:
         raise NotAnImage(_reason(error, source, data)) from error
     return Shot(source, hashlib.sha256(data).hexdigest(), pixels, as_jpeg(shown, KEPT_SIDE))

@@ -55,7 +55,7 @@ class TooLarge(Problem):
 
 
 class NotAnImage(Problem):
-    """The bytes are no image of a kind that is read."""
+    """The bytes are no image of a kind that is read, or that the line reads."""
 
     code = "not_an_image"
 

@@ -8,7 +8,7 @@ with `.tmp-`, and the next writer removes it.
 
 from .index import FORMAT
 from .line import Damaged, LineStore, check_damaged
-from .names import check_task_name
+from .names import check_new_name, check_task_name
 from .records import LineRecord, TaskRecord
 from .tensors import fingerprint
 from .transaction import Transaction
@@ -21,6 +21,7 @@ __all__ = [
     "TaskRecord",
     "Transaction",
     "check_damaged",
+    "check_new_name",
     "check_task_name",
     "fingerprint",
 ]

@@ -403,7 +403,7 @@ class LineStore:
                     tasks.append(load_one(index, entry))
                 except LineError as error:
                     if not lenient:
-                        raise
+                        raise LineError(f"{error}; roll {entry.name!r} back or remove it") from error
                     found[entry.name] = str(error)
             return LineRecord(index.settings, shared, index.base_info, index.fingerprint, tuple(tasks), found)
 

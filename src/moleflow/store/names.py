@@ -9,6 +9,9 @@ from typing import Any
 
 from moleflow.errors import TaskError
 
+NO_PRODUCT = "unknown"
+"""What stands for the product of an image that looks like none, and is its status."""
+
 _MAX_NAME_BYTES = 80
 _RESERVED = re.compile(r"(con|prn|aux|nul|conin\$|conout\$|(com|lpt)[0-9¹²³])", re.IGNORECASE)
 
@@ -26,6 +29,17 @@ def check_task_name(name: Any) -> str:
     problem = _name_problem(name)
     if problem:
         raise TaskError(f"{name!r} cannot name a product: {problem}")
+    return name
+
+
+def check_new_name(name: Any) -> str:
+    """`check_task_name` for a product that is to be; `TaskError` as well for the word that stands for none.
+
+    A product of a saved line may have it, and is read and changed under it.
+    """
+    name = check_task_name(name)
+    if folded_name(name) == NO_PRODUCT:
+        raise TaskError(f"{name!r} cannot name a product: it is what an image of no product is called")
     return name
 
 
