@@ -382,19 +382,22 @@ def test_a_watch_that_leads_out_of_the_line_is_refused(store, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"[1]", b'{"version": "0001"}', b"\xff\xfe"])
-def test_a_damaged_watch_is_named_with_the_way_out(loaded, pictures, damage):
+def test_a_damaged_watch_is_named_with_the_way_out_and_forbids_no_update(loaded, pictures, damage):
     store = LineStore(loaded.path)
     store.change_watch("wood", count_up)
     (store.path / "watch" / "wood.json").write_bytes(damage)
     for use in (
         lambda: loaded.drift("wood"),
         lambda: loaded.observe(loaded.predict(pictures("wood", 1), task="wood")),
-        lambda: loaded.update_task("wood", pictures("wood", 4, first=70)),
     ):
         with pytest.raises(LineError, match="--reset wood"):
             use()
     store.delete_watch("wood")
     assert loaded.drift("wood").state == "unwatched"
+    store.change_watch("wood", count_up)
+    (store.path / "watch" / "wood.json").write_bytes(damage)
+    loaded.update_task("wood", pictures("wood", 4, first=70))
+    assert loaded.info("wood").images == 12
 
 
 # A line

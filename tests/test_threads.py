@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+import timm
 import torch
 from torch import Tensor
 
@@ -215,7 +216,7 @@ def begins_a_line(saved):
     ("asked", "where", "name"),
     [
         (loads_a_line, archive, "Base"),
-        (builds_a_backbone, backbones.timm, "create_model"),
+        (builds_a_backbone, timm, "create_model"),
         (begins_a_line, shipped, "Base"),
     ],
     ids=["line", "backbone", "shipped base"],

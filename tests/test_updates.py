@@ -58,13 +58,6 @@ def test_an_update_of_fewer_than_four_images_is_refused_and_nothing_moves(loaded
     assert snapshot(loaded, probe) == before
 
 
-def test_a_damaged_watch_forbids_no_update(loaded, pictures):
-    (loaded.path / "watch").mkdir()
-    (loaded.path / "watch" / "gear.json").write_bytes(b"{")
-    loaded.update_task("gear", pictures("gear", 4, first=50))
-    assert loaded.info("gear").images == 12
-
-
 def test_near_copies_and_what_is_known_count_for_nothing_in_an_update(loaded, pictures):
     new = pictures("gear", 3, first=50)
     again = [picture.copy() for picture in new]

@@ -172,7 +172,9 @@ def learn(
     _require_enough(name, known, material, given=len(sources))
     seconds = {"backbone": time.perf_counter() - started}
     started = time.perf_counter()
-    pose = known.pose if known else _settled_pose(material, line.intake, sight, config, wish=options.pose)
+    pose = known.pose if known else None
+    if known is None:
+        pose = _settled_pose(material, line.intake, sight, config, wish=options.pose, tell=progress)
     material = _aligned(material, pose, line.intake, sight, tell=progress)
     if pose is not None and pose.report.degrees is not None:
         seconds["pose"] = time.perf_counter() - started
@@ -289,9 +291,9 @@ def sources_of(images: Any, options: LessonOptions, *more: Any) -> Sources:
 
 
 def _settled_pose(
-    material: Material, intake: Intake, sight: Sight, config: LineConfig, *, wish: Wish
+    material: Material, intake: Intake, sight: Sight, config: LineConfig, *, wish: Wish, tell: Progress
 ) -> Pose:
-    """Whether the product is aligned, and to what, by its good images."""
+    """Whether the product is aligned, and to what, by its good images: the first half of the stage."""
 
     def thumbnails(numbers: Sequence[int]) -> Floats:
         pictures = (intake.read(*material.sources[number]) for number in numbers)
@@ -305,7 +307,19 @@ def _settled_pose(
         ).patches
 
     cells = config.flow.cells or config.scoring.cells or Cells()
-    return settle_pose(wish, material.features.patches, cells=cells, thumbnails=thumbnails, see=seen)
+    looked = False
+
+    def looking(share: float) -> None:
+        nonlocal looked
+        looked = True
+        tell("pose", share / 2)
+
+    pose = settle_pose(
+        wish, material.features.patches, cells=cells, thumbnails=thumbnails, see=seen, progress=looking
+    )
+    if looked and pose.template is None:
+        tell("pose", 1.0)
+    return pose
 
 
 def _aligned(
@@ -314,7 +328,13 @@ def _aligned(
     """The material with features of the aligned images, where the product is aligned."""
     if pose is None or pose.template is None:
         return replace(material, pose=pose)
-    features = _features_of(material.sources, intake, sight, change=partial(_laid_as, pose), tell=tell)
+    features = _features_of(
+        material.sources,
+        intake,
+        sight,
+        change=partial(_laid_as, pose),
+        tell=lambda share: tell("pose", (1 + share) / 2),
+    )
     routed = describe(material.features.patches)[:, None, None]  # the router meets images as they come
     return replace(material, features=features, pose=pose, routed=routed)
 
@@ -325,7 +345,7 @@ def _features_of(
     sight: Sight,
     *,
     change: Callable[[Picture], Picture],
-    tell: Progress = lambda stage, share: None,
+    tell: Callable[[float], None] = lambda share: None,
 ) -> Features:
     """Features of images that were readable before, each changed in its turn, patches in 16 bits."""
     parts = []
@@ -333,7 +353,7 @@ def _features_of(
         chunk = sources[start : start + EXTRACT_BATCH]
         pictures = [change(intake.read(source, value)) for source, value in chunk]
         parts.append(sight.see(pictures))
-        tell("pose", min(1.0, (start + len(chunk)) / len(sources)))
+        tell(min(1.0, (start + len(chunk)) / len(sources)))
     return Features.of(parts)
 
 

@@ -58,7 +58,15 @@ class _Halves:
         return float(np.median(self.matches()))
 
 
-def settle_pose(wish: Wish, features: Tensor, *, cells: Cells, thumbnails: Look, see: See) -> Pose:
+def settle_pose(
+    wish: Wish,
+    features: Tensor,
+    *,
+    cells: Cells,
+    thumbnails: Look,
+    see: See,
+    progress: Callable[[float], None] = lambda share: None,
+) -> Pose:
     """Decides on good images whether aligning them helps, and learns the mean they are aligned to.
 
     Args:
@@ -68,16 +76,33 @@ def settle_pose(wish: Wish, features: Tensor, *, cells: Cells, thumbnails: Look,
         thumbnails: (n, 4, SIDE, SIDE) of the images of these numbers.
         see: features (n, h, w, D) of the images of these numbers, aligned by these placements, of what a
             window (SIDE, SIDE) shows.
+        progress: told the share done, where images are looked at at all.
     """
     if wish == "off":
         return Pose(PoseReport(False, "switched off"))
     if wish == "auto" and len(features) < LEAST_IMAGES:
         return Pose(PoseReport(False, "too few images"))
+    progress(0.0)
+    pose = _settled(wish, features, cells=cells, thumbnails=thumbnails, see=see, progress=progress)
+    progress(1.0)
+    return pose
+
+
+def _settled(
+    wish: Wish,
+    features: Tensor,
+    *,
+    cells: Cells,
+    thumbnails: Look,
+    see: See,
+    progress: Callable[[float], None],
+) -> Pose:
     sample = np.linspace(0, len(features) - 1, min(len(features), SAMPLE)).round().astype(int).tolist()
     looks = thumbnails(sample)
     if len(sample) < LEAST_HALVED:
         return _aligning(PoseReport(True, "asked for"), looks, 180.0, None)
     halves = _halved(looks[:, :3])
+    progress(0.5)
     report = _varies(halves)
     if wish == "on":
         report = replace(report, aligned=True, reason="asked for")
