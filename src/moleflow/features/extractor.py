@@ -11,7 +11,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from moleflow.errors import BackboneError, ConfigError, ImageError
 from moleflow.features.backbones import (
@@ -24,6 +23,7 @@ from moleflow.features.backbones import (
     layer_channels,
     require_embedded,
 )
+from moleflow.features.folding import folded, halved
 from moleflow.features.runtime import (
     Compiled,
     RuntimeName,
@@ -326,7 +326,7 @@ def _finished(spec: BackboneSpec, weights: Weights, seed: int) -> Network:
 
     built = build_network(spec, weights, seed=seed)
     if isinstance(built.module, EfficientNet | ResNet):
-        fold_batch_norms(built.module)
+        folded(built.module)
     module = _GridFeatures(built.module, spec, built.outline.pooled).eval().requires_grad_(False)
     return replace(built, module=module.to(memory_format=torch.channels_last))
 
@@ -361,7 +361,7 @@ class _GridFeatures(nn.Module):
             whole = maps = self._stages(images, layers)
         else:
             maps = self._stages(images, layers)
-            whole = self._stages(F.avg_pool2d(images, 2, ceil_mode=True), self.pooled)
+            whole = self._stages(halved(images), self.pooled)
         maps = [self._reduced(m) for m in maps]
         grid = maps[0].shape[-2:]
         maps = [m if m.shape[-2:] == grid else F.interpolate(m, size=grid, mode="bilinear") for m in maps]
@@ -420,20 +420,6 @@ def _aggregation(spec: BackboneSpec) -> dict[str, Any]:
     way, and features cached before it, say nothing either."""
     said: dict[str, Any] = {"aggregation": spec.aggregation, "width": spec.width}
     return {} if (spec.aggregation, spec.width) == ("concatenate", None) else said
-
-
-def fold_batch_norms(module: nn.Module) -> None:
-    """Merge every batch normalisation into the convolution before it, in place; an activation in it stays.
-
-    Only for networks that list their layers in the order of use, as timm's EfficientNet and ResNet do.
-    """
-    convolution: tuple[str, nn.Conv2d] | None = None
-    for name, child in list(module.named_children()):
-        if isinstance(child, nn.BatchNorm2d) and convolution is not None:
-            setattr(module, convolution[0], fuse_conv_bn_eval(convolution[1], child))
-            setattr(module, name, getattr(child, "act", nn.Identity()))
-        fold_batch_norms(child)
-        convolution = (name, child) if isinstance(child, nn.Conv2d) else None
 
 
 @torch.no_grad()

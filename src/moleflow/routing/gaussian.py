@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,8 +22,12 @@ from, as far from their mean as ones would lie that had no part in it: no photog
 def describe(features: Tensor) -> Tensor:
     """Image descriptor (B, D) float64: spatial mean of raw patch features (B, h, w, D)."""
     # On the processor before it becomes float64: not every accelerator has that type. Image by image: that
-    # fits the processor's cache, and a descriptor does not depend on its neighbours in the batch.
-    return torch.cat([image.cpu().mean((1, 2), dtype=torch.float64) for image in features.split(1)])
+    # fits the processor's cache, and a descriptor does not depend on its neighbours in the batch. By numpy,
+    # in half of the time, and torch would wake its threads for it: where another process has their processor
+    # that took 10 ms.
+    patches = features.detach().cpu().flatten(1, 2)
+    means = [image.numpy().mean(0, dtype=np.float64) for image in patches]
+    return torch.from_numpy(np.stack(means)) if means else patches.new_empty(0, patches.shape[-1]).double()
 
 
 @dataclass(frozen=True, eq=False)
