@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +32,31 @@ def _multiplied(grid: Tensor, kernel: Tensor) -> Tensor:
     places = height * width
     taps = _taps(height, width, kernel.shape[-1]).to(kernel)
     matrices = (kernel.flatten(1) @ taps).view(channels, places, places)  # from, to
-    return (grid.reshape(batch, places, channels).permute(2, 0, 1) @ matrices).permute(1, 2, 0).view_as(grid)
+    found: Tensor = _Product.apply(grid.reshape(batch, places, channels), matrices)
+    return found.view_as(grid)
+
+
+class _Product(torch.autograd.Function):
+    """Rows (B, p, C) times a matrix (C, p, q) for every channel, (B, q, C).
+
+    As torch's own, which copies and multiplies one channel after the other, forth and back, where the rows of
+    a channel do not lie behind one another: here they are laid out once for all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, matrices: Tensor) -> Tensor:
+        """By channel."""
+        own = rows.permute(2, 0, 1).contiguous()
+        ctx.save_for_backward(own, matrices)
+        return (own @ matrices).permute(1, 2, 0).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """Likewise."""
+        own, matrices = ctx.saved_tensors
+        given = gradient.permute(2, 0, 1).contiguous()
+        of_rows = (given @ matrices.mT).permute(1, 2, 0) if ctx.needs_input_grad[0] else None
+        return of_rows, own.mT @ given if ctx.needs_input_grad[1] else None
 
 
 @lru_cache(maxsize=16)
