@@ -1,5 +1,6 @@
 """The command line on a tiny line: every command, its files, its errors, and the page that documents it."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -737,6 +738,32 @@ def test_list_and_info(saved, no_models):
     assert "[0001]" in shown
     assert "gear" not in shown
     assert "gear" in run("info", saved).stdout
+
+
+def test_list_and_info_in_json_say_what_the_library_says(saved, loaded, tmp_path):
+    def objects(text):
+        return [json.loads(row) for row in text.splitlines()]
+
+    listed = objects(run("list", saved, "--json", "-").stdout)
+    run("info", saved, "--json", tmp_path / "line.jsonl")
+    shown = objects((tmp_path / "line.jsonl").read_text())
+
+    assert [row["product"] for row in listed] == [row["product"] for row in shown] == list(loaded.tasks)
+    for less, more in zip(listed, shown, strict=True):
+        known = dataclasses.asdict(loaded.info(less["product"]))
+        known["seconds"] = {stage: pytest.approx(value) for stage, value in known["seconds"].items()}
+        assert less.items() <= more.items()
+        assert more["versions"] == ["0001"]
+        for name in more.keys() - {"product", "versions", "pose", "unreadable"}:
+            assert more[name] == known[name], name
+        assert more["unreadable"] == list(known["unreadable"])
+    assert objects(run("info", saved, "wood", "--json", "-").stdout) == [shown[1]]
+
+
+@pytest.mark.parametrize("command", ["list", "info"])
+def test_json_is_not_written_into_the_line(saved, command):
+    refused = sentence(command, saved, "--json", saved / "other.json")
+    assert "outside of the line's folder" in refused
 
 
 def test_info_says_the_bytes_that_the_library_says(saved, loaded):

@@ -10,7 +10,7 @@ import typer
 
 from ..errors import LineError
 from .app import app, example
-from .inspection import _json_lines
+from .json_lines import json_lines
 from .options import JsonFile, Line, refuse_target
 from .products import name_damaged, read_line, record_of
 from .screen import new_screen, new_table, say
@@ -59,7 +59,7 @@ def drift(
         return
     records = read.tasks if product is None else (record_of(read, product),)
     watches = [(record.name, *_watch(store.path, record)) for record in records]
-    with _json_lines(json_file) as write:
+    with json_lines(json_file) as write:
         for name, monitor, report in watches:
             write({"product": name, "version": monitor.version, "total": monitor.total, **report.to_dict()})
             if json_file != "-":

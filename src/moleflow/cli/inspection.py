@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import re
 import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from ..errors import ImageError, MoleFlowError, reason_of
+from ..errors import ImageError, MoleFlowError
 from .app import app, example
+from .json_lines import json_lines
 from .options import (
     RUNTIME_VARIABLE,
     BatchSize,
@@ -150,7 +149,7 @@ def predict(
     failed, taken = 0, []
     with ExitStack() as stack:
         write_maps = _map_writer(maps, paths, map_format or "overlay", intake=detector.intake, legend=legend)
-        write_json = stack.enter_context(_json_lines(json_file))
+        write_json = stack.enter_context(json_lines(json_file))
         show = stack.enter_context(_result_lines(paths, detector.tasks, to_stderr=json_file == "-"))
         asked = json_file or maps or monitor
         stack.enter_context(interruptible(WRITTEN_STAYS if asked else NOTHING_CHANGED))
@@ -251,7 +250,7 @@ def evaluate(
                 progress=told,
             )
     if json_file is not None:
-        with _json_lines(json_file) as write:
+        with json_lines(json_file) as write:
             write(_evaluation_json(result, detector, dataset))
     if json_file != "-":
         _print_evaluation(result, dataset)
@@ -264,46 +263,6 @@ def evaluate(
 
 
 # Files
-
-
-@contextmanager
-def _json_lines(target: str | None) -> Iterator[Callable[[Any], None]]:
-    """A function that writes one JSON object per line; it does nothing without a target."""
-    if target is None:
-        yield lambda _: None
-        return
-    with nullcontext(sys.stdout) if target == "-" else _opened(Path(target)) as file:
-
-        def write(value: Any) -> None:
-            # ASCII, because a file's name may hold bytes that are no text in any encoding.
-            line = json.dumps(_finite(value), ensure_ascii=True, allow_nan=False) + "\n"
-            try:
-                file.write(line)
-                file.flush()
-            except OSError as error:
-                if target == "-":
-                    raise
-                with suppress(OSError):  # what could not be written would be tried again
-                    file.close()
-                raise MoleFlowError(f"{target}: cannot be written: {reason_of(error)}") from error
-
-        yield write
-
-
-def _opened(path: Path, mode: str = "w") -> TextIO:
-    try:
-        return path.open(mode, encoding="utf-8")  # type: ignore[return-value]
-    except OSError as error:
-        raise MoleFlowError(f"{path}: cannot be written: {error.strerror or error}") from error
-
-
-def _finite(value: Any) -> Any:
-    """JSON has neither infinity nor NaN."""
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _line_or_export(

@@ -11,7 +11,8 @@ import typer
 
 from ..errors import ConfigError, LineError, TaskError
 from .app import app, example
-from .options import Line, ProductName, Rate
+from .json_lines import json_lines
+from .options import JsonFile, Line, ProductName, Rate, refuse_target
 from .screen import (
     NOTHING_CHANGED,
     amount,
@@ -99,32 +100,85 @@ def threshold(
     _say_promise(record, rate, score)
 
 
-@app.command("list", epilog=example("moleflow list line-3"))
-def list_products(line: Line) -> None:
+@app.command("list", epilog=example("moleflow list line-3", "moleflow list line-3 --json -"))
+def list_products(line: Line, json_file: JsonFile = None) -> None:
     """List the products of LINE."""
+    refuse_target(json_file, "--json", line=line)
     read = read_line(line)
     table = new_table("product", "version", "images", "threshold", "false alarms", numbers=2)
-    for record in read.tasks:
-        score, rate = verdict_in(read, record)
-        shown = BY_HAND if rate is None else _rate(rate)
-        table.add_row(
-            printable(record.name), record.version, str(record.info.get("images")), as_threshold(score), shown
-        )
-    new_screen().print(table)
-    say(light_in_words(intake_of(read).intensity))
+    with json_lines(json_file) as write:
+        for record in read.tasks:
+            known = _verdict_of(read, record)
+            write(known)
+            rate = known["false_alarm_rate"]
+            shown = BY_HAND if rate is None else _rate(rate)
+            table.add_row(
+                printable(record.name),
+                record.version,
+                str(known["images"]),
+                as_threshold(known["threshold"]),
+                shown,
+            )
+    if json_file != "-":
+        new_screen().print(table)
+        say(light_in_words(intake_of(read).intensity))
     name_damaged(read)
 
 
-@app.command(epilog=example("moleflow info line-3", "moleflow info line-3 bottle"))
+@app.command(
+    epilog=example("moleflow info line-3", "moleflow info line-3 bottle", "moleflow info line-3 --json -")
+)
 def info(
     line: Line,
     product: Annotated[
         str | None, typer.Argument(metavar="PRODUCT", help="One product; all where left out.")
     ] = None,
+    json_file: JsonFile = None,
 ) -> None:
     """Show the backbone of LINE, and what each product costs: bytes, seconds, versions."""
+    refuse_target(json_file, "--json", line=line)
     read, store = read_line(line), _store(line)
     records = read.tasks if product is None else (record_of(read, product),)
+    with json_lines(json_file) as write:
+        for record in records:
+            write(_verdict_of(read, record) | _cost_of(store, record))
+    if json_file != "-":
+        _print_line(read, store, records)
+    if product is None:
+        name_damaged(read)
+
+
+def _verdict_of(read: LineRecord, record: TaskRecord) -> dict[str, Any]:
+    """What a product's verdicts follow from, by the names of a `TaskInfo`; JSON."""
+    score, rate = verdict_in(read, record)
+    return {
+        "product": record.name,
+        "version": record.version,
+        "images": record.info.get("images"),
+        "threshold": score,
+        "false_alarm_rate": rate,
+    }
+
+
+def _cost_of(store: LineStore, record: TaskRecord) -> dict[str, Any]:
+    """What else is known about a product, by the names of a `TaskInfo`; JSON."""
+    from ..verdict.calibration import calibration_from_dict
+
+    calibration = calibration_from_dict(record.info["calibration"])
+    return {
+        "calibration": calibration.kind,
+        "calibration_images": calibration.images,
+        "seconds": record.info.get("seconds", {}),
+        "parameters": record.info.get("parameters"),
+        "bytes": _task_bytes(store.path, record),
+        "versions": list(store.versions(record.name)),
+        "pose": _pose_in_words(record),
+        "unreadable": list(record.info.get("unreadable", ())),
+    }
+
+
+def _print_line(read: LineRecord, store: LineStore, records: Sequence[TaskRecord]) -> None:
+    line = store.path
     backbone = setting_of(read, "backbone")
     size = backbone["image_size"]
     preset = read.settings.get("preset")
@@ -154,8 +208,6 @@ def info(
             say(f"{record.name}: left out when it was learned: {unreadable}")
         score, rate = verdict_in(read, record)
         _say_promise(record, rate, score)
-    if product is None:
-        name_damaged(read)
 
 
 def _pose_in_words(record: TaskRecord) -> str:
