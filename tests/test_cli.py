@@ -773,6 +773,18 @@ def test_info_says_the_bytes_that_the_library_says(saved, loaded):
         assert f" {expected} " in row
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--task", "cable"], "no product of this line; known: gear, wood"),
+        (["--json", "nowhere/results.jsonl"], "nowhere/results.jsonl: cannot be written"),
+        (["--maps", __file__], "cannot hold the maps"),
+    ],
+)
+def test_what_cannot_be_is_told_before_a_model_is_loaded(saved, data, no_models, options, told):
+    assert told in sentence("predict", saved, good(data), *options)
+
+
 def test_threshold_agrees_with_the_library(line):
     expected = Detector.load(line).info("gear").threshold
     assert f"threshold {expected:.5g}, for 1.000% false alarms" in run("threshold", line, "gear").stdout

@@ -33,7 +33,7 @@ from .options import (
     Weights,
     refuse_target,
 )
-from .products import read_line
+from .products import read_line, record_of
 from .screen import (
     NOTHING_CHANGED,
     SOME_FAILED,
@@ -141,10 +141,13 @@ def predict(
         raise typer.BadParameter("expected --json FILE as well", param_hint="--regions")
     found = find_entries(images, recursive=recursive, missing="raise" if strict else "keep")
     paths = [entry.path for entry in found]
+    _require_place(json_file)
     refuse_target(json_file, "--json", line=line, read=[*paths, *map(str, images)])
+    if maps is not None and maps.exists() and not maps.is_dir():
+        raise MoleFlowError(f"{maps}: cannot hold the maps: expected a folder, found a file")
     from ..results import Failure
 
-    detector = _line_or_export(line, weights, device, runtime, threads, monitor=monitor)
+    detector = _line_or_export(line, weights, device, runtime, threads, task=task, monitor=monitor)
     results = detector.stream(paths, task=task, batch_size=batch_size, errors="raise" if strict else "yield")
     failed, taken = 0, []
     with ExitStack() as stack:
@@ -227,11 +230,8 @@ def evaluate(
     with interruptible(NOTHING_CHANGED):
         from ..data.layouts import read_dataset
 
-        if json_file not in (None, "-"):
-            place = Path(str(json_file))
-            if place.is_dir() or not place.absolute().parent.is_dir():
-                raise MoleFlowError(f"{json_file}: expected a file in a folder that exists")
-            refuse_target(json_file, "--json", line=line)
+        _require_place(json_file)
+        refuse_target(json_file, "--json", line=line)
         read_line(line)
         dataset = read_dataset(data, layout=layout)
         use_threads(threads)
@@ -265,6 +265,15 @@ def evaluate(
 # Files
 
 
+def _require_place(json_file: str | None) -> None:
+    """MoleFlowError for a file that cannot lie where it is to be written, before anything is computed."""
+    if json_file in (None, "-"):
+        return
+    place = Path(str(json_file))
+    if place.is_dir() or not place.absolute().parent.is_dir():
+        raise MoleFlowError(f"{json_file}: cannot be written: expected a file in a folder that exists")
+
+
 def _line_or_export(
     line: Path,
     weights: str | None,
@@ -272,13 +281,17 @@ def _line_or_export(
     runtime: RuntimeChoice,
     threads: int | None,
     *,
+    task: str | None,
     monitor: bool,
 ) -> Detector | Inspector:
     """The line, or the exported one, for which torch need not be there."""
     from ..runtime import Inspector, is_exported
 
     if not is_exported(line):
-        read_line(line)  # one that is none is told at once: to import torch takes seconds
+        # What is none is told at once: to import torch takes seconds.
+        read = read_line(line)
+        if task is not None:
+            record_of(read, task)
         use_threads(threads)
         from ..detector import Detector
         from ..store import LineStore
