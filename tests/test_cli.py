@@ -766,6 +766,16 @@ def test_json_is_not_written_into_the_line(saved, command):
     assert "outside of the line's folder" in refused
 
 
+def test_what_the_library_warns_of_is_a_sentence_and_others_are_not_ours(monkeypatch, capsys):
+    application = sys.modules["moleflow.cli.app"]
+    monkeypatch.setattr(application, "_show_others_warning", lambda message, *more: print("other:", message))
+    application._show_warning(UserWarning("slow here"), UserWarning, application.__file__, 3)
+    application._show_warning(UserWarning("old call"), UserWarning, "/else/torch/nn.py", 3)
+    shown = capsys.readouterr()
+    assert shown.err == "note: slow here\n"
+    assert shown.out == "other: old call\n"
+
+
 def test_info_says_the_bytes_that_the_library_says(saved, loaded):
     for name in loaded.tasks:
         expected = amount(loaded.info(name).bytes)

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -136,6 +137,17 @@ def test_an_update_is_calibrated_by_images_that_taught_nothing_before(saved, pic
     for taught in (pictures("gear", 3), pictures("gear", 2, first=52)):
         with pytest.raises(ImageError, match=r"all \d images taught 'gear' before"):
             again.update_task("gear", taught)
+
+
+def test_a_product_that_is_taught_what_another_was_is_told_of_before_it_is_learned(loaded, pictures):
+    same_again, half = pictures("gear", 3), [*pictures("gear", 2), *pictures("gear", 2, first=60)]
+    stages = []
+    with pytest.warns(UserWarning, match=r"'cog': 3 of 3 photographs taught 'gear' before"):
+        loaded.add_task("cog", same_again, progress=lambda stage, _: stages.append(stage))
+    assert stages  # it is learned all the same
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        loaded.add_task("half", half)
 
 
 def test_an_update_learns_something(loaded, probe, pictures):

@@ -6,8 +6,10 @@ import ctypes
 import errno
 import os
 import sys
+import warnings
 from contextlib import suppress
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -15,7 +17,7 @@ from typer.core import TyperGroup
 
 from ..errors import LEARNING, MoleFlowError, NoLineError, reason_of, without_learning
 from ..waiting import wait_asleep
-from .screen import INTERRUPTED, failed
+from .screen import INTERRUPTED, complain, failed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
 KEPT_BYTES = 256 << 20
@@ -93,7 +95,22 @@ def main() -> None:
     for name in ("stdout", "stderr"):  # Python has none where the shell closed it
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    warnings.showwarning = _show_warning
     app(prog_name="moleflow")
+
+
+_show_others_warning = warnings.showwarning
+PACKAGE = str(Path(__file__).parents[1])
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, *more: Any, **named: Any
+) -> None:
+    """What this library warns of as a sentence, without the line of its code."""
+    if filename.startswith(PACKAGE):
+        complain(f"note: {message}")
+    else:
+        _show_others_warning(message, category, filename, *more, **named)
 
 
 def _keep_freed_memory() -> None:

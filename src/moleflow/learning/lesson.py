@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -170,6 +171,8 @@ def learn(
     previous = line.lessons.get(name) if known is not None and known_defects is None else None
     material = _gather(line, name, sources, sight, options=options, tell=progress, previous=previous)
     _require_enough(name, known, material, given=len(sources))
+    if known is None:
+        _tell_of_taught(name, material, line.lessons)
     seconds = {"backbone": time.perf_counter() - started}
     started = time.perf_counter()
     pose = known.pose if known else None
@@ -475,6 +478,19 @@ def _without_known(material: Material, previous: Lesson, name: str) -> Material:
     ]
     kept = [i for i, known in enumerate(again) if not known]
     return replace(material.take(kept, material.lesson, ()), unreadable=(*material.unreadable, *told))
+
+
+def _tell_of_taught(name: str, material: Material, lessons: Mapping[str, Lesson]) -> None:
+    """Warns, before minutes are spent, where most photographs of a new product taught another one."""
+    count = len(material.photos)
+    for other, lesson in lessons.items():
+        again = lesson.taught_by_of(material.photos)
+        if 2 * again > count:
+            warnings.warn(
+                f"{name!r}: {again} of {count} photographs taught {other!r} before; images of one will be "
+                "taken for the other",
+                stacklevel=2,
+            )
 
 
 def _require_enough(name: str, known: Product | None, material: Material, *, given: int) -> None:
