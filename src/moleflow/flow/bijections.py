@@ -86,7 +86,8 @@ class Affine(Bijection):
 def halves(x: Tensor, parity: int) -> tuple[Tensor, Tensor]:
     """Passive and active channels of x: views of its first and second half, exchanged where parity is 1."""
     middle = (x.shape[-1] + 1) // 2
-    first, second = x[..., :middle], x[..., middle:]
+    # Parted at once: the gradients of two slices would each be as large as x, and added.
+    first, second = x.split((middle, x.shape[-1] - middle), -1)
     return (first, second) if parity == 0 else (second, first)
 
 
