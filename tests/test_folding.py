@@ -14,12 +14,12 @@ from moleflow.compiling import exported
 from moleflow.features.extractor import Extractor
 from moleflow.features.folding import SamePadded, folded, halved
 from moleflow.features.runtime import exported_backbone, probe
-from moleflow.runtime.engines import open_network
+from moleflow.runtime.engines import Running
 
 
 def _copy(module: nn.Module, x: torch.Tensor) -> np.ndarray:
     data = exported(module, (x,), inputs=["x"], outputs=["y"], axes={})
-    return open_network("onnxruntime", data, 1)({"x": x.numpy()})[0]
+    return Running("onnxruntime", data, 1)({"x": x.numpy()})[0]
 
 
 @pytest.mark.parametrize("bias", [True, False])

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -253,12 +254,57 @@ def test_a_user_without_a_home_keeps_nothing(monkeypatch):
     assert extractor.runtime.startswith("onnxruntime")
 
 
-def test_a_batch_of_any_size_is_seen_as_its_images_are(cache):
-    extractor = Extractor(image_size=SIZE, runtime="onnxruntime")
-    some = images(2 * engines.AT_ONCE + 1)
+@pytest.mark.parametrize("name", NAMES)
+def test_a_batch_of_any_size_is_seen_as_its_images_are(cache, name):
+    extractor = Extractor(image_size=SIZE, runtime=name)
+    some = images(2 * engines.AT_ONCE[name] + 1)
     seen = extractor.see(some)
     assert seen.patches.shape[0] == seen.pooled.shape[0] == len(some)
     assert apart(seen, Features.of([extractor.see(part) for part in some.split(4)])) < 1e-4
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
+def test_images_that_threads_see_side_by_side_are_seen_as_each_alone(monkeypatch, count):
+    module = Extractor(image_size=SIZE).module
+    network = runtime.exported_backbone(module, images(2))
+    asked = []
+    original = engines._OPENERS["onnxruntime"]
+
+    def counting(network, threads):
+        run = original(network, threads)
+
+        def told(inputs):
+            asked.append((threads, len(inputs["images"]), threading.current_thread().name))
+            return run(inputs)
+
+        return told
+
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", counting)
+    running, batch = engines.Running("onnxruntime", network, 3), images(count).numpy()
+    alone = [running({"images": batch[i : i + 1]}) for i in range(count)]
+    asked.clear()
+    found = running.of_images(batch)
+
+    for one, other in zip(found, zip(*alone, strict=True), strict=True):
+        np.testing.assert_array_equal(one, np.concatenate(other))
+    beside = [name for threads, _, name in asked if threads == 1]
+    assert {size for _, size, _ in asked} == {1}
+    assert len(beside) == count - count % 3
+    assert all(name.startswith("images") for name in beside)
+    assert len(asked) == count
+
+
+def test_what_goes_wrong_with_one_of_several_images_is_raised(monkeypatch):
+    def run(inputs):
+        if inputs["images"].max() == 3:
+            raise RuntimeError("no memory is left")
+        return [inputs["images"]]
+
+    monkeypatch.setitem(engines._OPENERS, "onnxruntime", lambda network, threads: run)
+    running = engines.Running("onnxruntime", b"", 2)
+    np.testing.assert_array_equal(running.of_images(np.array([0, 1, 2])), [[0, 1, 2]])
+    with pytest.raises(RuntimeError, match="no memory is left"):
+        running.of_images(np.array([0, 1, 2, 3]))
 
 
 def test_what_an_uninstalled_engine_left_behind_is_no_engine(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ from platformdirs import user_cache_path
 from torch import Tensor, nn
 
 from .errors import MoleFlowError
-from .runtime.engines import Run, imported, open_network
+from .runtime.engines import Run, Running, imported
 from .threads import usual
 
 CACHE_VARIABLE = "MOLEFLOW_CACHE"
@@ -81,7 +81,7 @@ class Opened:
     """
 
     name: str
-    run: Run
+    run: Running
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def _library() -> str:
     return f"{told.hexdigest()[:16]}, timm {metadata.version('timm')}"
 
 
-def _running(key: str, engine: str, recipe: Recipe, threads: int) -> Run:
+def _running(key: str, engine: str, recipe: Recipe, threads: int) -> Running:
     """The copy that is kept or made, ready to run; one that the engine refuses is made anew."""
     folder = cache_folder(recipe.kind)
     copy = _agreed(_kept(folder, key) or _made(key, engine, recipe), recipe)
@@ -195,9 +195,9 @@ def _compared(key: str, engine: str, recipe: Recipe) -> _Copy:
     return _Copy(key, data, difference)
 
 
-def _open_copy(engine: str, data: bytes, threads: int) -> Run:
+def _open_copy(engine: str, data: bytes, threads: int) -> Running:
     try:
-        return open_network(engine, data, threads)
+        return Running(engine, data, threads)
     except Exception as error:  # of any engine, as above
         raise CopyError(f"its copy cannot be opened: {_first_line(error)}") from error
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from moleflow.compiling import CopyError, Recipe, exported, opened
 from moleflow.errors import BackboneError, ConfigError
-from moleflow.runtime.engines import AT_ONCE, ENGINES, Run, installed
+from moleflow.runtime.engines import ENGINES, Run, Running, installed
 from moleflow.runtime.witness import drawn
 
 RuntimeName = Literal["auto", "torch", "onnxruntime", "openvino"]
@@ -31,16 +31,14 @@ class Compiled(nn.Module):
         run: images by the name of "images" to patch features and pooled ones.
     """
 
-    def __init__(self, name: str, run: Run) -> None:
+    def __init__(self, name: str, run: Running) -> None:
         super().__init__()
         self.name, self._run = name, run
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images uint8 (B, 3, h, w) on the processor to (B, h', w', D) and (B, E), within `TOLERANCE`."""
-        batches = images.contiguous().split(AT_ONCE) if len(images) else (images,)
-        parts = zip(*(self._run({"images": batch.numpy()}) for batch in batches), strict=True)
-        patches, pooled = (torch.from_numpy(np.concatenate(own)) for own in parts)
-        return patches, pooled
+        patches, pooled = self._run.of_images(images.contiguous().numpy())
+        return torch.from_numpy(patches), torch.from_numpy(pooled)
 
 
 def check_runtime(wish: str) -> RuntimeName:

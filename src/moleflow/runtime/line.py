@@ -26,7 +26,7 @@ from ..verdict.drift import Reference
 from ..verdict.judgement import Decision, Judgement, judged, map_threshold, nearest
 from ..verdict.unknown import Familiarity
 from .arrays import mean_of_highest, network_inputs, part, whole_distance
-from .engines import AT_ONCE, ENGINES, Network, Run, open_network
+from .engines import ENGINES, Network, Running
 from .witness import Witness, drawn, rounded
 
 FORMAT = 3  # 2: spreads of places in 16 bits; 1: patches of a coreset in every channel as well
@@ -140,7 +140,7 @@ class ExportedLine:
                 f"{self.path}: expected a complete exported line, but something is missing: {error!r}"
             ) from error
         self.products = Products(self)
-        self._networks: dict[str, Run] = {}
+        self._networks: dict[str, Running] = {}
 
     @property
     def limits(self) -> dict[str, float]:
@@ -175,11 +175,8 @@ class ExportedLine:
             LineError: it cannot be read or run.
             BackboneError: it computes something else here.
         """
-        run, seen = self._network("backbone"), []
-        for start in range(0, len(images), AT_ONCE):
-            patches, pooled = run({"images": images[start : start + AT_ONCE]})
-            seen += [Seen(patches[i : i + 1], pooled[i : i + 1]) for i in range(len(patches))]
-        return seen
+        patches, pooled = self._network("backbone").of_images(images)
+        return [Seen(patches[i : i + 1], pooled[i : i + 1]) for i in range(len(patches))]
 
     def decide(self, features: Seen) -> Decision:
         """Which product one image's features are nearest to."""
@@ -219,7 +216,7 @@ class ExportedLine:
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise LineError(f"{self.path}: product {name!r} is incomplete: {error!r}") from error
 
-    def _network(self, name: str) -> Run:
+    def _network(self, name: str) -> Running:
         """A network, opened once; the backbone is shown the picture that the line remembers."""
         if name not in self._networks:
             file, *weights = self._network_files(name)
@@ -227,7 +224,7 @@ class ExportedLine:
             data = self._bytes(file)
             network: Network = (data, self._bytes(weights[0])) if weights else data
             try:
-                run = open_network(self.engine, network, self.threads)
+                run = Running(self.engine, network, self.threads)
                 witness = self._witness if name == "backbone" else None
                 seen = None if witness is None else run({"images": drawn(self.size, 1)})[0]
             except ImportError as error:
