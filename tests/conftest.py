@@ -70,8 +70,8 @@ def new_line(quick):
 
 
 @pytest.fixture(scope="session")
-def taught(new_line, pictures):
-    """A line that was taught so many images of each product, a new one each time: `taught(gear=6, wood=8)`.
+def taught_line(new_line, pictures):
+    """A line that was taught so many images of each, a new one each time: `taught_line(gear=6, wood=8)`.
 
     What a lesson leaves is never changed, only replaced; so each lesson is learned once for all tests that do
     not ask how it goes.
@@ -94,9 +94,9 @@ def taught(new_line, pictures):
 
 
 @pytest.fixture(scope="session")
-def line(taught):
+def line(taught_line):
     """A line of three products, for tests that only look."""
-    return taught(gear=8, wood=8, bottle_cap=8)
+    return taught_line(gear=8, wood=8, bottle_cap=8)
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,7 @@ def test_of_old_files_beside_what_was_seen_only_its_own_are_deleted(new_line, pi
 
 
 def test_mixed_products_that_were_interrupted_are_seen_once(new_line, pictures, kept, passes):
-    images = [*pictures("gear", 4), *pictures("wood", 4)]
+    images = [*pictures("gear", 6), *pictures("wood", 6)]
     with pytest.raises(KeyboardInterrupt):
         new_line().add_tasks(images, progress=raising("product-2: learning", KeyboardInterrupt))
     passes.clear()
@@ -104,14 +104,14 @@ def test_mixed_products_that_were_interrupted_are_seen_once(new_line, pictures, 
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
-def test_what_a_lesson_kept_and_was_damaged_is_seen_again(new_line, taught, pictures, kept, damage):
+def test_what_a_lesson_kept_and_was_damaged_is_seen_again(new_line, taught_line, pictures, kept, damage):
     images = pictures("gear", 4)
     with pytest.raises(KeyboardInterrupt):
         learned(new_line, images, progress=raising("learning", KeyboardInterrupt))
     for path in kept.iterdir():
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage is None else damage)
-    assert same(tensors(learned(new_line, images), "gear"), tensors(taught(gear=4), "gear"))
+    assert same(tensors(learned(new_line, images), "gear"), tensors(taught_line(gear=4), "gear"))
 
 
 def test_a_lesson_needs_no_place_to_keep_anything(new_line, pictures, kept, monkeypatch):

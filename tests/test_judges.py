@@ -113,8 +113,8 @@ def test_a_loaded_line_says_the_same_to_the_bit(line, saved, probe):
     assert all(one == said for one in together)
 
 
-def test_what_an_older_product_says_does_not_change_by_a_bit_when_others_come(taught, pictures):
-    line = taught(gear=8)
+def test_what_an_older_product_says_does_not_change_by_a_bit_when_others_come(taught_line, pictures):
+    line = taught_line(gear=8)
     shown = pictures("gear", 2, first=80)
     before = [p.patch_map.tobytes() for p in line.predict(shown, task="gear")]
     line.add_task("wood", pictures("wood", 4))
