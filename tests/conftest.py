@@ -70,12 +70,33 @@ def new_line(quick):
 
 
 @pytest.fixture(scope="session")
-def line(new_line, pictures):
+def taught_line(new_line, pictures):
+    """A line that was taught so many images of each, a new one each time: `taught_line(gear=6, wood=8)`.
+
+    What a lesson leaves is never changed, only replaced; so each lesson is learned once for all tests that do
+    not ask how it goes.
+    """
+
+    @functools.cache
+    def learned(lessons):
+        *before, (product, count) = lessons
+        line = begun(tuple(before))
+        line.add_task(product, pictures(product, count))
+        return line
+
+    def begun(lessons):
+        line = new_line()
+        if lessons:
+            line.extractor, line._line = learned(lessons).extractor, learned(lessons)._line
+        return line
+
+    return lambda **lessons: begun(tuple(lessons.items()))
+
+
+@pytest.fixture(scope="session")
+def line(taught_line):
     """A line of three products, for tests that only look."""
-    line = new_line()
-    for product in ("gear", "wood", "bottle_cap"):
-        line.add_task(product, pictures(product, 8))
-    return line
+    return taught_line(gear=8, wood=8, bottle_cap=8)
 
 
 @pytest.fixture(scope="session")

@@ -15,9 +15,23 @@ from PIL import Image
 from sqlalchemy import create_engine, make_url, text
 
 from moleflow.station import Limits, Settings
+from moleflow.station.web import app as application
 from moleflow.station.web import create_app
 from moleflow.station.web.access import Access
+from moleflow.station.web.parts import known_parameters
 from moleflow.station.web.server import config_of
+
+_told = []
+
+
+def _told_once(app):
+    """Parameters by address, for which every application would write the same document anew."""
+    if not _told:
+        _told.append(known_parameters(app))
+    return _told[0]
+
+
+application.known_parameters = _told_once
 
 MARKED = {"X-Moleflow": "1"}
 SERVER = os.environ.get("MOLEFLOW_POSTGRESQL")  # URL of one that may make databases; SQLite without

@@ -30,7 +30,7 @@ def products(tmp_path_factory):
     """Procedural products on disk, by name."""
     root = tmp_path_factory.mktemp("line") / "data"
     for name in PRODUCTS:
-        write_product(name, root, train=8, test_good=2, test_defective=2, size=64)
+        write_product(name, root, train=6, test_good=1, test_defective=1, size=64)
     return read_dataset(root).products
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -210,9 +211,22 @@ def faulty(pictures):
     return pictures("gear", 3, first=600, kind="missing_tooth")
 
 
+@pytest.fixture(scope="module")
+def _corrected(_saved_line, pictures, tmp_path_factory):
+    """That line after a correction: what a lesson leaves is never changed, only replaced."""
+    line = Detector.load(
+        shutil.copytree(_saved_line, tmp_path_factory.mktemp("corrected") / "line"), device="cpu"
+    )
+    line.correct_task(
+        "gear", pictures("gear", 8), missed=pictures("gear", 3, first=600, kind="missing_tooth")
+    )
+    return line
+
+
 @pytest.fixture
-def corrected(loaded, pictures, faulty):
-    loaded.correct_task("gear", pictures("gear", 8), missed=faulty)
+def corrected(_corrected, loaded):
+    """The saved line after a correction that is not saved yet, for this test alone."""
+    loaded._line = _corrected._line
     return loaded
 
 

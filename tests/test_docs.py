@@ -19,7 +19,7 @@ from moleflow.learning import training
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 LINKED = [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
-STEPS, SIDE = 2, 192  # of a lesson, and pixels of its images
+STEPS, SIDE = 1, 32  # of a lesson, and pixels of its images
 IMAGES = 2  # of each product
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
@@ -76,7 +76,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
             image.rename(folder / where / image.name)
     for product in ("gear", "wood"):
         write_product(
-            product, folder / "datasets" / "products", train=8, test_good=2, test_defective=2, size=64
+            product, folder / "datasets" / "products", train=4, test_good=2, test_defective=2, size=64
         )
     return folder
 

@@ -57,7 +57,13 @@ def passes(monkeypatch):
     return seen
 
 
-def taught(new_line, images, **options):
+@pytest.fixture(scope="module")
+def undisturbed(new_line, pictures):
+    """What a lesson of ten images comes to."""
+    return tensors(learned(new_line, pictures("gear", 10), pose="off"), "gear")
+
+
+def learned(new_line, images, **options):
     detector = new_line()
     detector.add_task("gear", images, **options)
     return detector
@@ -65,19 +71,17 @@ def taught(new_line, images, **options):
 
 @pytest.mark.parametrize(("stage", "again"), [("backbone", [2, *ALTERED]), ("learning", [])])
 def test_an_interrupted_lesson_shows_the_backbone_no_image_twice(
-    new_line, pictures, kept, passes, stage, again
+    new_line, pictures, undisturbed, kept, passes, stage, again
 ):
     images = pictures("gear", 10)
-    whole = taught(new_line, images, pose="off")
-    assert not list(kept.iterdir()), "a lesson that came to its end leaves nothing"
     with pytest.raises(KeyboardInterrupt):
-        taught(new_line, images, pose="off", progress=raising(stage, KeyboardInterrupt))
+        learned(new_line, images, pose="off", progress=raising(stage, KeyboardInterrupt))
     assert list(kept.iterdir())
     passes.clear()
-    resumed = taught(new_line, images, pose="off")
+    resumed = learned(new_line, images, pose="off")
     assert passes == again
-    assert same(tensors(resumed, "gear"), tensors(whole, "gear"))
-    assert not list(kept.iterdir())
+    assert same(tensors(resumed, "gear"), undisturbed)
+    assert not list(kept.iterdir()), "a lesson that came to its end leaves nothing"
 
 
 def test_of_old_files_beside_what_was_seen_only_its_own_are_deleted(new_line, pictures, kept):
@@ -86,7 +90,7 @@ def test_of_old_files_beside_what_was_seen_only_its_own_are_deleted(new_line, pi
     for path in old:
         path.touch()
         os.utime(path, (0, 0))
-    taught(new_line, pictures("gear", 2))
+    learned(new_line, pictures("gear", 2))
     assert [path.exists() for path in old] == [True, False, False]
 
 
@@ -100,26 +104,25 @@ def test_mixed_products_that_were_interrupted_are_seen_once(new_line, pictures, 
 
 
 @pytest.mark.parametrize("damage", [b"", b"\0" * 100, None])
-def test_what_a_lesson_kept_and_was_damaged_is_seen_again(new_line, pictures, kept, damage):
+def test_what_a_lesson_kept_and_was_damaged_is_seen_again(new_line, taught_line, pictures, kept, damage):
     images = pictures("gear", 4)
-    whole = taught(new_line, images)
     with pytest.raises(KeyboardInterrupt):
-        taught(new_line, images, progress=raising("learning", KeyboardInterrupt))
+        learned(new_line, images, progress=raising("learning", KeyboardInterrupt))
     for path in kept.iterdir():
         data = path.read_bytes()
         path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]) if damage is None else damage)
-    assert same(tensors(taught(new_line, images), "gear"), tensors(whole, "gear"))
+    assert same(tensors(learned(new_line, images), "gear"), tensors(taught_line(gear=4), "gear"))
 
 
 def test_a_lesson_needs_no_place_to_keep_anything(new_line, pictures, kept, monkeypatch):
     images = pictures("gear", 4)
     monkeypatch.setattr(sight, "LEAST_FREE", 2**63)
     with pytest.raises(KeyboardInterrupt):
-        taught(new_line, images, progress=raising("learning", KeyboardInterrupt))
+        learned(new_line, images, progress=raising("learning", KeyboardInterrupt))
     assert not list(kept.iterdir()), "what stays free on the disk is the line's"
     kept.rmdir()
     kept.write_bytes(b"a file in its place")
-    assert taught(new_line, images).tasks == ("gear",)
+    assert learned(new_line, images).tasks == ("gear",)
 
 
 def test_what_nobody_took_up_again_goes_with_the_next_lesson(new_line, pictures, kept):
@@ -128,7 +131,7 @@ def test_what_nobody_took_up_again_goes_with_the_next_lesson(new_line, pictures,
     for path, days in ((old, sight.KEPT_DAYS + 1), (recent, sight.KEPT_DAYS - 1)):
         path.write_bytes(b"of another lesson")
         os.utime(path, (time.time() - days * 86400,) * 2)
-    taught(new_line, pictures("gear", 2))
+    learned(new_line, pictures("gear", 2))
     assert list(kept.iterdir()) == [recent]
 
 

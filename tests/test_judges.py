@@ -20,7 +20,11 @@ from moleflow.runtime import engines
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """An empty folder of copies, and none opened."""
+    """An empty folder of copies of products, and none opened; those of the backbone are of all tests."""
+    backbones = compiling.cache_folder("backbones")
+    backbones.mkdir(parents=True, exist_ok=True)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "backbones").symlink_to(backbones, target_is_directory=True)
     monkeypatch.setenv(compiling.CACHE_VARIABLE, str(tmp_path / "cache"))
     monkeypatch.setattr(compiling, "_open", {})
     monkeypatch.setattr(compiling, "_impossible", {})
@@ -63,7 +67,7 @@ def test_a_network_says_what_eager_torch_says(new_line, quick, pictures, options
 
 def test_cells_beside_a_flow_are_left_to_torch_without_a_word(new_line, quick, pictures, cache, recwarn):
     line = new_line(config=layered(quick))
-    line.add_task("gear", pictures("gear", 6))
+    line.add_task("gear", pictures("gear", 2))
     found = told(line.predict(pictures("gear", 2, first=80)))
     with asked_by(line, EagerJudge()):
         assert told(line.predict(pictures("gear", 2, first=80))) == found
@@ -109,12 +113,11 @@ def test_a_loaded_line_says_the_same_to_the_bit(line, saved, probe):
     assert all(one == said for one in together)
 
 
-def test_what_an_older_product_says_does_not_change_by_a_bit_when_others_come(new_line, pictures, cache):
-    line = new_line()
-    line.add_task("gear", pictures("gear", 6))
+def test_what_an_older_product_says_does_not_change_by_a_bit_when_others_come(taught_line, pictures):
+    line = taught_line(gear=8)
     shown = pictures("gear", 2, first=80)
     before = [p.patch_map.tobytes() for p in line.predict(shown, task="gear")]
-    line.add_task("wood", pictures("wood", 6))
+    line.add_task("wood", pictures("wood", 4))
     line.predict(pictures("wood", 1), task="wood")
     assert [p.patch_map.tobytes() for p in line.predict(shown, task="gear")] == before
 

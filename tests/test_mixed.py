@@ -24,18 +24,14 @@ def said(line: Detector, images) -> list[tuple]:
     return [(p.task, p.status, p.pred_score, p.patch_map.tobytes()) for p in line.predict(images)]
 
 
-def test_products_are_found_and_learned_as_if_they_had_been_sorted(new_line, pictures, heap):
+def test_products_are_found_and_learned_as_if_they_had_been_sorted(new_line, taught_line, pictures, heap):
     images, owners = heap
     line, told = new_line(), []
     infos = line.add_tasks(images, ["gear", "wood"], found=told.append)
     assert [info.name for info in infos] == ["gear", "wood"] == list(line.tasks)
     assert [info.images for info in infos] == [EACH, EACH]
     assert told == [{n: [i for i, owner in enumerate(owners) if owner == n] for n in ("gear", "wood")}]
-    sorted_before = new_line()
-    for name in ("gear", "wood"):
-        sorted_before.add_task(
-            name, [one for one, owner in zip(images, owners, strict=True) if owner == name]
-        )
+    sorted_before = taught_line(gear=EACH, wood=EACH)
     probe = [*pictures("gear", 2, first=500), *pictures("wood", 2, first=500)]
     assert said(line, probe) == said(sorted_before, probe)
     assert [p.task for p in line.predict(probe)] == ["gear", "gear", "wood", "wood"]
@@ -43,7 +39,7 @@ def test_products_are_found_and_learned_as_if_they_had_been_sorted(new_line, pic
 
 def test_products_without_names_are_numbered_past_those_that_are_taken(new_line, pictures, heap):
     line = new_line()
-    line.add_task("Product-1", pictures("bottle_cap", EACH))
+    line.add_task("Product-1", pictures("bottle_cap", 3))
     assert [info.name for info in line.add_tasks(heap[0])] == ["product-2", "product-3"]
 
 
@@ -84,18 +80,15 @@ def test_a_known_product_is_not_learned_again(new_line, pictures, heap):
     assert said(line, heap[0][:2]) == before
 
 
-def test_a_few_of_something_new_are_not_said_to_be_what_the_line_knows(new_line, pictures):
-    line = new_line()
-    line.add_task("cog", pictures("gear", EACH))
-    with pytest.raises(TaskError, match=r"2 images \(image 0, image 1\): nearest to cog.*too few") as error:
+def test_a_few_of_something_new_are_not_said_to_be_what_the_line_knows(taught_line, pictures):
+    line = taught_line(gear=EACH)
+    with pytest.raises(TaskError, match=r"2 images \(image 0, image 1\): nearest to gear.*too few") as error:
         line.add_tasks(pictures("wood", 2))
     assert "update" not in str(error.value)
 
 
-def test_a_product_taught_from_next_to_nothing_is_in_nobodys_way(new_line, pictures, heap):
-    line = new_line()
-    line.add_task("cap", pictures("bottle_cap", 2))
-    assert len(line.add_tasks(heap[0])) == 2
+def test_a_product_taught_from_next_to_nothing_is_in_nobodys_way(taught_line, heap):
+    assert len(taught_line(bottle_cap=2).add_tasks(heap[0])) == 2
 
 
 def test_all_or_none(new_line, heap, monkeypatch):

@@ -180,11 +180,11 @@ def test_what_is_dropped_by_its_score_has_taught_no_base_either(new_line, quick,
     monkeypatch.setattr(lesson, "learn_first_base", counted)
     own = {"config": override(quick, {"training.base": "learn"})}
     clean = new_line(**own)
-    clean.add_task("gear", pictures("gear", 9)[1:])
+    clean.add_task("gear", pictures("gear", 5)[1:])
     monkeypatch.setattr(lesson, "_accused_by_scores", accused)
     line = new_line(**own)
-    line.add_task("gear", pictures("gear", 9), drop_suspicious=True)
-    assert learned == [8, 9, 8]
+    line.add_task("gear", pictures("gear", 5), drop_suspicious=True)
+    assert learned == [4, 5, 4]
     image = pictures("gear", 1, first=300)[0]
     assert line.predict(image)[0].pred_score == clean.predict(image)[0].pred_score
 
