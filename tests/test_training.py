@@ -46,7 +46,7 @@ LAYERED = replace(FLOW, cells=None, normalisation="layer", statistics=True)
 FLOWS = {"cells": FLOW, "layer": LAYERED}
 every_flow = pytest.mark.parametrize("flow", FLOWS.values(), ids=FLOWS.keys())
 QUICK = TrainingConfig(steps=12, base_steps=12, patches=96, window=3)
-LONGER = TrainingConfig(steps=40, base_steps=40, patches=256, window=3, learning_rate=1e-2, noise=0.3)
+LONGER = TrainingConfig(steps=120, base_steps=120, patches=256, window=3, learning_rate=3e-3, noise=0.3)
 GRID, CHANNELS = (5, 6), 8
 NOBODY = Beside(None)
 
@@ -165,7 +165,7 @@ def test_the_seed_also_chooses_what_is_looked_at_and_the_noise():
 def test_learning_a_base_lowers_the_held_out_loss(flow):
     features, unseen = product(0), product(0, seed=50)
     losses = []
-    for steps in (1, LONGER.base_steps):
+    for steps in (1, 120):
         learned = learn_base(features, flow, replace(LONGER, base_steps=steps), seed=3)
         bare = Expert(learned)
         bare.start(learned, learned.prepare(features))
@@ -297,7 +297,7 @@ def test_learning_works_without_anything_to_learn(flow):
 def test_an_expert_is_to_the_bit_what_is_kept_of_it(flow, bits):
     cells = flow.cells and replace(flow.cells, bits=bits)
     fresh = learn_base(product(0), replace(flow, cells=cells, bits=bits), QUICK, seed=3)
-    expert = learn_expert(fresh, product(1), QUICK, seed=1)
+    expert = learn_expert(fresh, product(1), LONGER, seed=1)
     kept = expert.kept()
     assert not [name for name in kept if name.startswith("start_cells.")]  # which are kept by themselves
     again = Expert(fresh)
@@ -315,7 +315,7 @@ def test_an_expert_is_to_the_bit_what_is_kept_of_it(flow, bits):
 @pytest.mark.parametrize("bits", [8, 16])
 def test_matrices_of_an_expert_are_kept_in_its_bits_and_the_rest_in_sixteen(bits):
     fresh = learn_base(product(0), replace(FLOW, bits=bits), QUICK, seed=3)
-    expert = learn_expert(fresh, product(1), QUICK, seed=1)
+    expert = learn_expert(fresh, product(1), LONGER, seed=1)
     kept, matrices = expert.kept(), 0
     for name, value in expert.named_parameters():
         if value.ndim == 2 and bits == 8:
