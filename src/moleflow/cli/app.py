@@ -100,7 +100,7 @@ def main() -> None:
 
 
 _show_others_warning = warnings.showwarning
-PACKAGE = str(Path(__file__).parents[1])
+PACKAGE = f"{Path(__file__).parents[1]}{os.sep}"
 
 
 def _show_warning(

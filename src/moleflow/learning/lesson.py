@@ -467,7 +467,7 @@ def _gather(
 
 def _without_known(material: Material, previous: Lesson, name: str) -> Material:
     """The material without photographs that taught the product before; ImageError where no other is left."""
-    again = [previous.taught_by(photo) for photo in material.photos]
+    again = previous.taught_by(material.photos)
     if all(again):
         raise ImageError(
             f"all {len(again)} images taught {name!r} before: expected new ones, or teach it anew under "
@@ -484,7 +484,7 @@ def _tell_of_taught(name: str, material: Material, lessons: Mapping[str, Lesson]
     """Warns, before minutes are spent, where most photographs of a new product taught another one."""
     count = len(material.photos)
     for other, lesson in lessons.items():
-        again = lesson.taught_by_of(material.photos)
+        again = sum(lesson.taught_by(material.photos))
         if 2 * again > count:
             warnings.warn(
                 f"{name!r}: {again} of {count} photographs taught {other!r} before; images of one will be "

@@ -42,14 +42,10 @@ class Lesson:
     sharpness: Spread | None = None
     marks: str = ""
 
-    def taught_by(self, photo: Photo) -> bool:
-        """Whether a photograph, to the pixel, is one of those that taught."""
-        return self.taught_by_of((photo,)) == 1
-
-    def taught_by_of(self, photos: Sequence[Photo]) -> int:
-        """How many of these photographs, to the pixel, are among those that taught."""
+    def taught_by(self, photos: Sequence[Photo]) -> list[bool]:
+        """Of each photograph whether it, to the pixel, is one of those that taught."""
         known = {self.marks[at : at + MARK] for at in range(0, len(self.marks), MARK)}
-        return sum(bool(photo.mark) and photo.mark in known for photo in photos)
+        return [bool(photo.mark) and photo.mark in known for photo in photos]
 
     @property
     def suspicious(self) -> tuple[str, ...]:
